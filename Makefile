@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine with Python 3.10 to 3.13:
+#   make demo    the main job: weights -> ONNX -> segmented and timed frames
+#   make test    lint, format check, types, tests
+# Both make the same .venv when it is missing or older than the files that define it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+
+.PHONY: demo test lint format types pytest setup clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/make_venv.sh
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python -m benchmarks.demo $(if $(FRAMES),--frames "$(FRAMES)")
+
+test: lint types pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,236 @@
+"""Load the weights of any public ESNet, recognised by its keys, without running code from the file."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from esnet.errors import CheckpointError
+from esnet.families import FAMILIES, Family
+from esnet.model import ESNet
+
+SHIPPED_WEIGHTS: Mapping[str, str] = MappingProxyType({"camvid": "esnet_camvid.safetensors"})
+
+_WRAPPERS = ("module.", "model.", "network.", "net.", "_orig_mod.")
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A network with the weights of a file, in evaluation mode, and what the file says of itself."""
+
+    network: ESNet
+    """The network, float32, on the CPU."""
+    family: Family
+    """Which public implementation the file comes from."""
+    metadata: Mapping[str, str]
+    """The safetensors header's text entries; empty for other files."""
+    path: Path
+    """The file that was read."""
+    sha256: str
+    """Hash of the file's bytes, hexadecimal."""
+
+
+def load_checkpoint(source: str | Path) -> Checkpoint:
+    """Read a checkpoint and build the network that it is for.
+
+    Args:
+        source: A ``.safetensors`` or torch file: a state dict, bare, behind ``module.`` or inside
+            ``{"state_dict": ...}``; or the name of shipped weights (``camvid``).
+
+    Returns:
+        The network with every weight of the file, and none left at its initial value.
+
+    Raises:
+        CheckpointError: Not a file, not readable without running code, not an ESNet, or keys that are missing,
+            unknown or of another shape; the message lists them.
+    """
+    path = resolve_weights(source)
+    tensors, metadata = _read_tensors(path)
+    tensors = _without_wrapper(tensors)
+    family = _recognise(tensors, path)
+    return Checkpoint(
+        network=_fill(family, tensors, path),
+        family=family,
+        metadata=MappingProxyType(metadata),
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def resolve_weights(source: str | Path) -> Path:
+    """Get the path of a weights file, or of shipped weights by name.
+
+    Raises:
+        CheckpointError: No such file and no such name.
+    """
+    path = Path(source)
+    if str(source) in SHIPPED_WEIGHTS and not path.exists():
+        return Path(__file__).parent / "weights" / SHIPPED_WEIGHTS[str(source)]
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"weights file {str(source)!r} {what}",
+            hint=f"give a .pt, .pth, .ckpt or .safetensors file, or shipped weights: {', '.join(SHIPPED_WEIGHTS)}",
+        )
+    return path
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+                return tensors, dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is not a complete safetensors file: {error}", hint=_COPY_AGAIN
+            ) from error
+    return _state_dict_in(_load_torch_file(path), path), {}
+
+
+def _load_torch_file(path: Path) -> object:
+    """Unpickle tensors and plain containers only; anything that would run code is refused."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is cut short: a torch file without its end", hint=_COPY_AGAIN
+        )
+    if not magic.startswith((b"PK", b"\x80")):
+        what = "is empty" if not magic else f"is not a torch checkpoint: it starts with {magic!r}"
+        raise CheckpointError(f"{path} {what}", hint=_EXPECTED_FILES)
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # "pickle protocol 4 detected": loads or fails below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError(
+            f"{path} holds more than tensors, and reading it could run code"
+            + (f": it asks for {asked_for[1]}" if asked_for else ""),
+            hint="save model.state_dict() with torch.save and give that file",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {_first_line(error)}", hint=_COPY_AGAIN
+        ) from error
+
+
+_EXPECTED_FILES = "give a state dict saved with torch.save, or a .safetensors file"
+_COPY_AGAIN = "copy or download it again"
+
+
+def _numpy_scalars() -> list[object]:
+    """Allow the numpy numbers that trainers keep beside the weights (``best_score``); they run no code."""
+    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    dtypes = [
+        type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)
+    ]
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *dtypes]
+
+
+def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
+    """Find the state dict: the file's content, or one of its well-known entries."""
+    candidates = [content]
+    if isinstance(content, Mapping):
+        candidates += [content[key] for key in _CONTAINERS if key in content]
+    for candidate in reversed(candidates):
+        if isinstance(candidate, Mapping):
+            tensors = {str(k): v for k, v in candidate.items() if isinstance(v, Tensor)}
+            if tensors:
+                return tensors
+    found = (
+        f"entries {_shown(map(str, content))}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
+    raise CheckpointError(f"{path} holds no state dict, got {found}", hint=_EXPECTED_FILES)
+
+
+def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what DataParallel, Lightning and torch.compile put before every key."""
+    for wrapper in _WRAPPERS:
+        if all(key.startswith(wrapper) for key in tensors):
+            return _without_wrapper({key[len(wrapper) :]: value for key, value in tensors.items()})
+    return tensors
+
+
+def _recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
+    """Choose the family that shares most keys with the file; half of its keys must be there."""
+    shares = {family: family.share_of_keys(tensors) for family in FAMILIES.values()}
+    best = max(shares, key=lambda family: shares[family])
+    if shares[best] < 0.5 or best.head_key not in tensors:
+        raise CheckpointError(
+            f"{path} is not an ESNet checkpoint: its {len(tensors)} keys are like {_shown(tensors)}",
+            hint=f"known layouts: {', '.join(FAMILIES)}; the nearest, {best.name}, has keys like "
+            f"{_shown([best.head_key, *best.expected_shapes(1)])}",
+        )
+    return best
+
+
+def _fill(family: Family, tensors: Mapping[str, Tensor], path: Path) -> ESNet:
+    """Build the family's network and load every key, or list what does not fit."""
+    head = tensors[family.head_key]
+    if head.ndim != 4:
+        raise CheckpointError(
+            f"{path}: {family.head_key} must have 4 axes, got {tuple(head.shape)}"
+        )
+    num_classes = int(head.shape[1])
+    expected = family.expected_shapes(num_classes)
+    problems = _key_problems(expected, tensors)
+    if problems:
+        raise CheckpointError(
+            f"{path} looks like an ESNet of the {family.name} layout with {num_classes} classes, "
+            f"but does not fit it: {'; '.join(problems)}",
+            hint="the network must be ESNet as published: no added, removed or resized layers",
+        )
+    network = ESNet(family.config(num_classes))
+    network.load_state_dict(
+        {
+            ours: tensors[theirs].float()
+            for ours, theirs in family.keys(network).items()
+            if theirs in tensors
+        },
+        strict=False,  # num_batches_tracked may be absent; everything else was checked above
+    )
+    return network.eval()
+
+
+def _key_problems(
+    expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+) -> list[str]:
+    counters = "num_batches_tracked"
+    missing = [key for key in expected if key not in tensors and not key.endswith(counters)]
+    unknown = [key for key in tensors if key not in expected and not key.endswith(counters)]
+    misshapen = [
+        f"{key} {tuple(tensors[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    named = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
+    return [f"{len(keys)} {what} ({_shown(keys, 8)})" for what, keys in named.items() if keys]
+
+
+def _shown(keys: Iterable[str], limit: int = 3) -> str:
+    names = list(keys)
+    rest = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

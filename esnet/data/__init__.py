@@ -1,0 +1,1 @@
+"""Images with labels: datasets, and generated scenes for demos and tests."""

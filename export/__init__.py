@@ -1,0 +1,1 @@
+"""From ESNet weights to a deployable artefact: ONNX graph rewriting, precision, verification."""

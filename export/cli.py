@@ -1,0 +1,167 @@
+"""``esnet-export``."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esnet.errors import EsnetError
+from export.errors import ExportError
+from runtime.console import new_app, parse_batch, parse_size, run_app
+from runtime.errors import InvalidInput, RunError
+
+app = new_app("Turn ESNet weights into a deployable artefact, and look into artefacts.")
+
+
+class Target(str, enum.Enum):
+    """Engines whose best form is known."""
+
+    tensorrt = "tensorrt"
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+
+
+class Upsample(str, enum.Enum):
+    """How upsampling is written."""
+
+    transpose = "transpose"
+    subpixel = "subpixel"
+    mixed = "mixed"
+
+
+class Input(str, enum.Enum):
+    """What the graph takes."""
+
+    frames = "frames"
+    tensor = "tensor"
+
+
+class Output(str, enum.Enum):
+    """What the graph gives."""
+
+    labels = "labels"
+    labels_confidence = "labels+confidence"
+    logits = "logits"
+
+
+@app.callback()
+def _group() -> None:
+    """Keep the subcommand's name even while there are few of them."""
+
+
+@app.command("to-onnx")
+def to_onnx(
+    weights: Annotated[str, typer.Argument(help="Checkpoint file, or shipped weights: camvid.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output-file", "-o", help="File to write; default: beside the weights."),
+    ] = None,
+    size: Annotated[str, typer.Option(help="Input HEIGHTxWIDTH, multiples of 8.")] = "512x1024",
+    batch: Annotated[str, typer.Option(help="Batch MIN:OPT:MAX, or one fixed number.")] = "1:1:8",
+    mean: Annotated[
+        str | None,
+        typer.Option(help="RGB mean R,G,B on the 0-1 scale; default: the checkpoint's family's."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="RGB deviation R,G,B on the 0-1 scale.")] = None,
+    label_set: Annotated[
+        str | None, typer.Option(help="cityscapes or camvid; default: by the weights.")
+    ] = None,
+    input_kind: Annotated[
+        Input,
+        typer.Option(
+            "--input", help="uint8 frames (N,H,W,3), or a normalised float tensor (N,3,H,W)."
+        ),
+    ] = Input.frames,
+    output_kind: Annotated[
+        Output,
+        typer.Option("--output", help="uint8 labels, with uint8 confidence, or float logits."),
+    ] = Output.labels,
+    target: Annotated[
+        Target, typer.Option("--for", help="Engine whose best form to write.")
+    ] = Target.tensorrt,
+    upsample: Annotated[
+        Upsample | None,
+        typer.Option(
+            help="Transposed convolutions, sub-pixel shuffles, or a shuffle in the head alone."
+        ),
+    ] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Half precision, written into the graph.")
+    ] = False,
+    opset: Annotated[
+        int, typer.Option(help="ONNX operator set; TensorRT 8.6 reads up to 17.")
+    ] = 17,
+    frames: Annotated[
+        Path | None, typer.Option(help="Image, folder or video to compare with torch on.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Compare with torch before anything is written.")
+    ] = True,
+) -> None:
+    """Export WEIGHTS to ONNX: BN folded, bytes in, class indices out, checked against torch."""
+    size_hw, batch_range = parse_size(size), parse_batch(batch)
+    mean_rgb, std_rgb = _parse_rgb(mean, "--mean"), _parse_rgb(std, "--std")
+    from export.plan import ExportPlan
+    from export.report import text_from_export
+    from export.to_onnx import export_onnx
+
+    plan = ExportPlan(
+        size_hw=size_hw,
+        batch=batch_range,
+        input=input_kind.value,
+        outputs=tuple(output_kind.value.split("+")),
+        target=target.value,
+        upsample=upsample.value if upsample else None,
+        precision="fp16" if fp16 else "fp32",
+        opset=opset,
+    )
+    report = export_onnx(
+        weights,
+        output,
+        plan,
+        mean=mean_rgb,
+        std=std_rgb,
+        label_set=label_set,
+        frames=frames,
+        verify=verify,
+        command=["esnet-export", *sys.argv[1:]],
+    )
+    typer.echo(text_from_export(report))
+
+
+@app.command("inspect")
+def inspect(
+    file: Annotated[Path, typer.Argument(help="ONNX file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print a file's card, inputs and outputs, operators and types."""
+    from runtime.onnx_file import read_metadata
+
+    read_metadata(file)  # the plain reasons first, before a heavy library is loaded
+    from export.inspect import inspect_onnx
+    from export.report import json_from_inspection, text_from_inspection
+
+    inspection = inspect_onnx(file)
+    typer.echo(json_from_inspection(inspection) if as_json else text_from_inspection(inspection))
+
+
+def _parse_rgb(text: str | None, option: str) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInput(
+            f"{option} {text!r} is not three numbers",
+            hint=f"for example {option} 0.485,0.456,0.406",
+        ) from None
+    return red, green, blue
+
+
+def main() -> None:
+    """Entry point of ``esnet-export``."""
+    run_app(app, EsnetError, ExportError, RunError)

@@ -1,0 +1,166 @@
+"""The network as an ONNX graph, written node by node under ESNet's own module names.
+
+The graph is the published one, unfused: every transform of ``export.graph`` starts from it. It is written
+here rather than traced, so that it depends on no exporter version, carries no run-time size arithmetic
+(the authors' ``F.pad`` by 0), and names each tensor after the module that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from esnet.model import FCU, PFCU, PFCU_DILATIONS, DownsamplerBlock, ESNet, UpsamplerBlock
+
+INPUT_NAME = "tensor"
+LOGITS_NAME = "logits"
+BATCH_AXIS = "N"
+
+
+def onnx_from_network(
+    network: ESNet, size_hw: tuple[int, int], *, batch: int | None = None, opset: int = 17
+) -> onnx.ModelProto:
+    """Write the decoder path of a network as ONNX, with every BN and ReLU a node of its own.
+
+    Args:
+        network: Weights and structure; read as in evaluation (no dropout).
+        size_hw: Input height and width in pixels, multiples of 8.
+        batch: Fixed batch size, or ``None`` for a symbolic N.
+        opset: ONNX operator set; 13 or later.
+
+    Returns:
+        A checked model: ``tensor`` (N, 3, H, W) float32 to ``logits`` (N, K, H, W) float32.
+    """
+    writer = _Writer()
+    x = INPUT_NAME
+    encoder, decoder = network.encoder, network.decoder
+    x = _downsampler(writer, "encoder.initial_block", encoder.initial_block, x)
+    for path, layers in (("encoder.layers", encoder.layers), ("decoder.layers", decoder.layers)):
+        for index, layer in enumerate(layers):
+            x = _EMITTERS[type(layer)](writer, f"{path}.{index}", layer, x)
+    x = writer.conv("decoder.output_conv", decoder.output_conv, x)
+    if network.config.head_kernel == 3:
+        x = writer.relu("decoder.relu", writer.norm("decoder.output_bn", decoder.output_bn, x))
+    writer.nodes[-1].output[0] = LOGITS_NAME
+
+    height, width = size_hw
+    axis: int | str = BATCH_AXIS if batch is None else batch
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        writer.nodes,
+        "esnet",
+        [info(INPUT_NAME, TensorProto.FLOAT, [axis, 3, height, width])],
+        [info(LOGITS_NAME, TensorProto.FLOAT, [axis, network.config.num_classes, height, width])],
+        list(writer.initializers.values()),
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(graph, opset_imports=opsets, producer_name="esnet-deploy")
+    model.ir_version = helper.find_min_ir_version_for(
+        opsets
+    )  # 8 for opset 17, as TensorRT 8.6 reads it
+    onnx.checker.check_model(model)
+    return model
+
+
+class _Writer:
+    """Collects nodes and initializers; a node is named after its module, its output ``<node>/out``."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def node(self, op: str, name: str, inputs: Sequence[str], **attributes: object) -> str:
+        output = f"{name}/out"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+    def constant(self, name: str, value: Tensor) -> str:
+        array = np.ascontiguousarray(value.detach().cpu().float().numpy())
+        self.initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def conv(self, name: str, module: nn.Module, x: str) -> str:
+        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        inputs = [x, self.constant(f"{name}.weight", module.weight)]
+        if module.bias is not None:
+            inputs.append(self.constant(f"{name}.bias", module.bias))
+        attributes: dict[str, object] = {
+            "kernel_shape": list(module.kernel_size),
+            "strides": list(module.stride),
+            "pads": [*module.padding, *module.padding],
+            "dilations": list(module.dilation),
+        }
+        if isinstance(module, nn.ConvTranspose2d):
+            if any(module.output_padding):
+                attributes["output_padding"] = list(module.output_padding)
+            return self.node("ConvTranspose", name, inputs, **attributes)
+        return self.node("Conv", name, inputs, **attributes)
+
+    def norm(self, name: str, module: nn.Module, x: str, *, node: str | None = None) -> str:
+        assert isinstance(module, nn.BatchNorm2d)
+        fields = ("weight", "bias", "running_mean", "running_var")
+        constants = [self.constant(f"{name}.{field}", getattr(module, field)) for field in fields]
+        return self.node("BatchNormalization", node or name, [x, *constants], epsilon=module.eps)
+
+    def relu(self, name: str, x: str) -> str:
+        return self.node("Relu", name, [x])
+
+
+def _downsampler(writer: _Writer, path: str, block: DownsamplerBlock, x: str) -> str:
+    kernel, padding = int(block.pool.kernel_size), int(block.pool.padding)
+    conv = writer.conv(f"{path}.conv", block.conv, x)
+    pool = writer.node(
+        "MaxPool",
+        f"{path}.pool",
+        [x],
+        kernel_shape=[kernel, kernel],
+        strides=[2, 2],
+        pads=[padding] * 4,
+    )
+    if not block.norm_after_concat:
+        conv = writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, conv))
+    joined = writer.node("Concat", f"{path}.cat", [conv, pool], axis=1)
+    if not block.norm_after_concat:
+        return joined
+    return writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, joined))
+
+
+def _first_pair(writer: _Writer, path: str, block: FCU | PFCU, x: str) -> str:
+    y = writer.relu(f"{path}.relu_1", writer.conv(f"{path}.conv3x1_1", block.conv3x1_1, x))
+    y = writer.conv(f"{path}.conv1x3_1", block.conv1x3_1, y)
+    return writer.relu(f"{path}.relu_2", writer.norm(f"{path}.bn1", block.bn1, y))
+
+
+def _fcu(writer: _Writer, path: str, block: FCU, x: str) -> str:
+    y = _first_pair(writer, path, block, x)
+    y = writer.relu(f"{path}.relu_3", writer.conv(f"{path}.conv3x1_2", block.conv3x1_2, y))
+    y = writer.norm(f"{path}.bn2", block.bn2, writer.conv(f"{path}.conv1x3_2", block.conv1x3_2, y))
+    return writer.relu(f"{path}.relu", writer.node("Add", f"{path}.add", [x, y]))
+
+
+def _pfcu(writer: _Writer, path: str, block: PFCU, x: str) -> str:
+    y = _first_pair(writer, path, block, x)
+    for dilation in PFCU_DILATIONS:
+        suffix = f"2{dilation}"
+        first, second = f"{path}.conv3x1_{suffix}", f"{path}.conv1x3_{suffix}"
+        branch = writer.conv(first, block.get_submodule(f"conv3x1_{suffix}"), y)
+        branch = writer.relu(f"{path}.relu_{suffix}", branch)
+        branch = writer.conv(second, block.get_submodule(f"conv1x3_{suffix}"), branch)
+        owner = "bn2" if block.shares_branch_norm else f"bn2_{suffix}"
+        branch = writer.norm(
+            f"{path}.{owner}", block.branch_norm(dilation), branch, node=f"{path}.bn2_{suffix}"
+        )
+        x = writer.node("Add", f"{path}.add_{suffix}", [x, branch])
+    return writer.relu(f"{path}.relu", x)
+
+
+def _upsampler(writer: _Writer, path: str, block: UpsamplerBlock, x: str) -> str:
+    y = writer.conv(f"{path}.conv", block.conv, x)
+    return writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, y))
+
+
+_EMITTERS = {DownsamplerBlock: _downsampler, FCU: _fcu, PFCU: _pfcu, UpsamplerBlock: _upsampler}

@@ -1,0 +1,174 @@
+"""An indexed working copy of a model, on which the transforms of this folder do their rewriting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.errors import GraphError
+
+
+class GraphEditor:
+    """A private copy of a model's graph; ``finish`` turns it back into a checked model."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = onnx.ModelProto.FromString(model.SerializeToString())
+        self.graph = self.model.graph
+        self.nodes = list(self.graph.node)
+        self._arrays = {tensor.name: tensor for tensor in self.graph.initializer}
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return max(
+            entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")
+        )
+
+    def single_input(self) -> onnx.ValueInfoProto:
+        """Get the graph's one input, or raise ``GraphError``."""
+        inputs = [value for value in self.graph.input if value.name not in self._arrays]
+        return _only(inputs, "input")
+
+    def single_output(self) -> onnx.ValueInfoProto:
+        """Get the graph's one output, or raise ``GraphError``."""
+        return _only(list(self.graph.output), "output")
+
+    def of_type(self, *ops: str) -> list[onnx.NodeProto]:
+        """List the nodes of these operator types, in graph order."""
+        return [node for node in self.nodes if node.op_type in ops]
+
+    def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """Get the node that makes this tensor; ``None`` for graph inputs and constants."""
+        return next((node for node in self.nodes if tensor in node.output), None)
+
+    def consumers(self, tensor: str) -> list[onnx.NodeProto]:
+        """List the nodes that read this tensor."""
+        return [node for node in self.nodes if tensor in node.input]
+
+    def is_read_only_by(self, tensor: str, reader: onnx.NodeProto) -> bool:
+        """Tell whether nothing but ``reader`` sees this tensor, the graph's outputs included."""
+        is_output = any(value.name == tensor for value in self.graph.output)
+        return not is_output and self.consumers(tensor) == [reader]
+
+    def array(self, name: str) -> np.ndarray:
+        """Read a constant, or raise ``GraphError`` when the tensor is computed at run time."""
+        if name not in self._arrays:
+            raise GraphError(f"{name!r} must be a constant of the graph, but a node computes it")
+        return numpy_helper.to_array(self._arrays[name])
+
+    def set_array(self, name: str, value: np.ndarray) -> str:
+        """Add or replace a constant and return its name."""
+        self._arrays[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def set_node_array(
+        self, node: onnx.NodeProto, position: int, name: str, value: np.ndarray
+    ) -> None:
+        """Give a node its own constant as input ``position``, leaving other readers of the old one alone."""
+        while len(node.input) <= position:
+            node.input.append("")
+        shared = any(other is not node and name in other.input for other in self.nodes)
+        node.input[position] = self.set_array(f"{node.name}.{name}" if shared else name, value)
+
+    def add(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[str],
+        *,
+        output: str | None = None,
+        **attributes: object,
+    ) -> str:
+        """Append a node and return the tensor it makes: ``output``, or a fresh name."""
+        tensor = output or self._fresh_tensor(f"{name}/out")
+        self.nodes.append(helper.make_node(op, inputs, [tensor], name=name, **attributes))
+        return tensor
+
+    def _fresh_tensor(self, name: str) -> str:
+        taken = {tensor for node in self.nodes for tensor in (*node.input, *node.output)}
+        taken.update(value.name for value in (*self.graph.input, *self.graph.output))
+        while name in taken:
+            name += "'"
+        return name
+
+    def remove(self, *nodes: onnx.NodeProto) -> None:
+        """Drop nodes; what they made must have been rewired."""
+        dropped = {id(node) for node in nodes}
+        self.nodes = [node for node in self.nodes if id(node) not in dropped]
+
+    def rewire(self, old: str, new: str) -> None:
+        """Let every reader of ``old`` read ``new``."""
+        for node in self.nodes:
+            for position, name in enumerate(node.input):
+                if name == old:
+                    node.input[position] = new
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a computed tensor at its producer and all its readers."""
+        self.rewire(old, new)
+        for node in self.nodes:
+            for position, name in enumerate(node.output):
+                if name == old:
+                    node.output[position] = new
+
+    def finish(self) -> onnx.ModelProto:
+        """Sort the nodes, drop what no output needs, and return the model, checked."""
+        live = self._sorted_live_nodes()
+        used = {name for node in live for name in node.input}
+        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
+        self.graph.node.extend(live)
+        self.graph.initializer.extend(self._arrays[name] for name in self._arrays if name in used)
+        onnx.checker.check_model(self.model, full_check=True)
+        return self.model
+
+    def _sorted_live_nodes(self) -> list[onnx.NodeProto]:
+        makers = {tensor: node for node in self.nodes for tensor in node.output}
+        order: list[onnx.NodeProto] = []
+        done: set[int] = set()
+        stack = [
+            (makers[value.name], False)
+            for value in reversed(self.graph.output)
+            if value.name in makers
+        ]
+        while stack:
+            node, inputs_done = stack.pop()
+            if id(node) in done:
+                continue
+            if inputs_done:
+                done.add(id(node))
+                order.append(node)
+                continue
+            stack.append((node, True))
+            stack.extend((makers[name], False) for name in reversed(node.input) if name in makers)
+        return order
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """Read a node's attribute, ``default`` when it is not set."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Read a tensor's shape; a symbolic axis is its name, an unknown one ``"?"``."""
+    return [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in value.type.tensor_type.shape.dim
+    ]
+
+
+def op_counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """Count nodes by operator type, most frequent first."""
+    counts: dict[str, int] = {}
+    for node in nodes:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _only(values: list[onnx.ValueInfoProto], what: str) -> onnx.ValueInfoProto:
+    if len(values) != 1:
+        names = [value.name for value in values]
+        raise GraphError(f"the graph must have one {what}, got {len(values)}: {names}")
+    return values[0]

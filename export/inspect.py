@@ -1,0 +1,89 @@
+"""Describe an exported file: card, inputs and outputs, operators, weight types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from export.graph.editor import dims_of, op_counts
+from runtime.card import CARD_KEY, ModelCard
+from runtime.errors import ModelFileError
+from runtime.files import sha256_of
+from runtime.onnx_file import read_metadata
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What an ONNX file holds."""
+
+    path: Path
+    """The file."""
+    num_bytes: int
+    """Its size."""
+    sha256: str
+    """Its hash."""
+    opset: int
+    """Default operator set."""
+    ir_version: int
+    """ONNX format version."""
+    inputs: tuple[str, ...]
+    """``name type (shape)`` of each input."""
+    outputs: tuple[str, ...]
+    """``name type (shape)`` of each output."""
+    ops: dict[str, int]
+    """Nodes by operator, most frequent first."""
+    weight_types: dict[str, int]
+    """Elements of all constants by type."""
+    card: ModelCard | None
+    """The card; ``None`` in a file that is not ours."""
+
+
+def inspect_onnx(path: Path) -> Inspection:
+    """Read an ONNX file.
+
+    Raises:
+        ModelFileError: Missing, empty, truncated or not ONNX.
+    """
+    metadata = read_metadata(path)
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf raises its own types, which differ between versions
+        raise ModelFileError(
+            f"{path} is damaged: {error}", hint="copy it again or export it anew"
+        ) from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    weight_types: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        count = 1
+        for size in tensor.dims:
+            count *= size
+        weight_types[_type_name(tensor.data_type)] += count
+    return Inspection(
+        path=path,
+        num_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        opset=max(e.version for e in model.opset_import if e.domain in ("", "ai.onnx")),
+        ir_version=model.ir_version,
+        inputs=tuple(
+            _described(value) for value in model.graph.input if value.name not in constants
+        ),
+        outputs=tuple(_described(value) for value in model.graph.output),
+        ops=op_counts(model.graph.node),
+        weight_types=dict(weight_types.most_common()),
+        card=ModelCard.from_json(metadata[CARD_KEY], origin=str(path))
+        if CARD_KEY in metadata
+        else None,
+    )
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    shape = ", ".join(str(size) for size in dims_of(value))
+    return f"{value.name} {_type_name(value.type.tensor_type.elem_type)} ({shape})"
+
+
+def _type_name(code: int) -> str:
+    return str(TensorProto.DataType.Name(code)).lower()

@@ -1,0 +1,195 @@
+"""From a weights file to a verified ONNX artefact with its card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
+from esnet.data.scenes import street_scene
+from esnet.labels import LabelSet, label_set_for
+from export.errors import ExportError
+from export.graph.editor import op_counts
+from export.metadata import with_card
+from export.plan import ExportPlan, graph_from_network, published_graph
+from export.verify import Parity, measure_parity, require_parity
+from runtime.backend import installed_backends
+from runtime.card import LABELS, ModelCard
+from runtime.errors import BackendUnavailable
+from runtime.files import atomic_path, sha256_of
+from runtime.frames import RESIZE_FILTER
+from runtime.sources import open_source
+
+_NUM_PARITY_FRAMES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What an export wrote and how it was checked."""
+
+    path: Path
+    """The artefact."""
+    card: ModelCard
+    """Its card."""
+    sha256: str
+    """Hash of the file."""
+    counts_before: dict[str, int]
+    """Operators of the published graph."""
+    counts_after: dict[str, int]
+    """Operators of the artefact."""
+    parity: Parity | None
+    """The comparison with torch; ``None`` if it was left out."""
+
+
+def export_onnx(
+    weights: str | Path,
+    output: Path | None = None,
+    plan: ExportPlan | None = None,
+    *,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    label_set: str | None = None,
+    frames: Path | None = None,
+    verify: bool = True,
+    command: Sequence[str] = (),
+) -> ExportReport:
+    """Export a checkpoint.
+
+    Args:
+        weights: File, or name of shipped weights.
+        output: File to write, replaced if it exists; ``None`` makes a telling name beside the weights.
+        plan: Size, batch, form, precision; its mean and deviation are replaced by the checkpoint's own.
+        mean: Overrides the checkpoint's mean, 0-1 scale.
+        std: Overrides the checkpoint's deviation.
+        label_set: Name of the label set; ``None`` takes the checkpoint's, or the one with as many classes.
+        frames: Image, folder or video to compare on; ``None`` takes generated street scenes.
+        verify: Whether to compare with torch before anything is written.
+        command: The command line, for the card.
+
+    Raises:
+        CheckpointError: The weights cannot be loaded.
+        LabelSetError: The label set does not fit.
+        ParityError: The artefact is out of tolerance; nothing was written.
+        BackendUnavailable: Nothing here can run the comparison.
+        OSError: The output cannot be written.
+    """
+    if verify and not installed_backends():
+        raise BackendUnavailable(
+            "nothing here can run the exported graph for the comparison with torch",
+            hint="pip install 'esnet-deploy[cpu]', or export with --no-verify",
+        )
+    checkpoint = load_checkpoint(weights)
+    plan = replace(
+        plan or ExportPlan(), mean=mean or checkpoint.family.mean, std=std or checkpoint.family.std
+    )
+    labels = label_set_for(
+        checkpoint.network.config.num_classes,
+        name=label_set or checkpoint.metadata.get("label_set"),
+    )
+    path = output or default_output(weights, checkpoint, plan)
+    if not path.parent.is_dir():
+        raise ExportError(
+            f"output folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
+        )
+    if path.is_dir():
+        raise ExportError(
+            f"output {path} is a folder", hint=f"name a file: -o {path / 'model.onnx'}"
+        )
+    pictures, pictures_name = _parity_frames(frames, plan) if verify else ([], "")
+    with atomic_path(path) as temporary:
+        model = graph_from_network(checkpoint.network, plan)
+        card = _card(checkpoint, plan, labels, weights, command)
+        parity = None
+        if verify:
+            parity = measure_parity(
+                checkpoint.network, model, plan, card, pictures, frames_name=pictures_name
+            )
+            require_parity(parity, plan.precision)
+            card = replace(card, parity=parity.as_dict())
+        onnx.save(with_card(model, card), temporary)
+    return ExportReport(
+        path=path,
+        card=card,
+        sha256=sha256_of(path),
+        counts_before=op_counts(published_graph(checkpoint.network, plan).graph.node),
+        counts_after=op_counts(model.graph.node),
+        parity=parity,
+    )
+
+
+def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan) -> Path:
+    """Name the artefact after weights, size, precision and target; beside the weights, or here for shipped ones."""
+    height, width = plan.size_hw
+    is_shipped = str(weights) in SHIPPED_WEIGHTS
+    stem = str(weights) if is_shipped else checkpoint.path.stem
+    folder = Path() if is_shipped else checkpoint.path.parent
+    outputs = "" if plan.outputs == (LABELS,) else f"_{'-'.join(plan.outputs)}"
+    return folder / f"{stem}_{height}x{width}_{plan.precision}_{plan.target}{outputs}.onnx"
+
+
+def _card(
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    labels: LabelSet,
+    weights: str | Path,
+    command: Sequence[str],
+) -> ModelCard:
+    return ModelCard(
+        name=str(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.stem,
+        size_hw=plan.size_hw,
+        batch=plan.batch,
+        input=plan.input,
+        outputs=plan.outputs,
+        color="RGB",
+        mean=plan.mean,
+        std=plan.std,
+        resize=RESIZE_FILTER,
+        label_set=labels.name,
+        class_names=labels.class_names,
+        palette=labels.palette,
+        ignore_index=labels.ignore_index,
+        precision=plan.precision,
+        target=plan.target,
+        form={
+            "upsample": plan.form.upsample,
+            "class_multiple": plan.form.class_multiple,
+            "opset": plan.opset,
+        },
+        source={
+            "weights": checkpoint.path.name,
+            "sha256": checkpoint.sha256,
+            "family": checkpoint.family.name,
+            **{f"file: {key}": value for key, value in sorted(checkpoint.metadata.items())},
+        },
+        created={
+            "command": " ".join(command),
+            "esnet-deploy": _version("esnet-deploy"),
+            "onnx": onnx.__version__,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _parity_frames(frames: Path | None, plan: ExportPlan) -> tuple[list[np.ndarray], str]:
+    """Take the first readable frames of the source, or generate some."""
+    if frames is None:
+        scenes = [street_scene(plan.size_hw, seed=seed).image for seed in range(_NUM_PARITY_FRAMES)]
+        return scenes, "generated street scenes"
+    source = open_source(frames)
+    pictures = [frame.image for frame, _ in zip(source, range(_NUM_PARITY_FRAMES), strict=False)]
+    if not pictures:
+        raise ExportError(f"no frame of {frames} could be read: {'; '.join(source.skipped[:3])}")
+    return pictures, f"frames of {frames.name}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "from its source folder"

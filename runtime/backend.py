@@ -1,0 +1,200 @@
+"""The contract that all backends share, the table of them, and how one is opened."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from runtime.card import ModelCard
+from runtime.errors import BackendUnavailable, InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """Name, type and shape of a backend's input or output."""
+
+    name: str
+    """Tensor name in the artefact."""
+    dtype: np.dtype
+    """Element type."""
+    shape: tuple[int | None, ...]
+    """Axis sizes; ``None`` where any size in the card's batch range will do."""
+
+    def check(self, array: np.ndarray) -> None:
+        """Refuse an array of another type, rank or size.
+
+        Raises:
+            InvalidInput: With what was expected and what was found.
+        """
+        fits = array.ndim == len(self.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, array.shape, strict=True)
+        )
+        if array.dtype != self.dtype or not fits:
+            raise InvalidInput(
+                f"input {self.name!r} must be {self.dtype} {self._shape_text()}, got {array.dtype} {array.shape}",
+                hint="Segmenter resizes frames to the model's size; a backend takes them as they must be",
+            )
+
+    def _shape_text(self) -> str:
+        return "(" + ", ".join("N" if size is None else str(size) for size in self.shape) + ")"
+
+
+class Backend(Protocol):
+    """An open artefact: host arrays in, host arrays out. Use it with ``with``; ``close`` may be called twice.
+
+    ``infer`` returns fresh arrays that the caller owns. It checks its input against ``input`` and the card's
+    batch range, and refuses what does not fit; resizing is the business of ``Segmenter``.
+    """
+
+    name: str
+    """Key of ``BACKENDS``."""
+    card: ModelCard
+    """The artefact's card."""
+    input: TensorSpec
+    """What ``infer`` takes."""
+    outputs: tuple[TensorSpec, ...]
+    """What ``infer`` returns, in this order."""
+    precision: str
+    """The arithmetic that really runs: ``fp32``, ``fp16`` or ``bf16``."""
+    device: str
+    """What it runs on, for people."""
+
+    def infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Run one batch.
+
+        Args:
+            batch: As ``input`` says; the first axis within the card's batch range.
+
+        Returns:
+            One array an output, the batch first.
+
+        Raises:
+            InvalidInput: The batch is of another type or shape, or of a size out of range.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+        ...
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendEntry:
+    """Where a backend lives and what it needs."""
+
+    target: str
+    """``module:Class``; the class takes (path, card, precision=, threads=)."""
+    module: str | None
+    """Library it imports; ``None`` when it needs none."""
+    extra: str | None
+    """Extra of this distribution that installs the library."""
+    speed: int
+    """Rank among the installed ones, fastest first, as measured; see benchmarks/results."""
+
+
+BACKENDS: Mapping[str, BackendEntry] = MappingProxyType(
+    {
+        "openvino": BackendEntry(
+            target="runtime.backends.openvino:OpenVinoBackend",
+            module="openvino",
+            extra="cpu",
+            speed=1,
+        ),
+        "onnxruntime": BackendEntry(
+            target="runtime.backends.onnxruntime:OnnxRuntimeBackend",
+            module="onnxruntime",
+            extra="cpu",
+            speed=2,
+        ),
+        "null": BackendEntry(
+            target="runtime.backends.null:NullBackend", module=None, extra=None, speed=99
+        ),
+    }
+)
+
+
+def installed_backends() -> tuple[str, ...]:
+    """List the backends whose library is installed, fastest first; ``null`` is not among them."""
+    names = [name for name, entry in BACKENDS.items() if entry.module and _has(entry.module)]
+    return tuple(sorted(names, key=lambda name: BACKENDS[name].speed))
+
+
+def open_backend(
+    path: Path | str,
+    name: str | None = None,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+) -> Backend:
+    """Open an artefact.
+
+    Args:
+        path: An ONNX file of this toolkit.
+        name: Key of ``BACKENDS``; ``None`` takes the fastest that is installed.
+        precision: Arithmetic to run at; ``None`` takes the card's.
+        threads: CPU threads; ``None`` leaves it to the library.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, or without a card.
+        InvalidInput: No such backend, or a precision that it cannot run.
+        BackendUnavailable: Its library is not installed.
+    """
+    card = ModelCard.from_file(Path(path))
+    name = name or _fastest()
+    if name not in BACKENDS:
+        raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
+    entry = BACKENDS[name]
+    if entry.module and not _has(entry.module):
+        raise BackendUnavailable(
+            f"backend {name!r} needs {entry.module}, which is not installed",
+            hint=f"pip install 'esnet-deploy[{entry.extra}]'",
+        )
+    module, _, attribute = entry.target.partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)(
+        Path(path), card, precision=precision, threads=threads
+    )
+    return backend
+
+
+def check_batch_size(card: ModelCard, size: int) -> None:
+    """Refuse a batch outside the card's range.
+
+    Raises:
+        InvalidInput: With the range.
+    """
+    low, _, high = card.batch
+    if not low <= size <= high:
+        allowed = str(low) if low == high else f"{low} to {high}"
+        raise InvalidInput(
+            f"batch of {size} frames, the artefact takes {allowed}",
+            hint=f"export with --batch {min(low, size)}:{size}:{max(high, size)}",
+        )
+
+
+def _fastest() -> str:
+    names = installed_backends()
+    if not names:
+        raise BackendUnavailable(
+            "no backend is installed", hint="pip install 'esnet-deploy[cpu]', then: esnet-doctor"
+        )
+    return names[0]
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,34 @@
+"""A backend that does nothing: it measures the harness around it, and tests the pipeline on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends.base import CardBackend, require_precision
+from runtime.card import ModelCard
+
+
+class NullBackend(CardBackend):
+    """Returns zeros of the right shape and type."""
+
+    name = "null"
+    device = "none"
+
+    def __init__(
+        self,
+        path: Path,
+        card: ModelCard,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(card)
+        require_precision(precision, (card.precision,), backend=self.name, device=self.device)
+        self.precision = card.precision
+
+    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.zeros((batch.shape[0], *spec.shape[1:]), spec.dtype) for spec in self.outputs
+        )

@@ -1,0 +1,76 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from runtime.backends.base import CardBackend, require_precision
+from runtime.card import ModelCard
+from runtime.errors import ModelFileError
+from runtime.machine import cpu_name
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoBackend(CardBackend):
+    """Runs an ONNX file with OpenVINO's CPU plugin; each result is a fresh array.
+
+    The precision is always an explicit hint: by itself OpenVINO would run an fp32 model in bf16 on CPUs that have
+    it. One static network is compiled for each batch size that is used, on its first use, because a dynamic batch
+    axis costs speed at every size.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        path: Path,
+        card: ModelCard,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(card)
+        self.device = cpu_name()
+        core = ov.Core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        offered = ("fp32", "bf16") if has_bf16 else ("fp32",)
+        require_precision(precision, offered, backend=self.name, device=self.device)
+        self.precision = precision or "fp32"
+        self._core = core
+        self._config: dict[str, object] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._model = core.read_model(path)
+        except RuntimeError as error:
+            raise ModelFileError(
+                f"OpenVINO {ov.__version__} cannot open {path}: {str(error).strip().splitlines()[-1]}",
+                hint="export it again, or check it with: esnet-export inspect",
+            ) from error
+        self._requests: dict[int, ov.InferRequest] = {}
+        self._request(card.batch[1])
+
+    def _request(self, size: int) -> ov.InferRequest:
+        """Compile for a batch size, once."""
+        if size not in self._requests:
+            model = self._model.clone()
+            model.reshape({self.input.name: [size, *self.input.shape[1:]]})
+            compiled = self._core.compile_model(model, "CPU", self._config)
+            self._requests[size] = compiled.create_infer_request()
+        return self._requests[size]
+
+    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        request = self._request(batch.shape[0])
+        request.infer({self.input.name: batch}, share_inputs=True)
+        return tuple(np.array(request.get_tensor(spec.name).data) for spec in self.outputs)
+
+    def _release(self) -> None:
+        self._requests.clear()
+        del self._model, self._core

@@ -1,0 +1,130 @@
+"""The model card: all that a runtime must know about an artefact, carried by the artefact itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ModelFileError
+from runtime.onnx_file import read_metadata
+
+CARD_KEY = "esnet_card"
+SCHEMA = 1
+
+FRAMES, TENSOR = "frames", "tensor"
+LABELS, CONFIDENCE, LOGITS = "labels", "confidence", "logits"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What an artefact takes, gives, and was made from.
+
+    In ONNX it is the ``esnet_card`` entry of ``metadata_props``, as JSON.
+    """
+
+    name: str
+    """Name of the weights, for people."""
+    size_hw: tuple[int, int]
+    """Input height and width in pixels."""
+    batch: tuple[int, int, int]
+    """Smallest, usual and largest batch size."""
+    input: str
+    """``frames``: uint8 (N, H, W, 3); ``tensor``: normalised float (N, 3, H, W)."""
+    outputs: tuple[str, ...]
+    """``labels``: uint8 (N, H, W); ``confidence``: uint8 (N, H, W), top softmax probability x 255;
+    ``logits``: float (N, K, H, W)."""
+    color: str
+    """Channel order of the input, ``RGB``."""
+    mean: tuple[float, float, float]
+    """Subtracted from input / 255, per channel; in the graph for ``frames``, the caller's work for ``tensor``."""
+    std: tuple[float, float, float]
+    """What the difference is divided by."""
+    resize: str
+    """Filter that brings other frames to ``size_hw``; labels go back by nearest."""
+    label_set: str
+    """Name of the label set."""
+    class_names: tuple[str, ...]
+    """One name a class, in the order of the labels."""
+    palette: tuple[tuple[int, int, int], ...]
+    """One RGB colour a class."""
+    ignore_index: int
+    """Label value of the dataset that counts as no class."""
+    precision: str
+    """``fp32`` or ``fp16``, the type of the weights and arithmetic in the graph."""
+    target: str
+    """Engine whose form the graph has: ``tensorrt``, ``openvino`` or ``onnxruntime``."""
+    form: Mapping[str, Any] = field(default_factory=dict)
+    """The graph's form: how it upsamples, how many classes its head is padded to, opset."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Weights: file name, sha256, family, and what the file says of its training."""
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    """How far the artefact was from the checkpoint when it was exported; empty if unchecked."""
+    created: Mapping[str, Any] = field(default_factory=dict)
+    """Versions and command that made it."""
+    schema: int = SCHEMA
+    """Version of this layout."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.class_names)
+
+    def to_json(self) -> str:
+        """Write the card as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: str = "card") -> ModelCard:
+        """Read a card back.
+
+        Raises:
+            ModelFileError: Not JSON, a newer schema, or fields missing.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ModelFileError(
+                f"{origin}: its model card is damaged: {error}", hint=_EXPORT
+            ) from error
+        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+            found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+            raise ModelFileError(
+                f"{origin}: model card schema {found!r}, expected {SCHEMA}", hint=_EXPORT
+            )
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        required = {
+            e.name for e in dataclasses.fields(cls) if e.default_factory is dataclasses.MISSING
+        }
+        required.discard("schema")
+        if missing := sorted(required - fields.keys()):
+            raise ModelFileError(
+                f"{origin}: its model card lacks {', '.join(missing)}", hint=_EXPORT
+            )
+        return cls(**{key: _tuples(value) for key, value in fields.items() if key in known})
+
+    @classmethod
+    def from_file(cls, path: Path) -> ModelCard:
+        """Read the card of an ONNX file, without an ONNX library.
+
+        Raises:
+            ModelFileError: Missing, empty, truncated or not ONNX; or ONNX without our card.
+        """
+        metadata = read_metadata(path)
+        if CARD_KEY not in metadata:
+            raise ModelFileError(
+                f"{path} is an ONNX file without a model card, so its colours, scale and classes are unknown",
+                hint=_EXPORT,
+            )
+        return cls.from_json(metadata[CARD_KEY], origin=str(path))
+
+
+_EXPORT = "make the artefact with: esnet-export to-onnx WEIGHTS -o model.onnx"
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where the card has tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,82 @@
+"""``esnet-segment`` and ``esnet-doctor``."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.console import new_app, run_app
+from runtime.errors import RunError
+
+segment_app = new_app("Segment an image, a folder of images or a video with an exported model.")
+doctor_app = new_app("Tell what is installed, what can run here, and how to install the rest.")
+
+
+class Picture(str, enum.Enum):
+    """What esnet-segment writes for a frame."""
+
+    overlay = "overlay"
+    colors = "colors"
+    labels = "labels"
+
+
+@segment_app.command()
+def segment(
+    source: Annotated[Path, typer.Argument(help="Image, folder of images, or video file.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Exported model (.onnx).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Image file, folder, or .mp4 file to write.")
+    ],
+    draw: Annotated[
+        Picture, typer.Option(help="Overlay on the frame, plain class colours, or class indices.")
+    ] = Picture.overlay,
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Weight of the colours.")] = 0.5,
+    legend: Annotated[bool, typer.Option(help="Name the classes on the overlay.")] = True,
+    backend: Annotated[
+        str | None, typer.Option(help="openvino, onnxruntime or null; default: the fastest here.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Arithmetic: fp32, bf16; default: the model's own.")
+    ] = None,
+) -> None:
+    """Segment every frame of SOURCE and write pictures to OUTPUT."""
+    from runtime.segment import segment_source
+
+    report = segment_source(
+        source,
+        model,
+        output,
+        draw=draw.value,
+        alpha=alpha,
+        legend=legend,
+        backend=backend,
+        precision=precision,
+    )
+    typer.echo(report.as_text())
+    raise typer.Exit(1 if report.skipped else 0)
+
+
+@doctor_app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a bug report.")] = False,
+) -> None:
+    """Check this machine and this environment."""
+    from runtime.doctor import diagnose
+    from runtime.doctor_report import print_diagnosis
+
+    diagnosis = diagnose()
+    print_diagnosis(diagnosis, as_json=as_json)
+    raise typer.Exit(0 if diagnosis.can_run else 3)
+
+
+def segment_main() -> None:
+    """Entry point of ``esnet-segment``."""
+    run_app(segment_app, RunError)
+
+
+def doctor_main() -> None:
+    """Entry point of ``esnet-doctor``."""
+    run_app(doctor_app, RunError)

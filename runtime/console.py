@@ -1,0 +1,99 @@
+"""What all command lines share: one way to end, and one way to read sizes and print errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from runtime.errors import InvalidInput
+
+EPILOG = "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 something is not installed. --debug shows tracebacks."
+_BAD_INPUT = 2
+
+
+def new_app(help_text: str, **settings: Any) -> typer.Typer:
+    """Make a Typer app that leaves tracebacks to ``run_app`` and prints plain text."""
+    return typer.Typer(
+        help=help_text,
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )
+
+
+def run_app(app: Callable[[], Any], *errors: type[Exception]) -> NoReturn:
+    """Run a command line to its end; the user's own errors become one line, a hint and an exit code.
+
+    Args:
+        app: The Typer app.
+        *errors: Error classes of our packages; each may carry ``hint`` and ``exit_code``.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except (*errors, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        if hint := getattr(error, "hint", None):
+            print(f"hint: {hint}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", _BAD_INPUT))
+    sys.exit(0)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``HxW``, such as ``512x1024``.
+
+    Raises:
+        InvalidInput: Not two numbers, or not multiples of 8.
+    """
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if match is None:
+        raise InvalidInput(f"size {text!r} is not HEIGHTxWIDTH", hint="for example --size 512x1024")
+    height, width = int(match[1]), int(match[2])
+    if height < 8 or width < 8 or height % 8 or width % 8:
+        near = f"{max(8, round(height / 8) * 8)}x{max(8, round(width / 8) * 8)}"
+        raise InvalidInput(
+            f"size {text} must be multiples of 8 in height and width: ESNet halves its input three times",
+            hint=f"the nearest is --size {near}",
+        )
+    return height, width
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """Read ``MIN:OPT:MAX``, or one number for a fixed batch.
+
+    Raises:
+        InvalidInput: Not that form, or not rising from 1.
+    """
+    parts = text.split(":")
+    if not all(part.isdecimal() for part in parts) or len(parts) not in (1, 3):
+        raise InvalidInput(
+            f"batch {text!r} is neither N nor MIN:OPT:MAX", hint="for example --batch 1:1:8"
+        )
+    low, usual, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    if not 1 <= low <= usual <= high:
+        raise InvalidInput(
+            f"batch {text} must rise: 1 <= MIN <= OPT <= MAX", hint="for example --batch 1:1:8"
+        )
+    return low, usual, high
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def is_terminal() -> bool:
+    """Tell whether a person is watching, so that a progress bar makes sense."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,164 @@
+"""``Segmenter``: frames of any size in, class maps of the same size out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from runtime.backend import Backend, open_backend
+from runtime.card import CONFIDENCE, LABELS, LOGITS, ModelCard
+from runtime.errors import InvalidInput
+from runtime.frames import batch_from_frames, check_frame, resize_map
+from runtime.overlay import draw_overlay
+
+
+class Segmenter:
+    """An open artefact that takes frames as cameras and files give them.
+
+    Example:
+        >>> with Segmenter.open("model.onnx") as segmenter:
+        ...     labels = segmenter.segment(frame)         # (H, W) uint8, the frame's own size
+        ...     picture = segmenter.overlay(frame, labels)
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Wrap an open backend, which this object then owns and closes."""
+        self.backend = backend
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> Segmenter:
+        """Open an artefact; arguments and errors are those of ``runtime.backend.open_backend``."""
+        return cls(open_backend(path, backend, precision=precision, threads=threads))
+
+    @property
+    def card(self) -> ModelCard:
+        """The artefact's card: classes, palette, sizes."""
+        return self.backend.card
+
+    def segment(self, frames: np.ndarray, *, color: str = "rgb") -> np.ndarray:
+        """Label every pixel of one frame or of a batch of any size.
+
+        Args:
+            frames: uint8, one frame (H, W, 3) or a batch (N, H, W, 3); any H and W.
+            color: Channel order of the frames, ``rgb`` or ``bgr`` (OpenCV's).
+
+        Returns:
+            Class indices, uint8, fresh: (H, W) for a frame, (N, H, W) for a batch; ``card.class_names`` names them.
+
+        Raises:
+            InvalidInput: Frames of another type, rank or number of channels, or an unknown colour order.
+        """
+        labels, _ = self._maps(frames, color)
+        return labels
+
+    def segment_with_confidence(
+        self, frames: np.ndarray, *, color: str = "rgb"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Label every pixel and tell how sure the network is.
+
+        Args:
+            frames: As for ``segment``.
+            color: As for ``segment``.
+
+        Returns:
+            Labels as ``segment`` gives them, and the top softmax probability x 255, uint8, of the same shape.
+
+        Raises:
+            InvalidInput: As for ``segment``, or an artefact without confidence.
+        """
+        labels, confidence = self._maps(frames, color)
+        if confidence is None:
+            raise InvalidInput(
+                f"the artefact gives {', '.join(self.card.outputs)}, no confidence",
+                hint="export it with --output labels+confidence",
+            )
+        return labels, confidence
+
+    def overlay(
+        self,
+        frame: np.ndarray,
+        labels: np.ndarray | None = None,
+        *,
+        alpha: float = 0.5,
+        legend: bool = True,
+    ) -> np.ndarray:
+        """Blend the classes' colours over a frame.
+
+        Args:
+            frame: RGB, uint8 (H, W, 3).
+            labels: uint8 (H, W) as ``segment`` gives them; ``None`` computes them.
+            alpha: Weight of the colours, 0 to 1.
+            legend: Whether to name the classes that occur.
+
+        Returns:
+            RGB, uint8 (H, W, 3), fresh.
+        """
+        labels = self.segment(frame) if labels is None else labels
+        return draw_overlay(frame, labels, self.card, alpha=alpha, legend=legend)
+
+    def close(self) -> None:
+        """Close the backend; a second call does nothing."""
+        self.backend.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _maps(self, frames: np.ndarray, color: str) -> tuple[np.ndarray, np.ndarray | None]:
+        is_batch = isinstance(frames, np.ndarray) and frames.ndim == 4
+        items = list(frames) if is_batch else [frames]
+        if not items:
+            raise InvalidInput("a batch needs at least one frame, got none")
+        for frame in items:
+            check_frame(frame)
+        size_hw = items[0].shape[:2]
+        parts = [self._chunk(chunk) for chunk in self._chunks(_as_rgb(items, color))]
+        maps = [
+            np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+            for arrays in zip(*parts, strict=True)
+        ]
+        restored = [np.stack([resize_map(item, size_hw) for item in array]) for array in maps]
+        result = restored if is_batch else [array[0] for array in restored]
+        return result[0], result[1] if len(result) > 1 else None
+
+    def _chunks(self, frames: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Cut a batch into what the artefact takes at once."""
+        usual = self.card.batch[1]
+        for start in range(0, len(frames), usual):
+            yield list(frames[start : start + usual])
+
+    def _chunk(self, frames: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Run up to a batch, filled up where the artefact asks for more, and drop the filling again."""
+        count = len(frames)
+        filled = frames + [frames[-1]] * (self.card.batch[0] - count)
+        batch = batch_from_frames(filled, self.card, dtype=self.backend.input.dtype)
+        outputs = dict(zip(self.card.outputs, self.backend.infer(batch), strict=True))
+        if LOGITS in outputs:
+            return (outputs[LOGITS][:count].argmax(1).astype(np.uint8),)
+        return tuple(outputs[name][:count] for name in (LABELS, CONFIDENCE) if name in outputs)
+
+
+def _as_rgb(frames: list[np.ndarray], color: str) -> list[np.ndarray]:
+    if color not in ("rgb", "bgr"):
+        raise InvalidInput(f"color must be 'rgb' or 'bgr', got {color!r}")
+    if color == "rgb":
+        return frames
+    return [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames]

