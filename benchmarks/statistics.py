@@ -1,0 +1,102 @@
+"""Summaries of timings: percentiles, spread, and how sure the median is. Nothing is thrown away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_SAMPLES_FOR_P99 = 300
+"""Below this, fewer than four samples lie beyond p99, and it is not reported."""
+_BOOTSTRAP_ROUNDS = 1000
+_WINDOWS = 3
+_STABLE_WITHIN = 1.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """Timings of one thing, in milliseconds."""
+
+    n: int
+    """Samples."""
+    mean: float
+    """Arithmetic mean."""
+    std: float
+    """Standard deviation."""
+    cv: float
+    """Standard deviation over mean."""
+    min: float
+    """Fastest."""
+    max: float
+    """Slowest."""
+    p50: float
+    """Median."""
+    p90: float
+    """90th percentile."""
+    p95: float
+    """95th percentile."""
+    p99: float | None
+    """99th percentile; ``None`` with fewer than 300 samples."""
+    p50_low: float
+    """Lower end of the bootstrap 95 % interval of the median."""
+    p50_high: float
+    """Upper end of that interval."""
+    is_stable: bool
+    """Whether the medians of the first, middle and last third lie within 5 % of one another."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second at the median, one frame at a time."""
+        return 1e3 / self.p50
+
+
+def summarize(samples_ms: Sequence[float]) -> Summary:
+    """Describe timings.
+
+    Args:
+        samples_ms: At least one sample, in the order they were taken.
+
+    Returns:
+        The summary; percentiles are of nearest rank, so that each is a time that was measured.
+    """
+    times = np.asarray(samples_ms, np.float64)
+    low, high = _median_interval(times)
+    return Summary(
+        n=len(times),
+        mean=float(times.mean()),
+        std=float(times.std()),
+        cv=float(times.std() / times.mean()),
+        min=float(times.min()),
+        max=float(times.max()),
+        p50=percentile(times, 50),
+        p90=percentile(times, 90),
+        p95=percentile(times, 95),
+        p99=percentile(times, 99) if len(times) >= MIN_SAMPLES_FOR_P99 else None,
+        p50_low=low,
+        p50_high=high,
+        is_stable=_is_stable(times),
+    )
+
+
+def percentile(times: np.ndarray, percent: float) -> float:
+    """Take the smallest sample that at least ``percent`` of all samples do not exceed."""
+    rank = max(1, math.ceil(percent / 100 * len(times)))
+    return float(np.partition(times, rank - 1)[rank - 1])
+
+
+def _median_interval(times: np.ndarray) -> tuple[float, float]:
+    """Bootstrap the median: resample with replacement, seed fixed, and cut 2.5 % off both ends."""
+    random = np.random.default_rng(0)
+    picks = random.integers(0, len(times), (_BOOTSTRAP_ROUNDS, len(times)))
+    medians = np.median(times[picks], axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _is_stable(times: np.ndarray) -> bool:
+    if len(times) < _WINDOWS:
+        return False
+    medians = [float(np.median(window)) for window in np.array_split(times, _WINDOWS)]
+    return max(medians) <= min(medians) * _STABLE_WITHIN

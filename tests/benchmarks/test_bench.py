@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.bench import bench_models
+from benchmarks.errors import BenchmarkError
+from benchmarks.frames import load_frames
+from benchmarks.latency import Protocol
+from benchmarks.report import notes, print_report, verdict, write_json
+from benchmarks.statistics import summarize
+from esnet.data.scenes import street_scene
+from runtime.errors import InvalidInput
+from runtime.sinks import write_image
+
+QUICK = Protocol(
+    warmup_seconds=0.0,
+    warmup_calls=1,
+    warmup_cap_seconds=0.05,
+    min_seconds=0.0,
+    min_samples=5,
+    cap_seconds=0.5,
+    block_seconds=0.05,
+)
+SIZE = (64, 128)
+
+
+@pytest.fixture(scope="module")
+def report(make_artefact):
+    models = [make_artefact(target="openvino"), make_artefact(target="tensorrt")]
+    return bench_models(models, load_frames(None, SIZE), backends=["onnxruntime"], protocol=QUICK)
+
+
+def printed(report) -> str:
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+def test_every_model_has_both_scopes_measured(report):
+    assert [result.engine.n >= 5 and result.end_to_end.n >= 5 for result in report.results] == [
+        True,
+        True,
+    ]
+
+
+def test_two_forms_of_the_same_network_agree(report):
+    assert report.results[1].agreement > 0.999
+
+
+def test_a_network_that_computes_something_else_is_seen(make_artefact):
+    models = [make_artefact(), make_artefact(mean=(0.9, 0.1, 0.5))]
+    frames = load_frames(None, SIZE)
+    result = bench_models(models, frames, backends=["onnxruntime"], protocol=QUICK)
+    assert result.results[1].agreement < 0.9
+
+
+def test_backends_and_precisions_are_crossed(make_artefact):
+    frames = load_frames(None, SIZE)
+    result = bench_models(
+        [make_artefact()], frames, backends=["onnxruntime", "null"], protocol=QUICK
+    )
+    assert [entry.backend for entry in result.results] == ["onnxruntime", "null"]
+
+
+def test_the_verdict_names_device_target_and_its_source(report):
+    text = verdict(report, report.results[0])
+    for part in (report.results[0].device, "63 FPS", "15.87 ms", "GTX 1080 Ti"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("times", "word"),
+    [
+        pytest.param([10.0] * 20, "PASS", id="fast"),
+        pytest.param([20.0] * 20, "MISS", id="slow"),
+        pytest.param([15.0] * 11 + [17.0] * 9, "MISS", id="median fast, interval not"),
+    ],
+)
+def test_the_target_is_met_only_with_the_whole_interval(report, times, word):
+    result = dataclasses.replace(report.results[0], end_to_end=summarize(times))
+    assert verdict(report, result).startswith(word)
+
+
+def test_few_samples_are_said(report):
+    assert any("p99 n/a" in note for note in notes(report))
+
+
+def test_an_unstable_run_is_said(report):
+    moving = summarize([10.0] * 10 + [20.0] * 10)
+    first = dataclasses.replace(report.results[0], engine=moving)
+    assert any(
+        note.startswith("unstable") for note in notes(dataclasses.replace(report, results=(first,)))
+    )
+
+
+def test_the_report_names_machine_libraries_and_frames(report):
+    text = printed(report)
+    for part in (
+        "cpu",
+        "libraries",
+        "onnxruntime",
+        "generated street scenes",
+        "revision",
+        "peak RSS",
+    ):
+        assert part in text
+
+
+def test_the_json_holds_every_figure(report, tmp_path):
+    path = tmp_path / "report.json"
+    write_json(report, path)
+    content = json.loads(path.read_text())
+    assert content["results"][0]["end_to_end"]["p50"] == report.results[0].end_to_end.p50
+    assert content["results"][0]["sha256"] == report.results[0].sha256
+    assert content["environment"]["cpu"]
+
+
+def test_real_frames_are_said_to_be_resized(tmp_path):
+    write_image(tmp_path / "a.png", street_scene((32, 48)).image)
+    assert "resized from 32x48" in load_frames(tmp_path, SIZE).description
+
+
+def test_native_frames_keep_their_size(tmp_path):
+    write_image(tmp_path / "a.png", street_scene((32, 48)).image)
+    assert load_frames(tmp_path, None).frames[0].shape == (32, 48, 3)
+
+
+def test_an_unreadable_source_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(BenchmarkError, match=r"a\.png cannot be read"):
+        load_frames(tmp_path, SIZE)
+
+
+def test_a_missing_source_is_an_error(tmp_path):
+    with pytest.raises(InvalidInput, match="does not exist"):
+        load_frames(tmp_path / "nothing", SIZE)
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "esnet-bench"
+    command = [str(program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_default_command_prints_a_verdict(make_artefact):
+    result = bench(make_artefact(), "--max-seconds", "0.2", "--size", "64x128")
+    assert result.returncode == 0
+    assert "PASS" in result.stdout or "MISS" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fps", "code"), [pytest.param("1", 0, id="reached"), pytest.param("1000000", 1, id="missed")]
+)
+def test_assert_decides_the_exit_code(make_artefact, fps, code):
+    arguments = ("--max-seconds", "0.2", "--size", "64x128", "--target-fps", fps, "--assert")
+    assert bench(make_artefact(), *arguments).returncode == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["nothing.onnx"], "does not exist", id="missing model"),
+        pytest.param(["{model}", "--frames", "nowhere"], "does not exist", id="missing frames"),
+        pytest.param(["{model}", "--size", "big"], "HEIGHTxWIDTH", id="bad size"),
+        pytest.param(["{model}", "--backend", "cuda"], "unknown backend", id="unknown backend"),
+        pytest.param(
+            ["{model}", "--precision", "fp8"], "cannot run fp8", id="impossible precision"
+        ),
+        pytest.param(
+            ["{model}", "--json", "no/such/r.json"], "does not exist", id="no report folder"
+        ),
+        pytest.param(["{model}", "--target-fps", "0"], "above 0", id="target of nothing"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2(make_artefact, arguments, message):
+    words = [word.format(model=make_artefact()) for word in arguments]
+    result = bench(*words, "--max-seconds", "0.2")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_memory_stays_under_the_limit_without_torch(make_artefact, tmp_path):
+    path = tmp_path / "r.json"
+    bench(make_artefact(), "--max-seconds", "0.2", "--size", "64x128", "--json", path)
+    content = json.loads(path.read_text())
+    assert content["peak_memory_bytes"] < 1.5e9
