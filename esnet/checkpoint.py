@@ -6,11 +6,11 @@ import hashlib
 import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         The network with every weight of the file, and none left at its initial value.
 
     Raises:
-        CheckpointError: Not a file, not readable without running code, not an ESNet, or keys that are missing,
-            unknown or of another shape; the message lists them.
+        CheckpointError: Not a file, not readable without running code, not an ESNet, or keys that are
+            missing, unknown or of another shape; the message lists them.
     """
     path = resolve_weights(source)
     tensors, metadata = _read_tensors(path)
@@ -83,13 +83,14 @@ def resolve_weights(source: str | Path) -> Path:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(
             f"weights file {str(source)!r} {what}",
-            hint=f"give a .pt, .pth, .ckpt or .safetensors file, or shipped weights: {', '.join(SHIPPED_WEIGHTS)}",
+            hint="give a .pt, .pth, .ckpt or .safetensors file, or shipped weights: "
+            + ", ".join(SHIPPED_WEIGHTS),
         )
     return path
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -105,18 +106,13 @@ def _load_torch_file(path: Path) -> object:
     """Unpickle tensors and plain containers only; anything that would run code is refused."""
     with path.open("rb") as file:
         magic = file.read(4)
-    if magic.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path} is cut short: a torch file without its end", hint=_COPY_AGAIN
-        )
     if not magic.startswith((b"PK", b"\x80")):
         what = "is empty" if not magic else f"is not a torch checkpoint: it starts with {magic!r}"
         raise CheckpointError(f"{path} {what}", hint=_EXPECTED_FILES)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # "pickle protocol 4 detected": loads or fails below
+            # "pickle protocol 4 detected": it loads, or fails below.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked_for = re.search(r"GLOBAL (\S+)", str(error))
@@ -125,23 +121,28 @@ def _load_torch_file(path: Path) -> object:
             + (f": it asks for {asked_for[1]}" if asked_for else ""),
             hint="save model.state_dict() with torch.save and give that file",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        Exception
+    ) as error:  # what torch's reader raises on damaged bytes has no common base but this
         raise CheckpointError(
-            f"{path} is damaged: {_first_line(error)}", hint=_COPY_AGAIN
+            f"{path} cannot be read as a state dict: {_first_line(error)}", hint=_COPY_AGAIN
         ) from error
 
 
 _EXPECTED_FILES = "give a state dict saved with torch.save, or a .safetensors file"
-_COPY_AGAIN = "copy or download it again"
+_COPY_AGAIN = "it may be cut short: copy or download it again"
 
 
-def _numpy_scalars() -> list[object]:
+def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Allow the numpy numbers that trainers keep beside the weights (``best_score``); they run no code."""
-    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
-    dtypes = [
-        type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)
-    ]
-    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *dtypes]
+    scalar: Any = np.float64().__reduce__()[0]
+    names = (
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+    )  # in numpy 1, in numpy 2
+    kinds = (np.float32, np.float64, np.int32, np.int64, np.bool_)
+    dtypes = [type(np.dtype(kind)) for kind in kinds]
+    return [*((scalar, name) for name in names), np.dtype, *dtypes]
 
 
 def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
@@ -154,18 +155,14 @@ def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
             tensors = {str(k): v for k, v in candidate.items() if isinstance(v, Tensor)}
             if tensors:
                 return tensors
-    found = (
-        f"entries {_shown(map(str, content))}"
-        if isinstance(content, Mapping)
-        else type(content).__name__
-    )
-    raise CheckpointError(f"{path} holds no state dict, got {found}", hint=_EXPECTED_FILES)
+    found = _shown(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    raise CheckpointError(f"{path} holds no state dict, but {found}", hint=_EXPECTED_FILES)
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Strip what DataParallel, Lightning and torch.compile put before every key."""
     for wrapper in _WRAPPERS:
-        if all(key.startswith(wrapper) for key in tensors):
+        if tensors and all(key.startswith(wrapper) for key in tensors):
             return _without_wrapper({key[len(wrapper) :]: value for key, value in tensors.items()})
     return tensors
 
@@ -174,9 +171,9 @@ def _recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
     """Choose the family that shares most keys with the file; half of its keys must be there."""
     shares = {family: family.share_of_keys(tensors) for family in FAMILIES.values()}
     best = max(shares, key=lambda family: shares[family])
-    if shares[best] < 0.5 or best.head_key not in tensors:
+    if shares[best] < 0.5:
         raise CheckpointError(
-            f"{path} is not an ESNet checkpoint: its {len(tensors)} keys are like {_shown(tensors)}",
+            f"{path} is not an ESNet checkpoint: it holds {_shown(tensors)}",
             hint=f"known layouts: {', '.join(FAMILIES)}; the nearest, {best.name}, has keys like "
             f"{_shown([best.head_key, *best.expected_shapes(1)])}",
         )
@@ -185,12 +182,7 @@ def _recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
 
 def _fill(family: Family, tensors: Mapping[str, Tensor], path: Path) -> ESNet:
     """Build the family's network and load every key, or list what does not fit."""
-    head = tensors[family.head_key]
-    if head.ndim != 4:
-        raise CheckpointError(
-            f"{path}: {family.head_key} must have 4 axes, got {tuple(head.shape)}"
-        )
-    num_classes = int(head.shape[1])
+    num_classes = _num_classes(family, tensors, path)
     expected = family.expected_shapes(num_classes)
     problems = _key_problems(expected, tensors)
     if problems:
@@ -211,6 +203,19 @@ def _fill(family: Family, tensors: Mapping[str, Tensor], path: Path) -> ESNet:
     return network.eval()
 
 
+def _num_classes(family: Family, tensors: Mapping[str, Tensor], path: Path) -> int:
+    """Read K off the last layer's weight, (16, K, k, k)."""
+    head = tensors.get(family.head_key)
+    if head is None or head.ndim != 4 or head.shape[1] == 0:
+        missing = [key for key in family.expected_shapes(1) if key not in tensors]
+        raise CheckpointError(
+            f"{path} looks like an ESNet of the {family.name} layout, but its last layer "
+            f"{family.head_key} is not there; missing: {_shown(missing, 8)}",
+            hint="the network must be ESNet as published, decoder included",
+        )
+    return int(head.shape[1])
+
+
 def _key_problems(
     expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
 ) -> list[str]:
@@ -229,7 +234,7 @@ def _key_problems(
 def _shown(keys: Iterable[str], limit: int = 3) -> str:
     names = list(keys)
     rest = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(names[:limit]) + rest or "nothing"
 
 
 def _first_line(error: Exception) -> str:

@@ -74,7 +74,7 @@ CITYSCAPES = LabelSet(
     train_ids=MappingProxyType({label: train for train, (label, _, _) in enumerate(_CITYSCAPES)}),
 )
 
-# Source: the 11-class split of Badrinarayanan et al., "SegNet", arXiv 1511.00561; colours of CamVid's own table.
+# Source: the 11-class split of Badrinarayanan et al., "SegNet", arXiv 1511.00561; CamVid's own colours.
 _CAMVID = (
     ("sky", (128, 128, 128)),
     ("building", (128, 0, 0)),
@@ -139,7 +139,7 @@ def _numbered(num_classes: int) -> LabelSet:
 
 
 def _distinct_colour(index: int) -> tuple[int, int, int]:
-    """Spread colours by the bits of the index, as Pascal VOC does (Everingham et al., devkit ``VOCcolormap``)."""
+    """Spread colours by the bits of the index, as Pascal VOC does (its devkit's ``VOCcolormap``)."""
     red = green = blue = 0
     value = index + 1
     for shift in range(7, -1, -1):

@@ -71,14 +71,13 @@ class DownsamplerBlock(nn.Module):
         self.pool = nn.MaxPool2d(config.pool_kernel, stride=2, padding=config.pool_kernel // 3)
         norm_channels = out_channels if self.norm_after_concat else conv_channels
         self.bn = nn.BatchNorm2d(norm_channels, eps=config.norm_eps)
-        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, out_channels, H/2, W/2)."""
         conv, pool = self.conv(x), self.pool(x)
         if self.norm_after_concat:
-            return self.relu(self.bn(torch.cat([conv, pool], 1)))
-        return torch.cat([self.relu(self.bn(conv)), pool], 1)
+            return torch.relu(self.bn(torch.cat([conv, pool], 1)))
+        return torch.cat([torch.relu(self.bn(conv)), pool], 1)
 
 
 class FCU(nn.Module):
@@ -92,14 +91,13 @@ class FCU(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels, eps=config.norm_eps)
         self.conv3x1_2, self.conv1x3_2 = _factorized_pair(channels, kernel, 1, config)
         self.bn2 = nn.BatchNorm2d(channels, eps=config.norm_eps)
-        self.relu = nn.ReLU()
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        y = self.conv1x3_1(self.relu(self.conv3x1_1(x)))
-        y = self.conv1x3_2(self.relu(self.conv3x1_2(self.relu(self.bn1(y)))))
-        return self.relu(x + self.dropout(self.bn2(y)))
+        y = self.conv1x3_1(torch.relu(self.conv3x1_1(x)))
+        y = self.conv1x3_2(torch.relu(self.conv3x1_2(torch.relu(self.bn1(y)))))
+        return torch.relu(x + self.dropout(self.bn2(y)))
 
 
 class PFCU(nn.Module):
@@ -123,7 +121,6 @@ class PFCU(nn.Module):
             self.add_module(f"conv1x3_2{dilation}", pair[1])
             if not config.shared_branch_norm:
                 self.add_module(f"bn2_2{dilation}", nn.BatchNorm2d(channels, eps=config.norm_eps))
-        self.relu = nn.ReLU()
         self.dropout = nn.Dropout2d(config.pfcu_dropout)
 
     def branch_norm(self, dilation: int) -> nn.Module:
@@ -132,17 +129,18 @@ class PFCU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        y = self.relu(self.bn1(self.conv1x3_1(self.relu(self.conv3x1_1(x)))))
+        y = torch.relu(self.bn1(self.conv1x3_1(torch.relu(self.conv3x1_1(x)))))
         branches = [self._branch(y, dilation) for dilation in PFCU_DILATIONS]
         if self.branch_sum == "stacked":
-            return self.relu(torch.stack(branches).sum(0) + x)
+            return torch.relu(torch.stack(branches).sum(0) + x)
         terms = [x, *branches] if self.branch_sum == "residual first" else [*branches, x]
-        return self.relu(reduce(add, terms))
+        return torch.relu(reduce(add, terms))
 
     def _branch(self, y: Tensor, dilation: int) -> Tensor:
-        branch = self.relu(self.get_submodule(f"conv3x1_2{dilation}")(y))
-        branch = self.get_submodule(f"conv1x3_2{dilation}")(branch)
-        return self.dropout(self.branch_norm(dilation)(branch))
+        y = torch.relu(self.get_submodule(f"conv3x1_2{dilation}")(y))
+        y = self.get_submodule(f"conv1x3_2{dilation}")(y)
+        y = self.dropout(self.branch_norm(dilation)(y))
+        return y
 
 
 class UpsamplerBlock(nn.Module):
@@ -154,11 +152,10 @@ class UpsamplerBlock(nn.Module):
             in_channels, out_channels, 3, stride=2, padding=1, output_padding=1
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=config.norm_eps)
-        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, out_channels, 2H, 2W)."""
-        return self.relu(self.bn(self.conv(x)))
+        return torch.relu(self.bn(self.conv(x)))
 
 
 class Encoder(nn.Module):
@@ -205,14 +202,13 @@ class Decoder(nn.Module):
                 16, config.num_classes, 3, stride=2, padding=1, output_padding=1
             )
             self.output_bn = nn.BatchNorm2d(config.num_classes, eps=config.norm_eps)
-            self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Decode features to logits."""
         for layer in self.layers:
             x = layer(x)
         x = self.output_conv(x)
-        return self.relu(self.output_bn(x)) if hasattr(self, "output_bn") else x
+        return torch.relu(self.output_bn(x)) if hasattr(self, "output_bn") else x
 
 
 class ESNet(nn.Module):
@@ -226,7 +222,7 @@ class ESNet(nn.Module):
         if config.encoder_head:
             self.encoder_output_conv = nn.Conv2d(128, config.num_classes, 1)
 
-    def forward(self, x: Tensor, *, only_encoder: bool = False) -> Tensor:
+    def forward(self, x: Tensor, only_encoder: bool = False) -> Tensor:
         """Score every pixel.
 
         Args:
@@ -237,8 +233,9 @@ class ESNet(nn.Module):
         Returns:
             Logits (N, K, H, W), or (N, K, H/8, W/8) with ``only_encoder``.
         """
-        features = self.encoder(x)
-        return self.encoder_output_conv(features) if only_encoder else self.decoder(features)
+        x = self.encoder(x)
+        x = self.encoder_output_conv(x) if only_encoder else self.decoder(x)
+        return x
 
 
 def _factorized_pair(

@@ -7,7 +7,9 @@ here rather than traced, so that it depends on no exporter version, carries no r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -59,9 +61,8 @@ def onnx_from_network(
     )
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=opsets, producer_name="esnet-deploy")
-    model.ir_version = helper.find_min_ir_version_for(
-        opsets
-    )  # 8 for opset 17, as TensorRT 8.6 reads it
+    # 8 for opset 17, as TensorRT 8.6 reads it.
+    model.ir_version = helper.find_min_ir_version_for(opsets)
     onnx.checker.check_model(model)
     return model
 
@@ -73,7 +74,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
 
-    def node(self, op: str, name: str, inputs: Sequence[str], **attributes: object) -> str:
+    def node(self, op: str, name: str, inputs: Sequence[str], **attributes: Any) -> str:
         output = f"{name}/out"
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
@@ -88,7 +89,7 @@ class _Writer:
         inputs = [x, self.constant(f"{name}.weight", module.weight)]
         if module.bias is not None:
             inputs.append(self.constant(f"{name}.bias", module.bias))
-        attributes: dict[str, object] = {
+        attributes: dict[str, Any] = {
             "kernel_shape": list(module.kernel_size),
             "strides": list(module.stride),
             "pads": [*module.padding, *module.padding],
@@ -111,7 +112,7 @@ class _Writer:
 
 
 def _downsampler(writer: _Writer, path: str, block: DownsamplerBlock, x: str) -> str:
-    kernel, padding = int(block.pool.kernel_size), int(block.pool.padding)
+    kernel, padding = block.pool.kernel_size, block.pool.padding
     conv = writer.conv(f"{path}.conv", block.conv, x)
     pool = writer.node(
         "MaxPool",
@@ -163,4 +164,6 @@ def _upsampler(writer: _Writer, path: str, block: UpsamplerBlock, x: str) -> str
     return writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, y))
 
 
-_EMITTERS = {DownsamplerBlock: _downsampler, FCU: _fcu, PFCU: _pfcu, UpsamplerBlock: _upsampler}
+_EMITTERS: Mapping[type[nn.Module], Callable[[_Writer, str, Any, str], str]] = MappingProxyType(
+    {DownsamplerBlock: _downsampler, FCU: _fcu, PFCU: _pfcu, UpsamplerBlock: _upsampler}
+)

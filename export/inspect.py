@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from export.graph.editor import dims_of, op_counts
+from export.graph.editor import dims_of, op_counts, opset_of
 from runtime.card import CARD_KEY, ModelCard
 from runtime.errors import ModelFileError
 from runtime.files import sha256_of
@@ -50,7 +51,7 @@ def inspect_onnx(path: Path) -> Inspection:
     """
     metadata = read_metadata(path)
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own types, which differ between versions
         raise ModelFileError(
             f"{path} is damaged: {error}", hint="copy it again or export it anew"
@@ -58,15 +59,12 @@ def inspect_onnx(path: Path) -> Inspection:
     constants = {tensor.name for tensor in model.graph.initializer}
     weight_types: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        weight_types[_type_name(tensor.data_type)] += count
+        weight_types[_type_name(tensor.data_type)] += math.prod(tensor.dims)
     return Inspection(
         path=path,
         num_bytes=path.stat().st_size,
         sha256=sha256_of(path),
-        opset=max(e.version for e in model.opset_import if e.domain in ("", "ai.onnx")),
+        opset=opset_of(model),
         ir_version=model.ir_version,
         inputs=tuple(
             _described(value) for value in model.graph.input if value.name not in constants

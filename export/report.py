@@ -17,10 +17,7 @@ def text_from_export(report: ExportReport) -> str:
     """Say what was written, what goes in and out, how it was checked, and what to type next."""
     card = report.card
     rows = [
-        (
-            "weights",
-            f"{card.source['weights']}  {card.source['family']} layout  sha256 {_short(card.source['sha256'])}",
-        ),
+        ("weights", _weights_text(card)),
         ("graph", _changes(report.counts_before, report.counts_after)),
         ("", ", ".join(f"{name} {report.counts_after.get(name, 0)}" for name in _GONE)),
         ("parity", report.parity.as_text() if report.parity else "not checked (--no-verify)"),
@@ -90,6 +87,11 @@ def _changes(before: dict[str, int], after: dict[str, int]) -> str:
     return f"{sum(before.values())} nodes -> {sum(after.values())}: {', '.join(changed)}"
 
 
+def _weights_text(card: ModelCard) -> str:
+    source = card.source
+    return f"{source['weights']}  {source['family']} layout  sha256 {_short(source['sha256'])}"
+
+
 def _input_text(card: ModelCard) -> str:
     height, width = card.size_hw
     batch = _batch_text(card)
@@ -113,8 +115,8 @@ def _output_text(card: ModelCard) -> str:
 
 
 def _form_text(card: ModelCard) -> str:
-    padding = card.form.get("class_multiple", 1)
-    padded = f", head padded to a multiple of {padding} classes" if padding > 1 else ""
+    width = card.form.get("head_classes", card.num_classes)
+    padded = f", head padded to {width} classes" if width > card.num_classes else ""
     return f"for {card.target}: upsample {card.form.get('upsample')}{padded}, opset {card.form.get('opset')}"
 
 

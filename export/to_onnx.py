@@ -95,7 +95,8 @@ def export_onnx(
     path = output or default_output(weights, checkpoint, plan)
     if not path.parent.is_dir():
         raise ExportError(
-            f"output folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
+            f"there is no folder {path.parent} to write to",
+            hint="make it, or name another file: -o",
         )
     if path.is_dir():
         raise ExportError(
@@ -124,7 +125,7 @@ def export_onnx(
 
 
 def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan) -> Path:
-    """Name the artefact after weights, size, precision and target; beside the weights, or here for shipped ones."""
+    """Name the artefact after weights, size, precision and target; shipped weights are exported to here."""
     height, width = plan.size_hw
     is_shipped = str(weights) in SHIPPED_WEIGHTS
     stem = str(weights) if is_shipped else checkpoint.path.stem
@@ -158,7 +159,7 @@ def _card(
         target=plan.target,
         form={
             "upsample": plan.form.upsample,
-            "class_multiple": plan.form.class_multiple,
+            "head_classes": plan.form.head_classes(labels.num_classes),
             "opset": plan.opset,
         },
         source={

@@ -51,14 +51,15 @@ class Parity:
         if not self.max_abs_logit_diff <= allowed:  # NaN is not
             return f"logits differ by {self.max_abs_logit_diff:.3g}, allowed {allowed:.3g}"
         if self.equal_labels < least_equal:
-            return f"{100 * self.equal_labels:.3f} % of labels are equal, at least {100 * least_equal:.1f} % must be"
+            return f"{self.equal_labels:.3%} of labels are equal, required {least_equal:.1%}"
         return None
 
     def as_text(self) -> str:
         """Sum up in a line."""
         return (
             f"max |logit difference| {self.max_abs_logit_diff:.2g} of {self.max_abs_logit:.3g}, "
-            f"equal labels {100 * self.equal_labels:.4g} %, {self.num_frames} {self.frames}, on {self.backend}"
+            f"equal labels {100 * self.equal_labels:.4g} %, {self.num_frames} {self.frames}, "
+            f"on {self.backend}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,8 +78,8 @@ def measure_parity(
 ) -> Parity:
     """Run frames through torch, through the artefact, and through its twin that gives logits.
 
-    The twin is the same graph but for the head (no labels, no padding classes), so that rounding can be told from
-    mistakes.
+    The twin is the same graph but for the head (no labels, no padding classes), so that rounding can be told
+    from mistakes.
 
     Args:
         network: The checkpoint's network.
@@ -136,7 +137,7 @@ def torch_logits(network: ESNet, frame: np.ndarray, plan: ExportPlan) -> np.ndar
         Logits (K, H, W) float32.
     """
     scaled = resize_frame(frame, plan.size_hw).astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.float32(plan.mean)) / np.float32(plan.std)
+    normalised = (scaled - np.asarray(plan.mean, np.float32)) / np.asarray(plan.std, np.float32)
     with torch.inference_mode():
         logits: np.ndarray = network(torch.from_numpy(normalised).permute(2, 0, 1)[None])[0].numpy()
     return logits

@@ -1,7 +1,7 @@
 """Run a deployed ESNet: open an artefact, turn frames into class maps. Needs neither torch nor onnx.
 
-``Segmenter`` is the face people use; ``open_backend`` and ``ModelCard`` lie beneath it. The names are loaded when
-they are first used, so that ``import runtime`` costs next to nothing.
+``Segmenter`` is the face people use; ``open_backend`` and ``ModelCard`` lie beneath it. The names are loaded
+when they are first used, so that ``import runtime`` costs next to nothing.
 """
 
 from __future__ import annotations

@@ -33,17 +33,18 @@ class TensorSpec:
         Raises:
             InvalidInput: With what was expected and what was found.
         """
-        fits = array.ndim == len(self.shape) and all(
-            want is None or want == got for want, got in zip(self.shape, array.shape, strict=True)
-        )
-        if array.dtype != self.dtype or not fits:
+        if array.dtype != self.dtype or not self.fits(array.shape):
             raise InvalidInput(
-                f"input {self.name!r} must be {self.dtype} {self._shape_text()}, got {array.dtype} {array.shape}",
+                f"input {self.name!r} must be {self.dtype} {shape_text(self.shape)}, "
+                f"got {array.dtype} {array.shape}",
                 hint="Segmenter resizes frames to the model's size; a backend takes them as they must be",
             )
 
-    def _shape_text(self) -> str:
-        return "(" + ", ".join("N" if size is None else str(size) for size in self.shape) + ")"
+    def fits(self, shape: tuple[int | None, ...]) -> bool:
+        """Tell whether a shape has this rank and, where both are fixed, these sizes."""
+        return len(shape) == len(self.shape) and all(
+            None in (want, got) or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
 
 
 class Backend(Protocol):
@@ -152,13 +153,15 @@ def open_backend(
 
     Raises:
         ModelFileError: The file is missing, damaged, or without a card.
-        InvalidInput: No such backend, or a precision that it cannot run.
-        BackendUnavailable: Its library is not installed.
+        InvalidInput: No such backend, a precision that it cannot run, or fewer than one thread.
+        BackendUnavailable: Its library is not installed, or does not load.
     """
     card = ModelCard.from_file(Path(path))
     name = name or _fastest()
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise InvalidInput(f"threads must be at least 1, got {threads}")
     entry = BACKENDS[name]
     if entry.module and not _has(entry.module):
         raise BackendUnavailable(
@@ -166,10 +169,20 @@ def open_backend(
             hint=f"pip install 'esnet-deploy[{entry.extra}]'",
         )
     module, _, attribute = entry.target.partition(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)(
-        Path(path), card, precision=precision, threads=threads
-    )
+    try:
+        opener = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{entry.module} is installed but does not load: {error}",
+            hint="esnet-doctor tells more; --backend takes another",
+        ) from error
+    backend: Backend = opener(Path(path), card, precision=precision, threads=threads)
     return backend
+
+
+def shape_text(shape: tuple[int | None, ...]) -> str:
+    """Write a shape for people: ``(N, 512, 1024, 3)``."""
+    return f"({', '.join('N' if size is None else str(size) for size in shape)})"
 
 
 def check_batch_size(card: ModelCard, size: int) -> None:
@@ -183,7 +196,7 @@ def check_batch_size(card: ModelCard, size: int) -> None:
         allowed = str(low) if low == high else f"{low} to {high}"
         raise InvalidInput(
             f"batch of {size} frames, the artefact takes {allowed}",
-            hint=f"export with --batch {min(low, size)}:{size}:{max(high, size)}",
+            hint=f"export with --batch {min(low, size)}:{size}:{max(high, size)}" if size else None,
         )
 
 

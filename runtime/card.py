@@ -40,7 +40,7 @@ class ModelCard:
     color: str
     """Channel order of the input, ``RGB``."""
     mean: tuple[float, float, float]
-    """Subtracted from input / 255, per channel; in the graph for ``frames``, the caller's work for ``tensor``."""
+    """Subtracted from input / 255 per channel: by the graph for ``frames``, by the caller for ``tensor``."""
     std: tuple[float, float, float]
     """What the difference is divided by."""
     resize: str
@@ -82,11 +82,11 @@ class ModelCard:
         """Read a card back.
 
         Raises:
-            ModelFileError: Not JSON, a newer schema, or fields missing.
+            ModelFileError: Not JSON, a newer schema, fields missing, or values that are not known.
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelFileError(
                 f"{origin}: its model card is damaged: {error}", hint=_EXPORT
             ) from error
@@ -104,7 +104,14 @@ class ModelCard:
             raise ModelFileError(
                 f"{origin}: its model card lacks {', '.join(missing)}", hint=_EXPORT
             )
-        return cls(**{key: _tuples(value) for key, value in fields.items() if key in known})
+        card = cls(**{key: _tuples(value) for key, value in fields.items() if key in known})
+        for name, values in _VALUES.items():
+            if (value := getattr(card, name)) not in values:
+                raise ModelFileError(
+                    f"{origin}: its model card says {name} {value!r}, this version knows {values}",
+                    hint="pip install --upgrade esnet-deploy",
+                )
+        return card
 
     @classmethod
     def from_file(cls, path: Path) -> ModelCard:
@@ -122,6 +129,14 @@ class ModelCard:
         return cls.from_json(metadata[CARD_KEY], origin=str(path))
 
 
+# What the card may say of things that would go wrong in silence if they were ignored.
+_VALUES: Mapping[str, tuple[object, ...]] = {
+    "input": (FRAMES, TENSOR),
+    "outputs": ((LABELS,), (LABELS, CONFIDENCE), (LOGITS,)),
+    "color": ("RGB",),
+    "resize": ("bilinear",),
+    "precision": ("fp32", "fp16"),
+}
 _EXPORT = "make the artefact with: esnet-export to-onnx WEIGHTS -o model.onnx"
 
 

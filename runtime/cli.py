@@ -55,6 +55,8 @@ def segment(
         backend=backend,
         precision=precision,
     )
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(report.as_text())
     raise typer.Exit(1 if report.skipped else 0)
 

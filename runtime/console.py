@@ -12,8 +12,12 @@ import typer
 
 from runtime.errors import InvalidInput
 
-EPILOG = "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 something is not installed. --debug shows tracebacks."
+EPILOG = (
+    "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed. --debug shows tracebacks."
+)
 _BAD_INPUT = 2
+# Read by OpenCV and its FFmpeg when they load: what cannot be read is reported once, in our own words.
+_QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
 def new_app(help_text: str, **settings: Any) -> typer.Typer:
@@ -36,12 +40,15 @@ def run_app(app: Callable[[], Any], *errors: type[Exception]) -> NoReturn:
         app: The Typer app.
         *errors: Error classes of our packages; each may carry ``hint`` and ``exit_code``.
     """
-    debug = "--debug" in sys.argv
+    is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if not is_debug:
+        os.environ.update(_QUIET_OPENCV)
+    reported: tuple[type[Exception], ...] = (*errors, OSError)
     try:
         app()
-    except (*errors, OSError) as error:
-        if debug:
+    except reported as error:
+        if is_debug:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         if hint := getattr(error, "hint", None):

@@ -26,6 +26,12 @@ _DISTRIBUTIONS = {
     "onnx": "export",
     "safetensors": "export",
 }
+# Distributions that fill the same import folder: the second spoils the first, and removing one empties it.
+_TWINS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "cv2": ("opencv-python", "opencv-python-headless"),
+}
+_FRAMES = "read and write frames: cv2"
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 
@@ -58,8 +64,9 @@ class Diagnosis:
 
     @property
     def can_run(self) -> bool:
-        """Whether any backend runs here."""
-        return any(check.is_ok for check in self.checks if check.name.startswith("run on"))
+        """Whether a model can run here: OpenCV loads, and any backend does."""
+        working = {check.name for check in self.checks if check.is_ok}
+        return _FRAMES in working and any(name.startswith("run on") for name in working)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
@@ -82,60 +89,58 @@ def diagnose() -> Diagnosis:
         machine=machine,
         installed=installed,
         checks=tuple(_checks(has_gpu=bool(gpus))),
-        warnings=tuple(_warnings(installed, has_gpu=bool(gpus))),
+        warnings=tuple(_warnings(has_gpu=bool(gpus))),
     )
 
 
 def _checks(*, has_gpu: bool) -> list[Check]:
     checks = [
-        _import_check("run on CPU: openvino", "openvino", "cpu"),
-        _import_check("run on CPU: onnxruntime", "onnxruntime", "cpu", needs="InferenceSession"),
-        _import_check("export: torch", "torch", "export"),
-        _import_check("export: onnx", "onnx", "export"),
-        _import_check("export: safetensors", "safetensors", "export"),
+        _import_check(_FRAMES, "cv2", fix="pip install opencv-python-headless"),
+        _import_check("run on CPU: openvino", "openvino", fix=_pip("cpu")),
+        _import_check("run on CPU: onnxruntime", "onnxruntime", fix=_pip("cpu")),
+        _import_check("export: torch", "torch", fix=_pip("export")),
+        _import_check("export: onnx", "onnx", fix=_pip("export")),
+        _import_check("export: safetensors", "safetensors", fix=_pip("export")),
     ]
     if has_gpu:
-        checks.append(_import_check("build engines: tensorrt", "tensorrt", "gpu"))
+        checks.append(_import_check("build engines: tensorrt", "tensorrt", fix=_pip("gpu")))
     return checks
 
 
-def _import_check(name: str, module: str, extra: str, *, needs: str | None = None) -> Check:
+def _import_check(name: str, module: str, *, fix: str) -> Check:
     """Import a library for real: a broken installation must not look healthy."""
-    fix = f"pip install '{DISTRIBUTION}[{extra}]'"
     try:
         library = importlib.import_module(module)
-    except ModuleNotFoundError:
-        return Check(name=name, is_ok=False, detail="not installed", fix=fix)
-    except (
-        Exception
-    ) as error:  # a library that fails to load may raise anything; the doctor reports it
-        return Check(
-            name=name, is_ok=False, detail=f"broken: {str(error).splitlines()[0]}", fix=fix
-        )
-    if needs is not None and not hasattr(library, needs):
-        return Check(
-            name=name,
-            is_ok=False,
-            detail=f"broken: no {needs}, the remains of two installations",
-            fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && {fix}",
-        )
-    return Check(name=name, is_ok=True, detail=str(getattr(library, "__version__", "")))
+    except Exception as error:  # a library that fails to load may raise anything
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        detail = "not installed" if is_missing else f"broken: {error}".partition("\n")[0]
+        return Check(name=name, is_ok=False, detail=detail, fix=fix)
+    version = getattr(library, "__version__", None)
+    if version is None:  # an empty folder imports as well
+        fix = f"{_uninstall(*_TWINS.get(module, (module,)))} && {fix}"
+        return Check(name=name, is_ok=False, detail="broken: an empty folder is left", fix=fix)
+    return Check(name=name, is_ok=True, detail=str(version))
 
 
-def _warnings(installed: dict[str, str | None], *, has_gpu: bool) -> list[str]:
-    warnings = []
-    if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
-        keep = "gpu" if has_gpu else "cpu"
-        warnings.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: pip uninstall -y "
-            f"onnxruntime onnxruntime-gpu && pip install '{DISTRIBUTION}[{keep}]'"
-        )
-    if _version("opencv-python") and _version("opencv-python-headless"):
-        warnings.append(
-            "opencv-python and opencv-python-headless are both installed and overwrite each other: "
-            "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python"
-        )
-    return warnings
+def _warnings(*, has_gpu: bool) -> list[str]:
+    installs = {
+        "onnxruntime": _pip("gpu" if has_gpu else "cpu"),
+        "cv2": "pip install opencv-python",
+    }
+    return [
+        f"{' and '.join(twins)} are both installed and overwrite each other: "
+        f"{_uninstall(*twins)} && {installs[module]}"
+        for module, twins in _TWINS.items()
+        if all(map(_version, twins))
+    ]
+
+
+def _pip(extra: str) -> str:
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def _uninstall(*distributions: str) -> str:
+    return f"pip uninstall -y {' '.join(distributions)}"
 
 
 def _version(distribution: str) -> str | None:

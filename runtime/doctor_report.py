@@ -6,6 +6,7 @@ import json
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from runtime.doctor import Diagnosis
 
@@ -33,7 +34,6 @@ def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
 def _check_table(diagnosis: Diagnosis) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in diagnosis.checks:
-        table.add_row(
-            "ok" if check.is_ok else "NO", check.name, check.detail, check.fix.replace("[", r"\[")
-        )
+        cells = ("ok" if check.is_ok else "NO", check.name, check.detail, check.fix)
+        table.add_row(*map(Text, cells))
     return table

@@ -68,6 +68,6 @@ def batch_from_frames(frames: list[np.ndarray], card: ModelCard, *, dtype: np.dt
     batch = resized[0][None] if len(resized) == 1 else np.stack(resized)
     if card.input == FRAMES:
         return batch
-    mean, std = np.float32(card.mean), np.float32(card.std)
+    mean, std = np.array(card.mean, np.float32), np.array(card.std, np.float32)
     normalised = (batch.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=dtype)

@@ -25,12 +25,15 @@ def cpu_flags() -> frozenset[str]:
 
 
 def nvidia_gpus() -> tuple[str, ...]:
-    """List the NVIDIA cards with their driver version, through ``nvidia-smi``; empty without driver or card."""
+    """List the NVIDIA cards and their driver version, as ``nvidia-smi`` does; empty where it is silent."""
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    return tuple(result.stdout.strip().splitlines()) if result.returncode == 0 else ()
+    try:
+        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except subprocess.SubprocessError:
+        return ()
+    return tuple(result.stdout.strip().splitlines())
 
 
 def _cpu_field(key: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Read an ONNX file's text metadata by walking its outermost protobuf fields: no ONNX library, no weights loaded.
+"""Read an ONNX file's text metadata by walking its outermost protobuf fields: no ONNX library, no weights.
 
 Source: onnx.proto3 (ONNX 1.16), message ModelProto, and the protobuf wire format.
 """

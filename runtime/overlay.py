@@ -7,6 +7,7 @@ import numpy as np
 
 from runtime.card import ModelCard
 from runtime.errors import InvalidInput
+from runtime.frames import check_frame
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -23,7 +24,7 @@ def colors_from_labels(labels: np.ndarray, card: ModelCard) -> np.ndarray:
     """
     table = np.zeros((256, 3), np.uint8)
     table[: card.num_classes] = card.palette
-    return table[labels]
+    return table.take(labels, axis=0)
 
 
 def draw_overlay(
@@ -47,8 +48,9 @@ def draw_overlay(
         RGB, uint8 (H, W, 3), fresh.
 
     Raises:
-        InvalidInput: Sizes that differ, or alpha out of range.
+        InvalidInput: Not a frame, sizes that differ, or alpha out of range.
     """
+    check_frame(frame)
     if labels.shape != frame.shape[:2]:
         raise InvalidInput(f"labels {labels.shape} and frame {frame.shape[:2]} differ in size")
     if not 0 <= alpha <= 1:

@@ -14,8 +14,8 @@ _POLL_SECONDS = 0.1
 class Pipeline:
     """Items of a source pass through functions in order, each function in a thread of its own.
 
-    The caller's thread takes the results. The first exception of the source or of any stage stops all of them and
-    is raised to the caller; so does leaving the iteration early, Ctrl-C included.
+    The caller's thread takes the results. The first exception of the source or of any stage stops all of them
+    and is raised to the caller; leaving the iteration early, Ctrl-C included, stops them too.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Pipeline:
         run = _Run()
         iterators = [iter(self._source)]
         for stage, feed in zip(self._stages, queues, strict=False):
-            iterators.append(map(stage, run.items(feed)))
+            iterators.append(run.results(stage, feed))
         threads = [
             threading.Thread(target=run.work, args=(items, target), daemon=True)
             for items, target in zip(iterators, queues, strict=True)
@@ -86,6 +86,11 @@ class _Run:
             if item is _END:
                 return
             yield item
+
+    def results(self, stage: Callable[[Any], Any], feed: queue.Queue[Any]) -> Iterator[Any]:
+        """Pass a queue's items through a function."""
+        for item in self.items(feed):
+            yield stage(item)
 
     def _put(self, target: queue.Queue[Any], item: Any) -> bool:
         while not self.stopped.is_set():

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from runtime.advice import form_advice
 from runtime.console import is_terminal
 from runtime.errors import InvalidInput
 from runtime.overlay import colors_from_labels
 from runtime.pipeline import Pipeline
 from runtime.segmenter import Segmenter
 from runtime.sinks import open_sink
-from runtime.sources import Frame, open_source
+from runtime.sources import Frame, FrameSource, open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,17 +34,19 @@ class SegmentReport:
     """Backend, precision and device."""
     skipped: tuple[str, ...]
     """One line for each frame that could not be read."""
+    warnings: tuple[str, ...]
+    """What went another way than one may think."""
 
     def as_text(self) -> str:
         """Sum up in a few lines."""
         rate = self.num_frames / self.seconds if self.seconds else 0.0
         lines = [f"skipped: {reason}" for reason in self.skipped]
         lines.append(
-            f"{self.num_frames} frames in {self.seconds:.1f} s, {rate:.1f} frames/s (decoding and writing "
-            f"included) on {self.backend}"
+            f"{_frames(self.num_frames)} in {self.seconds:.1f} s, {rate:.1f} frames/s (decoding and "
+            f"writing included) on {self.backend}"
         )
         if self.skipped:
-            lines.append(f"{len(self.skipped)} frames could not be read")
+            lines.append(f"{_frames(len(self.skipped))} could not be read")
         lines.append(f"wrote {self.output}")
         return "\n".join(lines)
 
@@ -115,7 +119,22 @@ def segment_source(
         seconds=seconds,
         backend=f"{running.name} {running.precision}, {running.device}",
         skipped=tuple(source.skipped),
+        warnings=tuple(_warnings(source, count, segmenter)),
     )
+
+
+def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator[str]:
+    if advice := form_advice(segmenter.card, segmenter.backend.name):
+        yield advice
+    if source.num_frames and count + len(source.skipped) < source.num_frames:
+        yield (
+            f"{source.path} ended after {_frames(count)}, its header promises {source.num_frames}: "
+            "the file may be cut short"
+        )
+
+
+def _frames(count: int) -> str:
+    return "1 frame" if count == 1 else f"{count} frames"
 
 
 def _progress() -> Progress:

@@ -54,7 +54,7 @@ class Segmenter:
             color: Channel order of the frames, ``rgb`` or ``bgr`` (OpenCV's).
 
         Returns:
-            Class indices, uint8, fresh: (H, W) for a frame, (N, H, W) for a batch; ``card.class_names`` names them.
+            Indices of ``card.class_names``, uint8, fresh: (H, W) for a frame, (N, H, W) for a batch.
 
         Raises:
             InvalidInput: Frames of another type, rank or number of channels, or an unknown colour order.
@@ -130,13 +130,12 @@ class Segmenter:
         for frame in items:
             check_frame(frame)
         size_hw = items[0].shape[:2]
-        parts = [self._chunk(chunk) for chunk in self._chunks(_as_rgb(items, color))]
+        chunks = [self._chunk(_as_rgb(chunk, color)) for chunk in self._chunks(items)]
         maps = [
-            np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-            for arrays in zip(*parts, strict=True)
+            [resize_map(item, size_hw) for array in arrays for item in array]
+            for arrays in zip(*chunks, strict=True)
         ]
-        restored = [np.stack([resize_map(item, size_hw) for item in array]) for array in maps]
-        result = restored if is_batch else [array[0] for array in restored]
+        result = [np.stack(items) if is_batch else items[0] for items in maps]
         return result[0], result[1] if len(result) > 1 else None
 
     def _chunks(self, frames: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:

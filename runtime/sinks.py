@@ -44,10 +44,13 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
         InvalidInput: A single image for many frames, or a file type that cannot be written.
         OSError: The folder cannot be made or written to.
     """
-    if path.exists() and path.resolve() == source.path.resolve():
-        raise InvalidInput(
-            f"output {path} is the source itself", hint="name another file or folder"
-        )
+    for target in (path, _picture_in(path, source.path.stem)):
+        if target.exists() and target.samefile(source.path):
+            raise InvalidInput(
+                f"output {target} is the source itself", hint="name another file or folder"
+            )
+    if path.is_dir():
+        return FolderSink(path)
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         if suffix != ".mp4":
@@ -64,7 +67,7 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
             )
         _check_folder(path.parent)
         return ImageSink(path)
-    if suffix and not path.is_dir():
+    if suffix:
         raise InvalidInput(
             f"cannot tell what {path.name!r} should be, by its suffix {suffix!r}",
             hint="name a .png or .jpg file, a .mp4 file, or a folder",
@@ -98,7 +101,7 @@ class FolderSink:
 
     def write(self, picture: np.ndarray, name: str) -> None:
         """Write ``<name>.png``."""
-        write_image(self.path / f"{name}.png", picture)
+        write_image(_picture_in(self.path, name), picture)
 
     def __enter__(self) -> FolderSink:
         return self
@@ -108,7 +111,10 @@ class FolderSink:
 
 
 class VideoSink:
-    """An MP4 file that appears when the last frame is written; after an error or Ctrl-C there is none."""
+    """An MP4 file that appears when the last frame is written; after an error or Ctrl-C there is none.
+
+    The codec halves the colours' resolution: of an odd width or height the last column or row is lost.
+    """
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
@@ -166,6 +172,10 @@ def write_image(path: Path, picture: np.ndarray) -> None:
         raise InvalidInput(f"OpenCV cannot encode {path.suffix} images", hint="use .png or .jpg")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
+
+
+def _picture_in(folder: Path, name: str) -> Path:
+    return folder / f"{name}.png"
 
 
 def _bgr(picture: np.ndarray) -> np.ndarray:

@@ -28,12 +28,12 @@ class Frame:
 
 
 class FrameSource(Protocol):
-    """Frames in order, once through each time it is iterated; what cannot be read is skipped and remembered."""
+    """Frames in order, once through for each iteration; what cannot be read is skipped and remembered."""
 
     path: Path
     """What was opened."""
     num_frames: int | None
-    """How many frames to expect, ``None`` when unknown."""
+    """How many frames to expect, ``None`` when unknown; a video's header may promise too many."""
     fps: float | None
     """Frames a second of a video, ``None`` for images."""
     skipped: list[str]
@@ -68,7 +68,7 @@ def open_source(path: Path | str) -> FrameSource:
 class ImageSource:
     """Image files, in the order given."""
 
-    fps = None
+    fps: float | None = None
 
     def __init__(self, path: Path, files: list[Path]) -> None:
         self.path = path
@@ -117,14 +117,9 @@ class VideoSource:
                 index += 1
         finally:
             capture.release()
-        if self.num_frames is not None and index < self.num_frames:
-            self.skipped.append(
-                f"{self.path} ended after {index} frames, its header promises {self.num_frames}"
-            )
 
     def _open(self) -> cv2.VideoCapture:
-        with _quiet_opencv():
-            capture = cv2.VideoCapture(str(self.path))
+        capture = cv2.VideoCapture(str(self.path))
         if not capture.isOpened():
             capture.release()
             raise InvalidInput(
@@ -140,26 +135,18 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         InvalidInput: Not a readable image.
     """
-    with _quiet_opencv():
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise InvalidInput(f"{path} cannot be read as an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-class _quiet_opencv:
-    """Keep OpenCV's own complaints off the terminal: the caller reports the failure in its own words."""
-
-    def __enter__(self) -> None:
-        self._level = cv2.getLogLevel()
-        cv2.setLogLevel(0)
-
-    def __exit__(self, *_: object) -> None:
-        cv2.setLogLevel(self._level)
-
-
 def _images_in(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
     if not files:
         raise InvalidInput(
             f"folder {folder} holds no images",

@@ -28,7 +28,7 @@ LABEL_SET: LabelSet = CAMVID
 def street_scene(size_hw: tuple[int, int], *, seed: int = 0) -> Scene:
     """Draw a street as a dashboard camera sees it: sky, houses, trees, road, pavement, cars, people.
 
-    The colours are those of CamVid photographs, with texture, shadow and sensor noise, so that a network trained on
+    The colours are those of CamVid photographs, with texture and sensor noise, so that a network trained on
     it finds most of the scene; the accuracy it reaches here says nothing about real streets.
 
     Args:
@@ -45,7 +45,10 @@ def street_scene(size_hw: tuple[int, int], *, seed: int = 0) -> Scene:
 
 
 class _Painter:
-    """Draws each thing twice: its colours into the image, its class into the labels. Positions are shares, 0 to 1."""
+    """Draws each thing twice, its colours into the image and its class into the labels.
+
+    Positions are shares of width and height, 0 to 1.
+    """
 
     def __init__(self, size_hw: tuple[int, int], random: np.random.Generator) -> None:
         self.height, self.width = size_hw
@@ -145,15 +148,13 @@ class _Painter:
                     self._ellipse((x + wheel, foot), (0.018, 0.035), name, (34, 34, 36))
 
     def finish(self) -> np.ndarray:
-        """Add texture, a shadow towards the edges, blur and noise."""
-        image = self.image.astype(np.float32)
+        """Add texture, blur and noise."""
         coarse = self.random.normal(0, 7, (64, 128)).astype(np.float32)
-        image += cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)[
-            ..., None
-        ]
+        texture = cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        image: np.ndarray = self.image + texture[..., None]
         image = cv2.GaussianBlur(image, (0, 0), max(0.3, self.height / 700))
-        noise = np.random.default_rng(0).normal(0, 4, image.shape)
-        return np.clip(image + noise, 0, 255).astype(np.uint8)
+        image = image + np.random.default_rng(0).normal(0, 4, image.shape)
+        return np.clip(image, 0, 255).astype(np.uint8)
 
     def _tint(self, color: tuple[int, int, int], spread: int) -> tuple[int, int, int]:
         shift = int(self.random.integers(-spread, spread + 1))
@@ -163,9 +164,9 @@ class _Painter:
     def _shape(
         self, corners: list[tuple[float, float]], name: str, color: tuple[int, int, int]
     ) -> None:
-        points = np.array([[self._pixel(corner) for corner in corners]], np.int32)
-        cv2.fillPoly(self.image, points, color)
-        cv2.fillPoly(self.labels, points, _IDS[name])  # type: ignore[call-overload]
+        points = np.array([self._pixel(corner) for corner in corners], np.int32)
+        cv2.fillPoly(self.image, [points], color)
+        cv2.fillPoly(self.labels, [points], _IDS[name])
 
     def _ellipse(
         self,
@@ -176,7 +177,7 @@ class _Painter:
     ) -> None:
         axes = (max(1, round(radii[0] * self.width)), max(1, round(radii[1] * self.height)))
         cv2.ellipse(self.image, self._pixel(center), axes, 0, 0, 360, color, cv2.FILLED)
-        cv2.ellipse(self.labels, self._pixel(center), axes, 0, 0, 360, _IDS[name], cv2.FILLED)  # type: ignore[call-overload]
+        cv2.ellipse(self.labels, self._pixel(center), axes, 0, 0, 360, _IDS[name], cv2.FILLED)
 
     def _pixel(self, point: tuple[float, float]) -> tuple[int, int]:
         return round(point[0] * self.width), round(point[1] * self.height)

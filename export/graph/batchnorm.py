@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from export.errors import GraphError
 from export.graph.editor import GraphEditor, attribute
 
 
@@ -15,13 +14,14 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     A BN behind a Conv or ConvTranspose scales its weights and bias. Behind a Concat it is split among the
     inputs: a convolution takes its share, anything else (ESNet's max-pool, whose scale may be negative and so
     cannot move before the max) gets a per-channel Mul and Add. A ReLU behind that Concat then moves in front
-    of it. A BN module applied to several branches is folded into each of them.
+    of it. A BN module applied to several branches is folded into each of them. What cannot take a BN, or is
+    read by others too, gets the Mul and Add behind it.
 
     Args:
         model: Inference graph with constant BN statistics, float32. Not modified.
 
     Raises:
-        GraphError: A BN whose statistics are computed, or behind a grouped convolution.
+        GraphError: A BN, or a convolution before it, whose constants are computed at run time.
     """
     editor = GraphEditor(model)
     for norm in editor.of_type("BatchNormalization"):
@@ -29,7 +29,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
         editor.remove(norm)
         folded = _apply_affine(editor, norm.input[0], norm, scale, shift)
         editor.rewire(norm.output[0], folded)
-        if any(value.name == norm.output[0] for value in editor.graph.output):
+        if editor.is_output(norm.output[0]):
             editor.rename(folded, norm.output[0])
     for relu in editor.of_type("Relu"):
         _move_before_concat(editor, relu)
@@ -51,12 +51,13 @@ def _apply_affine(
 ) -> str:
     """Make ``scale * tensor + shift`` with as few nodes as can be, and return its tensor."""
     source = editor.producer(tensor)
-    is_private = not editor.consumers(tensor) and all(v.name != tensor for v in editor.graph.output)
-    if source is not None and is_private and source.op_type in ("Conv", "ConvTranspose"):
-        _fold_into_conv(editor, source, scale, shift)
-        return tensor
-    if source is not None and is_private and source.op_type == "Concat":
-        return _split_over_concat(editor, source, norm, scale, shift)
+    if source is not None and not editor.consumers(tensor) and not editor.is_output(tensor):
+        if source.op_type in ("Conv", "ConvTranspose") and attribute(source, "group", 1) == 1:
+            _fold_into_conv(editor, source, scale, shift)
+            return tensor
+        channels = _channels_of_parts(editor, source, len(scale))
+        if channels is not None:
+            return _split_over_concat(editor, source, channels, norm, scale, shift)
     name = f"{norm.name}.{source.name.rsplit('.', 1)[-1]}" if source is not None else norm.name
     column = (-1, 1, 1)
     factor = editor.set_array(f"{name}.scale", scale.reshape(column).astype(np.float32))
@@ -68,10 +69,6 @@ def _apply_affine(
 def _fold_into_conv(
     editor: GraphEditor, conv: onnx.NodeProto, scale: np.ndarray, shift: np.ndarray
 ) -> None:
-    if attribute(conv, "group", 1) != 1:
-        raise GraphError(
-            f"cannot fold a BatchNormalization into the grouped convolution {conv.name!r}"
-        )
     weight = editor.array(conv.input[1]).astype(np.float64)
     has_bias = len(conv.input) > 2 and conv.input[2] != ""
     bias = editor.array(conv.input[2]).astype(np.float64) if has_bias else np.zeros_like(scale)
@@ -86,20 +83,11 @@ def _fold_into_conv(
 def _split_over_concat(
     editor: GraphEditor,
     concat: onnx.NodeProto,
+    channels: list[int],
     norm: onnx.NodeProto,
     scale: np.ndarray,
     shift: np.ndarray,
 ) -> str:
-    if attribute(concat, "axis") != 1:
-        raise GraphError(
-            f"BatchNormalization {norm.name!r} follows a Concat that is not over channels"
-        )
-    channels = [_channels(editor, name) for name in concat.input]
-    if sum(1 for count in channels if count is None) == 1:
-        known = sum(count for count in channels if count is not None)
-        channels = [len(scale) - known if count is None else count for count in channels]
-    if None in channels:
-        raise GraphError(f"cannot tell the channel counts of the inputs of Concat {concat.name!r}")
     editor.remove(concat)
     bounds = np.cumsum([0, *channels])
     parts = [
@@ -109,25 +97,34 @@ def _split_over_concat(
     return editor.add("Concat", concat.name, parts, output=concat.output[0], axis=1)
 
 
-def _channels(editor: GraphEditor, tensor: str) -> int | None:
-    """Count a tensor's channels where a convolution, pool or concat on the way tells them."""
-    node = editor.producer(tensor)
-    if node is None:
+def _channels_of_parts(editor: GraphEditor, node: onnx.NodeProto, total: int) -> list[int] | None:
+    """Count the channels of each input of a Concat; ``None`` when that cannot be told, or no Concat."""
+    if node.op_type != "Concat" or attribute(node, "axis", 0) != 1:
         return None
-    if node.op_type == "Conv":
-        return int(editor.array(node.input[1]).shape[0])
-    if node.op_type == "ConvTranspose":
-        return int(editor.array(node.input[1]).shape[1])
-    return None
+    channels = [_channels_of_conv(editor, name) for name in node.input]
+    unknown = channels.count(0)
+    if unknown > 1 or len(set(node.input)) < len(channels):
+        return None
+    rest = total - sum(channels)
+    return [count or rest for count in channels]
+
+
+def _channels_of_conv(editor: GraphEditor, tensor: str) -> int:
+    """Count a tensor's channels where a convolution makes it, else 0."""
+    node = editor.producer(tensor)
+    if node is None or node.op_type not in ("Conv", "ConvTranspose"):
+        return 0
+    shape = editor.array(
+        node.input[1]
+    ).shape  # Conv (Cout, Cin, k, k), ConvTranspose (Cin, Cout, k, k)
+    return int(shape[0] if node.op_type == "Conv" else shape[1] * attribute(node, "group", 1))
 
 
 def _move_before_concat(editor: GraphEditor, relu: onnx.NodeProto) -> None:
     concat = editor.producer(relu.input[0])
-    if (
-        concat is None
-        or concat.op_type != "Concat"
-        or not editor.is_read_only_by(concat.output[0], relu)
-    ):
+    if concat is None or concat.op_type != "Concat":
+        return
+    if editor.sole_reader(concat.output[0]) is not relu:
         return
     for position, name in enumerate(list(concat.input)):
         source = editor.producer(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -10,12 +11,18 @@ from onnx import helper, numpy_helper
 
 from export.errors import GraphError
 
+T = TypeVar("T")
+
 
 class GraphEditor:
-    """A private copy of a model's graph; ``finish`` turns it back into a checked model."""
+    """A private copy of a model's graph; ``finish`` turns it back into a checked model.
+
+    Nodes need distinct names: what a transform adds is named after the node that it belongs to.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.ModelProto.FromString(model.SerializeToString())
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
         self.graph = self.model.graph
         self.nodes = list(self.graph.node)
         self._arrays = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -23,9 +30,7 @@ class GraphEditor:
     @property
     def opset(self) -> int:
         """The version of the default operator set."""
-        return max(
-            entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")
-        )
+        return opset_of(self.model)
 
     def single_input(self) -> onnx.ValueInfoProto:
         """Get the graph's one input, or raise ``GraphError``."""
@@ -48,10 +53,14 @@ class GraphEditor:
         """List the nodes that read this tensor."""
         return [node for node in self.nodes if tensor in node.input]
 
-    def is_read_only_by(self, tensor: str, reader: onnx.NodeProto) -> bool:
-        """Tell whether nothing but ``reader`` sees this tensor, the graph's outputs included."""
-        is_output = any(value.name == tensor for value in self.graph.output)
-        return not is_output and self.consumers(tensor) == [reader]
+    def is_output(self, tensor: str) -> bool:
+        """Tell whether this tensor is an output of the graph."""
+        return any(value.name == tensor for value in self.graph.output)
+
+    def sole_reader(self, tensor: str) -> onnx.NodeProto | None:
+        """Get the node that alone sees this tensor; ``None`` for several, and for an output of the graph."""
+        readers = self.consumers(tensor)
+        return readers[0] if len(readers) == 1 and not self.is_output(tensor) else None
 
     def array(self, name: str) -> np.ndarray:
         """Read a constant, or raise ``GraphError`` when the tensor is computed at run time."""
@@ -80,7 +89,7 @@ class GraphEditor:
         inputs: Sequence[str],
         *,
         output: str | None = None,
-        **attributes: object,
+        **attributes: Any,
     ) -> str:
         """Append a node and return the tensor it makes: ``output``, or a fresh name."""
         tensor = output or self._fresh_tensor(f"{name}/out")
@@ -100,8 +109,10 @@ class GraphEditor:
         self.nodes = [node for node in self.nodes if id(node) not in dropped]
 
     def rewire(self, old: str, new: str) -> None:
-        """Let every reader of ``old`` read ``new``."""
+        """Let every reader of ``old`` read ``new``, but for the node that makes ``new``."""
         for node in self.nodes:
+            if new in node.output:
+                continue
             for position, name in enumerate(node.input):
                 if name == old:
                     node.input[position] = new
@@ -146,9 +157,18 @@ class GraphEditor:
         return order
 
 
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    """Read a node's attribute, ``default`` when it is not set."""
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+def attribute(node: onnx.NodeProto, name: str, default: T) -> T:
+    """Read a node's attribute; ``default``, of the attribute's own type, when it is not set."""
+    value: T = next(
+        (helper.get_attribute_value(a) for a in node.attribute if a.name == name), default
+    )
+    return value
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Get the version of the default operator set, 0 when the model does not import it."""
+    versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
+    return max(versions, default=0)
 
 
 def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.errors import GraphError
-from export.graph.editor import GraphEditor, dims_of
+from export.graph.editor import GraphEditor, attribute, dims_of
 
 FRAMES_NAME = "frames"
 
@@ -20,11 +20,13 @@ def attach_frames_input(
     """Replace the normalised float input by ``frames``, uint8 (N, H, W, 3).
 
     Cast stands first and Transpose after it, since TensorRT allows uint8 at the edge only. The scale
-    1 / (255 std) disappears into the convolutions that read the input and into the affine behind the max-pool. A
-    mean would not fold exactly, because the convolution pads with zeros after normalisation; it stays as one Sub.
+    1 / (255 std) disappears into the convolutions that read the input and into the affine behind the
+    max-pool. A mean would not fold exactly, because the convolution pads with zeros after normalisation; it
+    stays as one Sub.
 
     Args:
         model: Graph whose one input, (N, 3, H, W) float32, feeds convolutions and max-pools only; BN folded.
+            Not modified.
         mean: RGB mean, 0-1 scale.
         std: RGB deviation, 0-1 scale, above 0.
 
@@ -35,9 +37,9 @@ def attach_frames_input(
         raise GraphError(f"std must be above 0 in every channel, got {tuple(std)}")
     editor = GraphEditor(model)
     tensor = editor.single_input()
-    axis, channels, height, width = dims_of(tensor)
-    if channels != 3:
-        raise GraphError(f"the input must have 3 channels, got {dims_of(tensor)}")
+    dims = dims_of(tensor)
+    if len(dims) != 4 or dims[1] != 3:
+        raise GraphError(f"the input must be (N, 3, H, W), got {dims}")
     scale = 1.0 / (255.0 * np.asarray(std, np.float64))
     for reader in editor.consumers(tensor.name):
         _fold_scale(editor, reader, scale)
@@ -49,28 +51,25 @@ def attach_frames_input(
         )
     x = editor.add("Transpose", "input.nchw", [x], perm=[0, 3, 1, 2])
     editor.rewire(tensor.name, x)
-    frames = helper.make_tensor_value_info(FRAMES_NAME, TensorProto.UINT8, [axis, height, width, 3])
-    tensor.CopyFrom(frames)
+    dims_NHWC = [dims[0], *dims[2:], 3]
+    tensor.CopyFrom(helper.make_tensor_value_info(FRAMES_NAME, TensorProto.UINT8, dims_NHWC))
     return editor.finish()
 
 
 def _fold_scale(editor: GraphEditor, reader: onnx.NodeProto, scale: np.ndarray) -> None:
-    if reader.op_type == "Conv":
+    if reader.op_type == "Conv" and attribute(reader, "group", 1) == 1:
         weight = editor.array(reader.input[1]) * scale.reshape(1, -1, 1, 1)
         editor.set_node_array(reader, 1, reader.input[1], weight.astype(np.float32))
         return
     if reader.op_type != "MaxPool":
         raise GraphError(
-            f"the input feeds {reader.op_type} {reader.name!r}; only Conv and MaxPool can take a scale"
+            f"the input feeds {reader.op_type} {reader.name!r}; only MaxPool and ungrouped Conv can scale it"
         )
-    readers = editor.consumers(reader.output[0])  # max(s x) = s max(x) for s > 0
-    if len(readers) == 1 and readers[0].op_type == "Mul":
-        factor = editor.array(readers[0].input[1]).astype(np.float64) * scale.reshape(-1, 1, 1)
-        editor.set_node_array(readers[0], 1, readers[0].input[1], factor.astype(np.float32))
+    pooled, column = reader.output[0], scale.reshape(-1, 1, 1)  # max(s x) = s max(x) for s > 0
+    affine = editor.sole_reader(pooled)
+    if affine is not None and affine.op_type == "Mul":
+        factor = editor.array(affine.input[1]).astype(np.float64) * column
+        editor.set_node_array(affine, 1, affine.input[1], factor.astype(np.float32))
         return
-    pooled = reader.output[0]
-    factor_name = editor.set_array(f"{reader.name}.scale", np.float32(scale).reshape(-1, 1, 1))
-    scaled = editor.add("Mul", f"{reader.name}.mul", [pooled, factor_name])
-    for node in readers:
-        position = list(node.input).index(pooled)
-        node.input[position] = scaled
+    factor_name = editor.set_array(f"{reader.name}.scale", column.astype(np.float32))
+    editor.rewire(pooled, editor.add("Mul", f"{reader.name}.mul", [pooled, factor_name]))

@@ -15,8 +15,8 @@ _LARGEST = float(np.finfo(np.float16).max)
 def convert_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make every float32 tensor of the graph float16.
 
-    Precision is in the graph, not in a builder flag, so that no engine can fall back to FP32 unnoticed. A uint8
-    input is cast straight to half, which holds 0 to 255 exactly.
+    Precision is in the graph, not in a builder flag, so that no engine can fall back to FP32 unnoticed. A
+    uint8 input is cast straight to half, which holds 0 to 255 exactly.
 
     Args:
         model: Float32 graph without Constant nodes. Not modified.

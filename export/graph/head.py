@@ -15,26 +15,29 @@ _NEVER = -1e4
 """Logit of a padding class: far below any real one, and a finite half."""
 
 
-def pad_classes(model: onnx.ModelProto, *, multiple: int = 8) -> onnx.ModelProto:
-    """Widen the head to a multiple of ``multiple`` classes that the argmax never picks.
+def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1) -> onnx.ModelProto:
+    """Widen the head by classes that the argmax never picks.
 
-    TensorRT computes channels in packs, and slices a head of 19 or 11 classes out of a wider one with a kernel of
-    its own; a head that is wide by itself needs none. The added classes have weights 0 and a bias of -1e4. Where a
-    ReLU ends the head, it becomes a Max with 0 for real classes and -1e4 for added ones.
+    TensorRT computes channels in packs, and slices a head of 19 or 11 classes out of a wider one with a
+    kernel of its own; a head that is wide by itself needs none. The added classes have weights 0 and a bias
+    of -1e4. Where a ReLU ends the head, it becomes a Max with 0 for real classes and -1e4 for added ones.
 
     Args:
         model: Graph whose logits (N, K, H, W) come from a ConvTranspose, or from a ReLU on one; BN folded.
+            Not modified.
         multiple: What the number of classes becomes a multiple of.
+        at_least: What it then is at least.
 
     Raises:
-        GraphError: Logits made in another way.
+        GraphError: Logits of another rank, or made in another way.
     """
     editor = GraphEditor(model)
     output = editor.single_output()
-    axis, num_classes, height, width = dims_of(output)
-    if not isinstance(num_classes, int):
-        raise GraphError(f"the number of classes must be fixed, got {dims_of(output)}")
-    added = -num_classes % multiple
+    dims = dims_of(output)
+    if len(dims) != 4 or not isinstance(dims[1], int):
+        raise GraphError(f"pad_classes needs logits (N, K, H, W) with K fixed, got {dims}")
+    num_classes = dims[1]
+    added = max(num_classes + -num_classes % multiple, at_least) - num_classes
     if added == 0:
         return editor.finish()
     last = editor.producer(output.name)
@@ -60,35 +63,39 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8) -> onnx.ModelProto
         editor.remove(last)
         floor_name = editor.set_array(f"{last.name}.floor", floor)
         editor.add("Max", last.name, [deconv.output[0], floor_name], output=output.name)
-    shape = [axis, num_classes + added, height, width]
-    output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape))
+    dims[1] = num_classes + added
+    output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, dims))
     return editor.finish()
 
 
 def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.ModelProto:
     """Replace the logits by class indices: 1 byte a pixel leaves the device, not 4 K.
 
-    Where a depth-to-space shuffle makes the logits, the maps are taken from the four groups in front of it, and
-    only they are shuffled. Class indices go int64, float, uint8, the one route that every TensorRT accepts.
+    Where a depth-to-space shuffle makes the logits, the maps are taken from the four groups in front of it,
+    and only they are shuffled. Class indices go int64, float, uint8, the one route that every TensorRT
+    accepts.
 
     Args:
-        model: Graph with one output, logits (N, K, H, W) float32, K fixed and at most 256.
+        model: Graph with one output, logits (N, K, H, W) float32; K, H, W fixed, K at most 256. Not
+            modified.
         confidence: Add a second output, the top softmax probability x 255, rounded.
 
     Returns:
-        A model with outputs ``labels`` and, if asked, ``confidence``: uint8 (N, H, W); ties go to the lowest index.
+        A model with outputs ``labels`` and, if asked, ``confidence``: uint8 (N, H, W); ties go to the lowest
+        index.
 
     Raises:
-        GraphError: Logits of another rank, or K not fixed or above 256.
+        GraphError: Logits of another rank or an open size, or K above 256.
     """
     editor = GraphEditor(model)
     logits = editor.single_output()
     dims = dims_of(logits)
-    if len(dims) != 4 or not isinstance(dims[1], int) or dims[1] > 256:
+    sizes = [size for size in dims[1:] if isinstance(size, int)]
+    if len(dims) != 4 or len(sizes) != 3 or sizes[0] > 256:
         raise GraphError(
-            f"append_labels needs logits (N, K, H, W) with K fixed and at most 256, got {dims}"
+            f"append_labels needs logits (N, K, H, W) of fixed size with K up to 256, got {dims}"
         )
-    head = _Head(editor, logits.name, dims)
+    head = _Head(editor, logits.name, dims[0], sizes)
     del editor.graph.output[:]
     classes = editor.add("ArgMax", "head.argmax", [head.scores], axis=head.axis, keepdims=0)
     head.emit(LABELS_NAME, editor.add("Cast", "head.labels_float", [classes], to=TensorProto.FLOAT))
@@ -100,18 +107,20 @@ def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.M
 class _Head:
     """Where the scores are, on which axis the classes lie, and how a map gets from there to the output."""
 
-    def __init__(self, editor: GraphEditor, logits: str, dims: list[int | str]) -> None:
-        self._editor = editor
-        self._axis_n, classes, self._height, self._width = dims
+    def __init__(
+        self, editor: GraphEditor, logits: str, batch: int | str, sizes: list[int]
+    ) -> None:
+        self._editor, self._batch = editor, batch
+        classes, self._height, self._width = sizes
         self.scores, self.axis = logits, 1
         shuffle = editor.producer(logits)
         self._is_shuffled = shuffle is not None and shuffle.op_type == "DepthToSpace"
         if shuffle is None or not self._is_shuffled:
             return
-        if attribute(shuffle, "blocksize") != 2 or attribute(shuffle, "mode", b"DCR") != b"DCR":
+        if attribute(shuffle, "blocksize", 1) != 2 or attribute(shuffle, "mode", b"DCR") != b"DCR":
             raise GraphError(f"the shuffle {shuffle.name!r} must be DCR with block size 2")
         editor.remove(shuffle)
-        groups = np.array([0, 4, classes, int(self._height) // 2, int(self._width) // 2], np.int64)
+        groups = np.array([0, 4, classes, self._height // 2, self._width // 2], np.int64)
         shape = editor.set_array("head.groups", groups)
         self.scores = editor.add("Reshape", "head.grouped", [shuffle.input[0], shape])
         self.axis = 2
@@ -140,5 +149,5 @@ class _Head:
             shape = editor.set_array("head.flat", flat)
             tensor = editor.add("Reshape", f"head.{name}_flat", [tensor, shape])
         editor.add("Cast", f"head.{name}", [tensor], output=name, to=TensorProto.UINT8)
-        dims = [self._axis_n, self._height, self._width]
+        dims = [self._batch, self._height, self._width]
         editor.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, dims))

@@ -13,8 +13,9 @@ def upsample_to_subpixel(model: onnx.ModelProto, *, last_only: bool = False) -> 
     """Replace ConvTranspose by Conv (4C channels) and DepthToSpace, exactly.
 
     Kernel 2, stride 2 is a 1x1 convolution; kernel 3, stride 2, padding 1, output padding 1 is a 2x2
-    convolution padded at the end. A ReLU that follows moves in front of the shuffle, where it fuses with the
-    convolution. Channel order is DCR: the four sub-pixels are the outer axis.
+    convolution padded at the end. A ReLU (or the Max of a padded head) that follows moves in front of the
+    shuffle, where it fuses with the convolution. Channel order is DCR: the four sub-pixels are the outer
+    axis.
 
     Args:
         model: Graph with BN already folded. Not modified.
@@ -53,12 +54,11 @@ def _rewrite(editor: GraphEditor, deconv: onnx.NodeProto) -> None:
         pads=[0, 0, size - 1, size - 1],
         dilations=[1, 1],
     )
-    last = deconv
-    readers = editor.consumers(deconv.output[0])
-    if [reader.op_type for reader in readers] == ["Relu"]:
-        last = readers[0]
+    last, reader = deconv, editor.sole_reader(deconv.output[0])
+    if reader is not None and reader.op_type in ("Relu", "Max"):
+        last = reader
         editor.remove(last)
-        x = editor.add("Relu", last.name, [x])
+        x = editor.add(last.op_type, last.name, [x, *_tiled_floor(editor, last)])
     editor.add(
         "DepthToSpace",
         f"{deconv.name}.shuffle",
@@ -69,22 +69,29 @@ def _rewrite(editor: GraphEditor, deconv: onnx.NodeProto) -> None:
     )
 
 
+def _tiled_floor(editor: GraphEditor, clip: onnx.NodeProto) -> list[str]:
+    """Repeat the per-channel floor of a Max, ``pad_classes``'s form of a ReLU, for the four sub-pixels."""
+    floors = [editor.array(name) for name in clip.input[1:]]
+    return [
+        editor.set_array(f"{clip.name}.floor_subpixel", np.tile(floor, (1, 4, 1, 1)))
+        for floor in floors
+    ]
+
+
 def _kernel_of(deconv: onnx.NodeProto, weight: np.ndarray) -> int:
     """Tell which of the two exact geometries this is."""
-    kernel = weight.shape[2]
     geometry = (
         tuple(weight.shape[2:]),
-        tuple(attribute(deconv, "strides", (1, 1))),
-        tuple(attribute(deconv, "pads", (0, 0, 0, 0))),
-        tuple(attribute(deconv, "output_padding", (0, 0))),
-        tuple(attribute(deconv, "dilations", (1, 1))),
+        tuple(attribute(deconv, "strides", [1, 1])),
+        tuple(attribute(deconv, "pads", [0, 0, 0, 0])),
+        tuple(attribute(deconv, "output_padding", [0, 0])),
+        tuple(attribute(deconv, "dilations", [1, 1])),
         attribute(deconv, "group", 1),
     )
-    if geometry in (
-        ((2, 2), (2, 2), (0, 0, 0, 0), (0, 0), (1, 1), 1),
-        ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1), (1, 1), 1),
-    ):
-        return kernel
+    if geometry == ((2, 2), (2, 2), (0, 0, 0, 0), (0, 0), (1, 1), 1):
+        return 2
+    if geometry == ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1), (1, 1), 1):
+        return 3
     raise GraphError(
         f"ConvTranspose {deconv.name!r} is neither kernel 2 stride 2 nor kernel 3 stride 2 padding 1 "
         f"output padding 1: (kernel, strides, pads, output_padding, dilations, group) = {geometry}"
@@ -94,7 +101,8 @@ def _kernel_of(deconv: onnx.NodeProto, weight: np.ndarray) -> int:
 def _two_tap_kernels(weight: np.ndarray) -> np.ndarray:
     """Split a 3-tap kernel into the 2-tap kernels of even and odd outputs, on both axes.
 
-    Even output 2h reads input h through tap 1; odd output 2h + 1 reads h through tap 2 and h + 1 through tap 0.
+    Even output 2h reads input h through tap 1; odd output 2h + 1 reads h through tap 2, and h + 1 through
+    tap 0.
 
     Args:
         weight: (Cin, Cout, 3, 3).
@@ -104,4 +112,5 @@ def _two_tap_kernels(weight: np.ndarray) -> np.ndarray:
     """
     taps = np.zeros((2, 2, 3), weight.dtype)  # (sub-pixel, kernel position, original tap)
     taps[0, 0, 1] = taps[1, 0, 2] = taps[1, 1, 0] = 1
-    return np.einsum("ioyx,apy,bqx->ioabpq", weight, taps, taps).astype(weight.dtype)
+    kernels: np.ndarray = np.einsum("ioyx,apy,bqx->ioabpq", weight, taps, taps)
+    return kernels

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from runtime.backend import TensorSpec, check_batch_size
+from runtime.backend import TensorSpec, check_batch_size, shape_text
 from runtime.card import CONFIDENCE, FRAMES, LABELS, LOGITS, ModelCard
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, ModelFileError
 
 
 class CardBackend(ABC):
@@ -33,11 +35,21 @@ class CardBackend(ABC):
         check_batch_size(self.card, batch.shape[0])
         return self._run(np.ascontiguousarray(batch))
 
+    def _check_graph(self, path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+        """Refuse a graph whose inputs and outputs, by name, are not what its card says."""
+        for spec in (self.input, *self.outputs):
+            if spec.name not in shapes or not spec.fits(shapes[spec.name]):
+                found = ", ".join(f"{name} {shape_text(shape)}" for name, shape in shapes.items())
+                raise ModelFileError(
+                    f"{path} does not fit its card: no {spec.name} {shape_text(spec.shape)} among {found}",
+                    hint="it was changed after its export; export it again",
+                )
+
     @abstractmethod
     def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]: ...
 
-    def _release(self) -> None:
-        """Free the library's objects."""
+    @abstractmethod
+    def _release(self) -> None: ...
 
     def close(self) -> None:
         """Free what the backend holds; a second call does nothing."""

@@ -32,3 +32,6 @@ class NullBackend(CardBackend):
         return tuple(
             np.zeros((batch.shape[0], *spec.shape[1:]), spec.dtype) for spec in self.outputs
         )
+
+    def _release(self) -> None:
+        """Nothing is held."""

@@ -31,7 +31,7 @@ class OnnxRuntimeBackend(CardBackend):
         super().__init__(card)
         if not hasattr(ort, "InferenceSession"):
             raise BackendUnavailable(
-                "onnxruntime is broken: onnxruntime and onnxruntime-gpu were both installed, and one was removed",
+                "onnxruntime is broken: it and onnxruntime-gpu were both installed, and one was removed",
                 hint="pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
             )
         # The CPU provider computes an fp16 graph in fp32, through casts.
@@ -51,6 +51,7 @@ class OnnxRuntimeBackend(CardBackend):
                 f"ONNX Runtime {ort.__version__} cannot open {path}: {error}",
                 hint="export it again, or check it with: esnet-export inspect",
             ) from error
+        self._check_graph(path, _shapes(self._session))
         self._output_names = [spec.name for spec in self.outputs]
 
     def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -58,3 +59,10 @@ class OnnxRuntimeBackend(CardBackend):
 
     def _release(self) -> None:
         del self._session
+
+
+def _shapes(session: ort.InferenceSession) -> dict[str, tuple[int | None, ...]]:
+    return {
+        edge.name: tuple(size if isinstance(size, int) else None for size in edge.shape)
+        for edge in (*session.get_inputs(), *session.get_outputs())
+    }

@@ -18,8 +18,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoBackend(CardBackend):
     """Runs an ONNX file with OpenVINO's CPU plugin; each result is a fresh array.
 
-    The precision is always an explicit hint: by itself OpenVINO would run an fp32 model in bf16 on CPUs that have
-    it. One static network is compiled for each batch size that is used, on its first use, because a dynamic batch
+    The precision is always an explicit hint: by itself OpenVINO would run an fp32 model in bf16 on CPUs that
+    have it. One static network is compiled for each batch size when it first comes, because a dynamic batch
     axis costs speed at every size.
     """
 
@@ -47,15 +47,17 @@ class OpenVinoBackend(CardBackend):
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
+        self._requests: dict[int, ov.InferRequest] = {}
         try:
             self._model = core.read_model(path)
+            self._check_graph(path, _shapes(self._model))
+            self._request(card.batch[1])
         except RuntimeError as error:
+            reason = str(error).strip().rpartition("\n")[2]
             raise ModelFileError(
-                f"OpenVINO {ov.__version__} cannot open {path}: {str(error).strip().splitlines()[-1]}",
+                f"OpenVINO {ov.__version__} cannot open {path}: {reason}",
                 hint="export it again, or check it with: esnet-export inspect",
             ) from error
-        self._requests: dict[int, ov.InferRequest] = {}
-        self._request(card.batch[1])
 
     def _request(self, size: int) -> ov.InferRequest:
         """Compile for a batch size, once."""
@@ -67,10 +69,17 @@ class OpenVinoBackend(CardBackend):
         return self._requests[size]
 
     def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        request = self._request(batch.shape[0])
-        request.infer({self.input.name: batch}, share_inputs=True)
-        return tuple(np.array(request.get_tensor(spec.name).data) for spec in self.outputs)
+        results = self._request(batch.shape[0]).infer({self.input.name: batch}, share_inputs=True)
+        return tuple(results[spec.name] for spec in self.outputs)
 
     def _release(self) -> None:
         self._requests.clear()
         del self._model, self._core
+
+
+def _shapes(model: ov.Model) -> dict[str, tuple[int | None, ...]]:
+    return {
+        name: tuple(axis.get_length() if axis.is_static else None for axis in port.partial_shape)
+        for port in (*model.inputs, *model.outputs)
+        for name in port.names
+    }

@@ -1,0 +1,87 @@
+"""A file appears whole or not at all, with the permissions that the user's umask asks for."""
+
+import hashlib
+import os
+
+import pytest
+
+from runtime.files import atomic_path, sha256_of
+
+
+@pytest.fixture
+def umask():
+    """Set the umask for one test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def test_the_file_appears_when_the_block_ends(tmp_path):
+    with atomic_path(tmp_path / "a.onnx") as temporary:
+        temporary.write_text("new")
+        assert not (tmp_path / "a.onnx").exists()
+    assert (tmp_path / "a.onnx").read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.onnx"]
+
+
+def test_the_temporary_file_lies_beside_it_with_the_same_suffix(tmp_path):
+    with atomic_path(tmp_path / "a.onnx") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".onnx"
+
+
+def test_an_old_file_is_replaced(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
+    def write():
+        with atomic_path(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(error):
+        write()
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_are_as_the_umask_says(tmp_path, umask, mask, mode):
+    umask(mask)
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_the_umask_is_left_alone(tmp_path, umask):
+    umask(0o027)
+    with atomic_path(tmp_path / "a"):
+        assert umask(0o027) == 0o027
+
+
+@pytest.mark.parametrize("folder", ["none", "file"])
+def test_an_unusable_folder_is_reported_under_the_name_asked_for(tmp_path, folder):
+    (tmp_path / "file").touch()
+    path = tmp_path / folder / "a.onnx"
+    with pytest.raises(OSError, match=r"/a\.onnx'$") as error, atomic_path(path):
+        pytest.fail("the block must not run")
+    assert error.value.filename == str(path)
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "a") as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert (tmp_path / "a").read_text() == "1"
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 9000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()

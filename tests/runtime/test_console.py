@@ -1,0 +1,115 @@
+"""What all command lines share: sizes, batches, and how an error ends."""
+
+import os
+import sys
+
+import pytest
+
+from runtime.console import parse_batch, parse_size, run_app
+from runtime.errors import BackendUnavailable, InvalidInput, RunError
+
+
+@pytest.mark.parametrize(
+    ("text", "size_hw"),
+    [("512x1024", (512, 1024)), ("8X8", (8, 8)), ("1080x1920", (1080, 1920))],
+)
+def test_a_size_is_height_then_width(text, size_hw):
+    assert parse_size(text) == size_hw
+
+
+@pytest.mark.parametrize("text", ["", "512", "512x", "512*1024", "-8x8", "8.0x8", "8x8x8", " 8x8"])
+def test_a_size_of_another_form_is_refused(text):
+    with pytest.raises(InvalidInput, match="is not HEIGHTxWIDTH"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [("510x1024", "512x1024"), ("0x8", "8x8"), ("512x1027", "512x1024"), ("3x13", "8x16")],
+)
+def test_a_size_that_is_no_multiple_of_8_gets_the_nearest(text, nearest):
+    with pytest.raises(InvalidInput, match="must be multiples of 8") as refusal:
+        parse_size(text)
+    assert refusal.value.hint == f"the nearest is --size {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("text", "batch"), [("1:1:8", (1, 1, 8)), ("4", (4, 4, 4)), ("2:2:2", (2, 2, 2))]
+)
+def test_a_batch_is_a_range_or_a_number(text, batch):
+    assert parse_batch(text) == batch
+
+
+@pytest.mark.parametrize("text", ["", "1:8", "1:2:3:4", "a", "1:-1:8", "1::8", "1.5"])
+def test_a_batch_of_another_form_is_refused(text):
+    with pytest.raises(InvalidInput, match="neither N nor MIN:OPT:MAX"):
+        parse_batch(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0:1:2", "2:1:3", "1:3:2"])
+def test_a_batch_that_does_not_rise_from_one_is_refused(text):
+    with pytest.raises(InvalidInput, match="1 <= MIN <= OPT <= MAX"):
+        parse_batch(text)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Keep what a command line sets for its own process away from this one."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an app that raises; get its exit code and what it printed as errors."""
+
+    def run(error, *arguments):
+        def app():
+            raise error
+
+        monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_app(app, RunError)
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_an_error_of_ours_is_a_line_and_a_hint(run):
+    code, text = run(InvalidInput("the frame\n is blue", hint="paint it red"))
+    assert (code, text) == (2, "error: the frame is blue\nhint: paint it red\n")
+
+
+def test_an_error_without_a_hint_is_a_line(run):
+    assert run(InvalidInput("blue")) == (2, "error: blue\n")
+
+
+def test_a_missing_library_ends_with_3(run):
+    assert run(BackendUnavailable("no openvino"))[0] == 3
+
+
+def test_an_error_of_the_system_names_the_file(run):
+    code, text = run(PermissionError(13, "Permission denied", "/x/a.png"))
+    assert (code, text) == (2, "error: Permission denied: /x/a.png\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(ValueError, match="shapes"):
+        run_app(lambda: int("shapes"), RunError)
+
+
+def test_debug_raises_and_is_not_seen_by_the_app(monkeypatch):
+    def app():
+        assert sys.argv == ["tool", "x"]
+        raise InvalidInput("blue")
+
+    monkeypatch.setattr(sys, "argv", ["tool", "--debug", "x"])
+    with pytest.raises(InvalidInput):
+        run_app(app, RunError)
+
+
+def test_an_app_that_returns_ends_with_0(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as end:
+        run_app(lambda: None, RunError)
+    assert end.value.code == 0

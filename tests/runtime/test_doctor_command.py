@@ -1,0 +1,38 @@
+"""``esnet-doctor`` as its user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = str(Path(sys.executable).with_name("esnet-doctor"))
+
+
+def run(*words):
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_the_text_names_what_runs_and_what_is_installed():
+    done = run(TOOL)
+    assert done.returncode == 0, done.stderr
+    assert "ok  run on CPU: openvino" in done.stdout
+    assert "installed: numpy " in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_json_is_json_alone():
+    done = run(TOOL, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"machine", "installed", "checks", "warnings", "can_run"}
+
+
+def test_without_a_backend_it_ends_with_3_and_the_pip_line():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('openvino', 'onnxruntime', 'torch'))); "
+        "from runtime.cli import doctor_main; doctor_main()"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 3
+    assert "NO  run on CPU: openvino" in done.stdout
+    assert "nothing here can run a model: pip install 'esnet-deploy[cpu]'" in done.stdout

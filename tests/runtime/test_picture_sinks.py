@@ -1,0 +1,193 @@
+"""Pictures arrive whole or not at all, and never on top of their source."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime.errors import InvalidInput
+from runtime.sinks import FolderSink, ImageSink, VideoSink, open_sink, write_image
+from runtime.sources import open_source, read_image
+
+
+@pytest.fixture
+def image(draw_image):
+    return open_source(draw_image("in/a.png"))
+
+
+@pytest.fixture
+def folder(draw_image, tmp_path):
+    for name in ("a.png", "b.png"):
+        draw_image(f"in/{name}")
+    return open_source(tmp_path / "in")
+
+
+@pytest.fixture
+def video(draw_video):
+    return open_source(draw_video("v.mp4"))
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An empty folder to write to."""
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".ppm", ".tiff"])
+def test_a_picture_comes_back_as_it_was(out, frame, suffix):
+    write_image(out / f"a{suffix}", frame)
+    np.testing.assert_array_equal(read_image(out / f"a{suffix}"), frame)
+
+
+def test_a_jpeg_comes_back_nearly(out):
+    picture = np.full((64, 64, 3), (200, 100, 50), np.uint8)
+    write_image(out / "a.jpg", picture)
+    np.testing.assert_allclose(read_image(out / "a.jpg"), picture, atol=3)
+
+
+def test_a_map_comes_back_with_its_values(out):
+    class_map = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_image(out / "a.png", class_map)
+    np.testing.assert_array_equal(cv2.imread(str(out / "a.png"), cv2.IMREAD_UNCHANGED), class_map)
+
+
+def test_a_folder_gets_a_png_for_each_name(out, folder, frame):
+    with open_sink(out, folder) as sink:
+        sink.write(frame, "a")
+        sink.write(frame, "b.jpg")
+    assert sorted(os.listdir(out)) == ["a.png", "b.jpg.png"]
+
+
+def test_a_missing_folder_is_made(out, folder, frame):
+    with open_sink(out / "deep" / "er", folder) as sink:
+        sink.write(frame, "a")
+    assert (out / "deep" / "er" / "a.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["frames.png", "frames.mp4", "run.v2"])
+def test_a_folder_is_a_folder_whatever_its_name_ends_in(out, folder, name):
+    (out / name).mkdir()
+    assert isinstance(open_sink(out / name, folder), FolderSink)
+
+
+def test_an_image_file_takes_the_frame_of_a_single_image(out, image, frame):
+    with open_sink(out / "x.png", image) as sink:
+        sink.write(frame, "a")
+    assert isinstance(sink, ImageSink)
+    assert os.listdir(out) == ["x.png"]
+
+
+def test_a_video_has_the_frames_and_rate_of_its_source(out, video):
+    with open_sink(out / "x.mp4", video) as sink:
+        for frame in video:
+            sink.write(frame.image, frame.name)
+    written = open_source(out / "x.mp4")
+    assert (written.num_frames, written.fps) == (5, 10.0)
+    for before, after in zip(video, written, strict=True):
+        np.testing.assert_allclose(after.image, before.image, atol=6)
+
+
+def test_images_become_a_video_of_30_frames_a_second(out, folder, frame):
+    with open_sink(out / "x.mp4", folder) as sink:
+        sink.write(frame, "a")
+    assert open_source(out / "x.mp4").fps == 30.0
+
+
+def test_a_video_does_not_exist_before_its_end(out, video, frame):
+    with open_sink(out / "x.mp4", video) as sink:
+        sink.write(frame, "a")
+        assert not (out / "x.mp4").exists()
+    assert os.listdir(out) == ["x.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_video_leaves_nothing(out, video, frame, error):
+    def write():
+        with open_sink(out / "x.mp4", video) as sink:
+            sink.write(frame, "a")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert os.listdir(out) == []
+
+
+def test_a_video_keeps_the_size_of_its_first_frame(out, video, frame):
+    with open_sink(out / "x.mp4", video) as sink:
+        sink.write(frame, "a")
+        with pytest.raises(
+            InvalidInput, match=r"b is \(32, 128\), the video's first was \(64, 128\)"
+        ):
+            sink.write(frame[:32], "b")
+
+
+def test_a_rate_that_the_codec_refuses_is_an_error(out, frame):
+    with (
+        pytest.raises(InvalidInput, match=r"OpenCV cannot write .*x\.mp4"),
+        VideoSink(out / "x.mp4", 90000.0) as sink,
+    ):
+        sink.write(frame, "a")
+    assert os.listdir(out) == []
+
+
+def test_a_failed_picture_leaves_the_old_one(out, frame, monkeypatch):
+    write_image(out / "a.png", frame)
+    before = (out / "a.png").read_bytes()
+    monkeypatch.setattr("pathlib.Path.write_bytes", _disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_image(out / "a.png", frame[:8])
+    monkeypatch.undo()
+    assert os.listdir(out) == ["a.png"]
+    assert (out / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("x.png", "has 2 frames, 'x.png' is one image", id="one-image-for-many"),
+        pytest.param("x.avi", "video output is .mp4, got 'x.avi'", id="avi"),
+        pytest.param("x.gif", "cannot tell what 'x.gif' should be", id="unknown-suffix"),
+        pytest.param("none/x.mp4", "output folder .*none does not exist", id="no-folder"),
+    ],
+)
+def test_an_output_that_does_not_suit_is_refused(out, folder, name, message):
+    with pytest.raises(InvalidInput, match=message):
+        open_sink(out / name, folder)
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error(out, folder):
+    (out / "x").touch()
+    with pytest.raises(FileExistsError):
+        open_sink(out / "x", folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        pytest.param("image", "in/a.png", id="image-on-itself"),
+        pytest.param("image", "in/../in/a.png", id="image-by-another-path"),
+        pytest.param("image", "in", id="image-into-its-own-folder"),
+        pytest.param("folder", "in", id="folder-on-itself"),
+        pytest.param("video", "v.mp4", id="video-on-itself"),
+    ],
+)
+def test_the_source_is_never_written_over(tmp_path, request, source, output):
+    with pytest.raises(InvalidInput, match="is the source itself"):
+        open_sink(tmp_path / output, request.getfixturevalue(source))
+
+
+def test_a_link_to_the_source_is_the_source(tmp_path, out, image):
+    (out / "link.png").symlink_to(image.path)
+    with pytest.raises(InvalidInput, match="is the source itself"):
+        open_sink(out / "link.png", image)
+
+
+def test_a_video_may_be_written_beside_its_source(tmp_path, video):
+    assert isinstance(open_sink(tmp_path, video), FolderSink)
+
+
+def _disk_full(*_):
+    raise OSError(28, "No space left on device")

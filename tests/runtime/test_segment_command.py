@@ -1,0 +1,246 @@
+"""``esnet-segment`` as its user meets it: files in, files out, one line for each thing that is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from runtime.segmenter import Segmenter
+from runtime.sources import open_source, read_image
+
+TOOL = Path(sys.executable).with_name("esnet-segment")
+
+
+@pytest.fixture
+def segment(tmp_path, make_artefact):
+    """Run the command in the test's folder; a traceback fails the test unless ``--debug`` is given."""
+
+    def run(source, output, *options, model=None):
+        model = model or make_artefact(target="openvino")
+        words = [TOOL, source, "--model", model, "--output", output, *options]
+        done = subprocess.run(
+            list(map(str, words)), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ("Traceback" in done.stderr) == ("--debug" in options), done.stderr
+        return done
+
+    return run
+
+
+def test_an_image_becomes_an_overlay_of_its_size(segment, draw_image, tmp_path):
+    source = draw_image("in.png", size_hw=(90, 70))
+    done = segment(source, "out.png")
+    assert done.returncode == 0, done.stderr
+    assert "1 frame in" in done.stdout
+    assert "wrote out.png" in done.stdout
+    picture = read_image(tmp_path / "out.png")
+    assert picture.shape == (90, 70, 3)
+    assert np.any(picture != read_image(source))
+
+
+def test_labels_are_the_segmenters_class_indices(segment, draw_image, make_artefact, tmp_path):
+    source = draw_image("in.png", size_hw=(90, 70))
+    done = segment(source, "out.png", "--draw", "labels", "--backend", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    labels = cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED)
+    with Segmenter.open(make_artefact(target="openvino"), backend="onnxruntime") as segmenter:
+        np.testing.assert_array_equal(labels, segmenter.segment(read_image(source)))
+
+
+def test_colors_are_those_of_the_palette(segment, draw_image, card, tmp_path):
+    segment(draw_image("in.png"), "out.png", "--draw", "colors", "--backend", "null")
+    assert (read_image(tmp_path / "out.png") == card.palette[0]).all()
+
+
+def test_alpha_and_legend_reach_the_overlay(segment, draw_image, tmp_path):
+    source = draw_image("in.png")
+    segment(source, "out.png", "--alpha", "0", "--no-legend", "--backend", "null")
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png"), read_image(source))
+
+
+def test_a_folder_becomes_a_folder(segment, draw_image, tmp_path):
+    for name in ("b.jpg", "a.png", "c.png"):
+        draw_image(f"in/{name}")
+    done = segment("in", "out", "--backend", "null")
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png", "c.png"]
+    assert "3 frames in" in done.stdout
+
+
+def test_a_video_becomes_a_video(segment, draw_video, tmp_path):
+    done = segment(draw_video("in.mp4", num_frames=7), "out.mp4", "--backend", "null")
+    assert done.returncode == 0, done.stderr
+    written = open_source(tmp_path / "out.mp4")
+    assert (written.num_frames, written.fps) == (7, 10.0)
+
+
+def test_the_backend_and_its_precision_are_reported(segment, draw_image):
+    done = segment(draw_image("in.png"), "out.png", "--backend", "onnxruntime")
+    assert "on onnxruntime fp32, " in done.stdout
+
+
+def test_an_artefact_for_another_engine_is_warned_of_once(segment, draw_image, make_artefact):
+    model = make_artefact(target="tensorrt")
+    for name in ("a.png", "b.png"):
+        draw_image(f"in/{name}")
+    done = segment("in", "out", "--backend", "onnxruntime", model=model)
+    assert done.returncode == 0
+    assert done.stderr.count("warning:") == 1
+    assert "warning: the graph has the form that suits tensorrt; for onnxruntime: " in done.stderr
+
+
+def test_an_artefact_for_this_engine_is_run_in_silence(segment, draw_image):
+    assert segment(draw_image("in.png"), "out.png", "--backend", "openvino").stderr == ""
+
+
+def test_unreadable_images_are_named_counted_and_end_with_1(segment, draw_image, tmp_path):
+    for name in ("a.png", "c.png"):
+        draw_image(f"in/{name}")
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    done = segment("in", "out", "--backend", "null")
+    assert done.returncode == 1
+    assert "skipped: in/b.png cannot be read as an image" in done.stdout
+    assert "1 frame could not be read" in done.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
+    assert done.stderr == ""
+
+
+def test_without_one_readable_image_there_is_an_error(segment, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    done = segment("a.png", "out.png", "--backend", "null")
+    assert done.returncode == 2
+    assert "error: no frame of a.png could be read: a.png cannot be read as an image" in done.stderr
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_video_shorter_than_its_header_says_is_a_warning(segment, frame, tmp_path):
+    path = tmp_path / "in.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (128, 64))
+    for _ in range(9):
+        writer.write(frame)
+    writer.release()
+    os.truncate(path, int(path.stat().st_size * 0.6))
+    done = segment("in.avi", "out.mp4", "--backend", "null")
+    assert done.returncode == 0
+    assert "its header promises 9: the file may be cut short" in done.stderr
+
+
+def test_images_of_two_sizes_are_no_video(segment, draw_image, tmp_path):
+    draw_image("in/a.png")
+    draw_image("in/b.png", size_hw=(32, 32))
+    done = segment("in", "out.mp4", "--backend", "null")
+    assert done.returncode == 2
+    assert "error: frame b is (32, 32), the video's first was (64, 128)" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path, whole: None, "does not exist", id="missing"),
+        pytest.param(lambda path, whole: path.touch(), "is empty", id="empty"),
+        pytest.param(lambda path, whole: path.mkdir(), "is a folder", id="folder"),
+        pytest.param(lambda path, whole: path.write_bytes(whole[:9999]), "cut short", id="cut"),
+        pytest.param(lambda path, whole: path.write_text("hi"), "not an ONNX file", id="not-onnx"),
+    ],
+)
+def test_an_unusable_model_is_one_line_and_2(
+    segment, draw_image, make_artefact, tmp_path, make, message
+):
+    make(tmp_path / "bad.onnx", make_artefact().read_bytes())
+    done = segment(draw_image("in.png"), "out.png", model="bad.onnx")
+    assert done.returncode == 2
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert "bad.onnx" in error
+    assert message in error
+    assert hint.startswith("hint: ")
+
+
+def test_an_onnx_file_without_a_card_is_refused(segment, draw_image, identity_model, tmp_path):
+    onnx.save(identity_model, tmp_path / "bare.onnx")
+    done = segment(draw_image("in.png"), "out.png", model="bare.onnx")
+    assert done.returncode == 2
+    assert "error: bare.onnx is an ONNX file without a model card" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "options", "message"),
+    [
+        pytest.param("none.png", "out.png", [], "'none.png' does not exist", id="no-source"),
+        pytest.param("empty", "out", [], "folder empty holds no images", id="empty-folder"),
+        pytest.param("bad.mp4", "o.mp4", [], "bad.mp4 cannot be decoded", id="not-a-video"),
+        pytest.param("notes.txt", "out", [], "neither an image nor a video", id="unknown-source"),
+        pytest.param("in.png", "/proc/out.png", [], "/proc/out.png", id="unwritable-file"),
+        pytest.param("in.png", "in.png/out", [], "in.png/out", id="unwritable-folder"),
+        pytest.param("in.png", "no/out.png", [], "folder no does not exist", id="no-folder"),
+        pytest.param("in.png", "in.png", [], "is the source itself", id="onto-itself"),
+        pytest.param("in.png", "out.gif", [], "cannot tell what 'out.gif'", id="unknown-output"),
+        pytest.param(
+            "in.png", "o.jpg", ["--draw", "labels"], "not survive .jpg", id="lossy-labels"
+        ),
+        pytest.param("in.png", "o.png", ["--backend", "tf"], "unknown backend", id="backend"),
+        pytest.param("in.png", "o.png", ["--precision", "int3"], "cannot run int3", id="precision"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(
+    segment, draw_image, tmp_path, source, output, options, message
+):
+    draw_image("in.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "notes.txt").touch()
+    done = segment(source, output, "--backend", "null", *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--alpha", "2"], ["--draw", "poem"], ["--nonsense"]],
+    ids=["alpha", "draw", "unknown-option"],
+)
+def test_a_wrong_option_is_a_usage_error(segment, draw_image, options):
+    done = segment(draw_image("in.png"), "out.png", *options)
+    assert done.returncode == 2
+    assert "Usage: esnet-segment" in done.stderr
+
+
+def test_debug_shows_the_traceback(segment):
+    done = segment("none.png", "out.png", "--debug")
+    assert done.returncode == 1
+    assert "runtime.errors.InvalidInput: source 'none.png' does not exist" in done.stderr
+
+
+def test_without_a_backend_it_ends_with_3_and_the_pip_line(draw_image, make_artefact, tmp_path):
+    code = (
+        "import sys; sys.modules.update(openvino=None, onnxruntime=None); "
+        "from runtime.cli import segment_main; segment_main()"
+    )
+    words = [draw_image("in.png"), "-m", make_artefact(), "-o", tmp_path / "out.png"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == "error: no backend is installed"
+    assert "pip install 'esnet-deploy[cpu]'" in done.stderr
+
+
+def test_ctrl_c_leaves_no_file_and_no_traceback(draw_image, make_artefact, tmp_path):
+    for index in range(200):
+        draw_image(f"in/{index:03d}.png")
+    words = [TOOL, tmp_path / "in", "-m", make_artefact(), "-o", tmp_path / "out.mp4"]
+    with subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".out-*")):  # it has begun to write
+            assert process.poll() is None
+        process.send_signal(2)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert sorted(os.listdir(tmp_path)) == ["in"]

@@ -1,0 +1,85 @@
+"""What is light stays light: each case runs in a new interpreter, with heavy libraries blocked."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "safetensors", "tensorrt", "pycuda")
+
+
+def run(code: str, *arguments: str, blocked: tuple[str, ...] = ()) -> str:
+    """Run Python code; importing what is blocked fails as if it were not installed."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); "
+    done = subprocess.run(
+        [sys.executable, "-c", block + code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["runtime", "esnet", "export", "benchmarks"])
+def test_a_package_is_imported_with_the_standard_library_alone(module):
+    run(f"import {module}", blocked=(*HEAVY, "numpy", "cv2", "typer", "rich"))
+
+
+@pytest.mark.parametrize("module", ["runtime.segmenter", "runtime.segment", "runtime.sinks"])
+def test_the_runtime_needs_numpy_and_opencv_alone(module):
+    run(f"import {module}", blocked=HEAVY)
+
+
+@pytest.mark.parametrize("name", ["Segmenter", "ModelCard", "open_backend"])
+def test_the_public_names_need_no_heavy_library(name):
+    run(f"from runtime import {name}", blocked=HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("module", "main", "arguments"),
+    [
+        pytest.param("runtime.cli", "segment_main", [], id="esnet-segment"),
+        pytest.param("runtime.cli", "doctor_main", [], id="esnet-doctor"),
+        pytest.param("export.cli", "main", [], id="esnet-export"),
+        pytest.param("export.cli", "main", ["to-onnx"], id="esnet-export-to-onnx"),
+        pytest.param("benchmarks.cli", "main", [], id="esnet-bench"),
+    ],
+)
+def test_help_works_with_numpy_and_typer_alone(module, main, arguments):
+    text = run(
+        f"from {module} import {main}; {main}()", *arguments, "--help", blocked=(*HEAVY, "cv2")
+    )
+    assert "Usage: " in text
+
+
+def test_the_doctor_works_with_nothing_to_report():
+    code = "from runtime.doctor import diagnose; print(diagnose().can_run)"
+    assert run(code, blocked=(*HEAVY, "numpy", "cv2")) == "False\n"
+
+
+def test_import_runtime_loads_neither_numpy_nor_any_library():
+    loaded = run("import runtime; print(*sys.modules)").split()
+    assert not {*HEAVY, "numpy", "cv2"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "null"])
+def test_segmenting_loads_neither_torch_nor_onnx(make_artefact, name):
+    code = (
+        "import numpy; from runtime import Segmenter; "
+        "opened = Segmenter.open(sys.argv[1], backend=sys.argv[2]); "
+        "opened.segment(numpy.zeros((64, 128, 3), numpy.uint8)); print(*sys.modules)"
+    )
+    loaded = run(code, str(make_artefact()), name).split()
+    assert "runtime.segmenter" in loaded
+    assert not {"torch", "onnx", "esnet", "export"} & set(loaded)
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
+    run("import runtime; assert not hasattr(runtime, 'Segmentor')")
+
+
+def test_the_packages_are_marked_as_typed():
+    root = Path(__file__).parents[1]
+    assert all((root / name / "py.typed").is_file() for name in ("esnet", "export", "runtime"))

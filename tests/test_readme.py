@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not {".venv", "out", "node_modules"} & set(path.parts)
+]
+BIN = Path(sys.executable).parent
+
+
+def commands() -> list[list[str]]:
+    """Every ``esnet-*`` line of the README's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("esnet-")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_option_in_the_readme_exists(command):
+    subcommand = [word for word in command[1:2] if word in ("to-onnx", "inspect")]
+    program = [str(BIN / command[0]), *subcommand, "--help"]
+    environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": str(BIN)}
+    result = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
+    options = [word for word in command if re.match(r"--?[a-z]", word)]
+    assert [option for option in options if option not in result.stdout] == []
+
+
+def test_the_readme_commands_work_one_after_the_other(tmp_path):
+    from esnet.data.scenes import street_scene
+    from runtime.sinks import write_image
+
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/a.png", "photos/b.png", "photo.png"):
+        write_image(tmp_path / name, street_scene((64, 128)).image)
+    small = {
+        "to-onnx": ["--size", "64x128"],
+        "esnet-bench": ["--size", "64x128", "--max-seconds", "0.2"],
+    }
+    for command in commands():
+        if any(word.startswith("drive") for word in command) or "bf16" in command:
+            continue  # needs a video, or a CPU with bf16
+        extra = [word for key, words in small.items() if key in command[:2] for word in words]
+        program = [str(BIN / command[0]), *command[1:], *extra]
+        result = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+
+
+def test_no_local_path_is_committed():
+    listing = subprocess.run(
+        ["git", "-C", str(ROOT), "grep", "-lE", r"/root/|/home/[a-z]|/work/main"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [name for name in listing.stdout.split() if name != "tests/test_readme.py"] == []
