@@ -77,7 +77,7 @@ def json_from_inspection(inspection: Inspection) -> str:
 def _changes(before: dict[str, int], after: dict[str, int]) -> str:
     """List every operator whose count the transforms changed."""
     names = sorted(
-        {*before, *after}, key=lambda name: -max(before.get(name, 0), after.get(name, 0))
+        {*before, *after}, key=lambda name: (-max(before.get(name, 0), after.get(name, 0)), name)
     )
     changed = [
         f"{name} {before.get(name, 0)} -> {after.get(name, 0)}"

@@ -98,9 +98,12 @@ def export_onnx(
             f"there is no folder {path.parent} to write to",
             hint="make it, or name another file: -o",
         )
-    if path.is_dir():
+    if path.exists() and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not a plain file"
+        raise ExportError(f"output {path} {what}", hint="name a file: -o model.onnx")
+    if path.exists() and path.samefile(checkpoint.path):
         raise ExportError(
-            f"output {path} is a folder", hint=f"name a file: -o {path / 'model.onnx'}"
+            f"output {path} is the weights file itself", hint="name another file: -o model.onnx"
         )
     pictures, pictures_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:

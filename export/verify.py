@@ -58,7 +58,7 @@ class Parity:
         """Sum up in a line."""
         return (
             f"max |logit difference| {self.max_abs_logit_diff:.2g} of {self.max_abs_logit:.3g}, "
-            f"equal labels {100 * self.equal_labels:.4g} %, {self.num_frames} {self.frames}, "
+            f"equal labels {100 * self.equal_labels:.6g} %, {self.num_frames} {self.frames}, "
             f"on {self.backend}"
         )
 

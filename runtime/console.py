@@ -15,7 +15,9 @@ from runtime.errors import InvalidInput
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed. --debug shows tracebacks."
 )
-_BAD_INPUT = 2
+_BAD_INPUT, _NOT_INSTALLED = 2, 3
+# Library that a command imports when it needs it -> the extra that brings it.
+_EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "onnxruntime": "cpu"}
 # Read by OpenCV and its FFmpeg when they load: what cannot be read is reported once, in our own words.
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
@@ -50,11 +52,24 @@ def run_app(app: Callable[[], Any], *errors: type[Exception]) -> NoReturn:
     except reported as error:
         if is_debug:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        if hint := getattr(error, "hint", None):
-            print(f"hint: {hint}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", _BAD_INPUT))
+        _fail(_one_line(error), getattr(error, "hint", None), getattr(error, "exit_code", _BAD_INPUT))
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if is_debug or library not in _EXTRAS:
+            raise
+        _fail(
+            f"this command needs {library}, which is not installed",
+            f"pip install 'esnet-deploy[{_EXTRAS[library]}]'",
+            _NOT_INSTALLED,
+        )
     sys.exit(0)
+
+
+def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def parse_size(text: str) -> tuple[int, int]:

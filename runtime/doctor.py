@@ -11,21 +11,20 @@ from runtime.machine import cpu_flags, cpu_name, nvidia_gpus
 
 DISTRIBUTION = "esnet-deploy"
 
-# Distribution -> the extra that brings it; in the order shown.
-_DISTRIBUTIONS = {
-    "numpy": None,
-    "opencv-python": None,
-    "onnxruntime": "cpu",
-    "onnxruntime-gpu": "gpu",
-    "openvino": "cpu",
-    "tensorrt": "gpu",
-    "tensorrt-rtx": "rtx",
-    "cuda-bindings": "gpu",
-    "pycuda": "pycuda",
-    "torch": "export",
-    "onnx": "export",
-    "safetensors": "export",
-}
+_DISTRIBUTIONS = (
+    "numpy",
+    "opencv-python",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
+    "pycuda",
+    "torch",
+    "onnx",
+    "safetensors",
+)
 # Distributions that fill the same import folder: the second spoils the first, and removing one empties it.
 _TWINS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -119,7 +118,7 @@ def _import_check(name: str, module: str, *, fix: str) -> Check:
     if version is None:  # an empty folder imports as well
         fix = f"{_uninstall(*_TWINS.get(module, (module,)))} && {fix}"
         return Check(name=name, is_ok=False, detail="broken: an empty folder is left", fix=fix)
-    return Check(name=name, is_ok=True, detail=str(version))
+    return Check(name=name, is_ok=True, detail=str(version).partition("-")[0])
 
 
 def _warnings(*, has_gpu: bool) -> list[str]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from runtime.doctor import Diagnosis
 
+_FILE_WIDTH = 120
 
 def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     """Print to standard output."""
@@ -17,6 +18,8 @@ def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
         print(json.dumps(diagnosis.as_dict() | {"can_run": diagnosis.can_run}, indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     for key, value in diagnosis.machine.items():
         console.print(f"{key:>13}  {value}", markup=False)
     console.print()

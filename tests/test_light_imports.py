@@ -9,8 +9,8 @@ import pytest
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "safetensors", "tensorrt", "pycuda")
 
 
-def run(code: str, *arguments: str, blocked: tuple[str, ...] = ()) -> str:
-    """Run Python code; importing what is blocked fails as if it were not installed."""
+def run(code: str, *arguments: str, blocked: tuple[str, ...] = (), exit_code: int = 0) -> str:
+    """Run Python code and get its output; what is blocked fails to import as if it were not installed."""
     block = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); "
     done = subprocess.run(
         [sys.executable, "-c", block + code, *arguments],
@@ -18,8 +18,8 @@ def run(code: str, *arguments: str, blocked: tuple[str, ...] = ()) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == exit_code, done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["runtime", "esnet", "export", "benchmarks"])
@@ -52,6 +52,19 @@ def test_help_works_with_numpy_and_typer_alone(module, main, arguments):
         f"from {module} import {main}; {main}()", *arguments, "--help", blocked=(*HEAVY, "cv2")
     )
     assert "Usage: " in text
+
+
+@pytest.mark.parametrize(
+    ("library", "extra"),
+    [pytest.param("onnx", "export", id="onnx"), pytest.param("torch", "export", id="torch")],
+)
+def test_a_missing_library_is_named_with_its_pip_line(library, extra, tmp_path):
+    code = "from export.cli import main; main()"
+    arguments = ("to-onnx", "camvid", "-o", str(tmp_path / "model.onnx"))
+    text = run(code, *arguments, blocked=(library,), exit_code=3)
+    assert f"error: this command needs {library}, which is not installed" in text
+    assert f"hint: pip install 'esnet-deploy[{extra}]'" in text
+    assert "Traceback" not in text
 
 
 def test_the_doctor_works_with_nothing_to_report():

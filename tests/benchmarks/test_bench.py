@@ -13,29 +13,19 @@ from rich.console import Console
 from benchmarks.bench import bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
-from benchmarks.latency import Protocol
 from benchmarks.report import notes, print_report, verdict, write_json
 from benchmarks.statistics import summarize
 from esnet.data.scenes import street_scene
 from runtime.errors import InvalidInput
 from runtime.sinks import write_image
 
-QUICK = Protocol(
-    warmup_seconds=0.0,
-    warmup_calls=1,
-    warmup_cap_seconds=0.05,
-    min_seconds=0.0,
-    min_samples=5,
-    cap_seconds=0.5,
-    block_seconds=0.05,
-)
 SIZE = (64, 128)
 
 
 @pytest.fixture(scope="module")
-def report(make_artefact):
+def report(make_artefact, quick):
     models = [make_artefact(target="openvino"), make_artefact(target="tensorrt")]
-    return bench_models(models, load_frames(None, SIZE), backends=["onnxruntime"], protocol=QUICK)
+    return bench_models(models, load_frames(None, SIZE), backends=["onnxruntime"], protocol=quick)
 
 
 def printed(report) -> str:
@@ -55,17 +45,17 @@ def test_two_forms_of_the_same_network_agree(report):
     assert report.results[1].agreement > 0.999
 
 
-def test_a_network_that_computes_something_else_is_seen(make_artefact):
+def test_a_network_that_computes_something_else_is_seen(make_artefact, quick):
     models = [make_artefact(), make_artefact(mean=(0.9, 0.1, 0.5))]
     frames = load_frames(None, SIZE)
-    result = bench_models(models, frames, backends=["onnxruntime"], protocol=QUICK)
+    result = bench_models(models, frames, backends=["onnxruntime"], protocol=quick)
     assert result.results[1].agreement < 0.9
 
 
-def test_backends_and_precisions_are_crossed(make_artefact):
+def test_backends_and_precisions_are_crossed(make_artefact, quick):
     frames = load_frames(None, SIZE)
     result = bench_models(
-        [make_artefact()], frames, backends=["onnxruntime", "null"], protocol=QUICK
+        [make_artefact()], frames, backends=["onnxruntime", "null"], protocol=quick
     )
     assert [entry.backend for entry in result.results] == ["onnxruntime", "null"]
 

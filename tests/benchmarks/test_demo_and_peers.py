@@ -5,14 +5,10 @@ import pytest
 
 from benchmarks import demo
 from benchmarks.frames import load_frames
-from benchmarks.latency import Protocol
 from benchmarks.peers import compare_routes, plain_onnx_route, torch_route
 from esnet.checkpoint import load_checkpoint
 
 SIZE = (64, 128)
-QUICK = Protocol(
-    warmup_calls=1, warmup_seconds=0.0, min_seconds=0.0, min_samples=3, block_seconds=0.01
-)
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +22,11 @@ def test_the_plain_export_labels_as_torch_does(camvid, tmp_path):
     assert (plain(frame) == torch(frame)).mean() > 0.999
 
 
-def test_routes_are_compared_with_the_first(camvid):
+def test_routes_are_compared_with_the_first(camvid, quick):
     frames = load_frames(None, SIZE)
     eager = torch_route(camvid)
     results = compare_routes(
-        {"torch": eager, "other": lambda f: eager(f) + np.uint8(1)}, frames, QUICK
+        {"torch": eager, "other": lambda f: eager(f) + np.uint8(1)}, frames, quick
     )
     assert results[0].speed == 1.0
     assert [result.agreement for result in results] == [1.0, 0.0]

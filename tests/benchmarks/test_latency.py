@@ -1,93 +1,124 @@
 from __future__ import annotations
 
 import itertools
-import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
 
+from benchmarks import latency
 from benchmarks.latency import ENGINE, Protocol, Subject, cycle, measure_latency
 
-QUICK = Protocol(
-    warmup_seconds=0.0,
-    warmup_calls=1,
-    warmup_cap_seconds=0.05,
-    min_seconds=0.02,
-    min_samples=5,
-    cap_seconds=1.0,
-    block_seconds=0.01,
+NO_WARMUP = {"warmup_seconds": 0.0, "warmup_calls": 1, "warmup_cap_seconds": 0.0}
+
+
+class Clock:
+    """A clock that only calls move, so that no test depends on the machine's own pace."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.ns
+
+    def perf_counter(self) -> float:
+        return self.ns / 1e9
+
+    def subject(
+        self, *, ms: float | Iterable[float], name: str = "a", log: list | None = None
+    ) -> Subject:
+        """Make a subject whose calls take so many milliseconds."""
+        durations = itertools.repeat(ms) if isinstance(ms, float) else iter(ms)
+
+        def call(index: int) -> None:
+            if log is not None:
+                log.append((name, index))
+            self.ns += round(next(durations) * 1e6)
+
+        return Subject(name=name, scope=ENGINE, call=call)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    return clock
+
+
+def test_the_clock_reads_what_the_call_takes(clock, quick):
+    assert measure_latency([clock.subject(ms=5.0)], quick)[0].p50 == 5.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        pytest.param({"min_seconds": 0.0, "min_samples": 7}, 7, id="samples decide"),
+        pytest.param({"min_seconds": 0.5, "min_samples": 7}, 50, id="seconds decide"),
+        pytest.param(
+            {"min_seconds": 0.5, "min_samples": 10**6, "cap_seconds": 1.0}, 100, id="cap decides"
+        ),
+    ],
 )
+def test_measuring_stops_when_the_protocol_says(clock, settings, expected):
+    protocol = Protocol(**NO_WARMUP, **settings)
+    assert measure_latency([clock.subject(ms=10.0)], protocol)[0].n == expected
 
 
-def subject(call, name="subject"):
-    return Subject(name=name, scope=ENGINE, call=call)
+def test_subjects_take_turns_of_the_block_length(clock):
+    log: list[tuple[str, int]] = []
+    subjects = [clock.subject(ms=10.0, name=name, log=log) for name in "ab"]
+    protocol = Protocol(**NO_WARMUP, min_seconds=0.0, min_samples=9, block_seconds=0.03)
+    measure_latency(subjects, protocol)
+    turns = ["".join(names) for _, names in itertools.groupby(name for name, _ in log)]
+    assert turns == ["a", "b", "aaaa", "bbbb", "aaaa", "bbbb", "aaaa", "bbbb"]
 
 
-def test_the_clock_reads_what_the_call_takes():
-    summary = measure_latency([subject(lambda i: time.sleep(0.005))], QUICK)[0]
-    assert 5.0 <= summary.min < 15.0
+def test_the_first_call_of_a_turn_is_not_timed(clock):
+    durations = itertools.chain(
+        [1.0, 500.0], itertools.repeat(1.0)
+    )  # warm-up, first of the only turn
+    protocol = Protocol(**NO_WARMUP, min_seconds=0.0, min_samples=5, block_seconds=1.0)
+    assert measure_latency([clock.subject(ms=durations)], protocol)[0].max == 1.0
 
 
-def test_measuring_stops_at_enough_time_and_samples():
-    protocol = Protocol(warmup_cap_seconds=0.0, min_seconds=0.0, min_samples=7, cap_seconds=9.0)
-    assert measure_latency([subject(lambda i: None)], protocol)[0].n == 7
-
-
-def test_a_slow_subject_stops_at_the_cap():
-    protocol = Protocol(warmup_cap_seconds=0.0, min_samples=10**6, cap_seconds=0.05)
-    summary = measure_latency([subject(lambda i: time.sleep(0.01))], protocol)[0]
-    assert 4 <= summary.n <= 6
-
-
-def test_subjects_take_turns():
-    order: list[str] = []
-    subjects = [
-        subject(lambda i, n=name: (order.append(n), time.sleep(0.004)), name) for name in ("a", "b")
-    ]
-    measure_latency(subjects, QUICK)
-    switches = sum(1 for left, right in itertools.pairwise(order) if left != right)
-    assert switches >= 3
-
-
-def test_the_first_call_of_a_turn_is_not_timed():
-    pauses = iter([0.0, 0.0] + [0.05] + [0.001] * 10_000)  # warm-up, warm-up, first of the turn
+@pytest.mark.parametrize(
+    ("durations", "settings", "expected"),
+    [
+        pytest.param([10.0] * 500, {"warmup_seconds": 1.0}, 100, id="time decides"),
+        pytest.param([10.0] * 500, {"warmup_calls": 70}, 70, id="calls decide"),
+        pytest.param([30.0] * 45 + [10.0] * 500, {"warmup_calls": 50}, 71, id="until it settles"),
+        pytest.param(
+            [10 * 1.01**i for i in range(300)],
+            {"warmup_cap_seconds": 2.0},
+            111,
+            id="at most the cap",
+        ),
+    ],
+)
+def test_warm_up_lasts_as_long_as_it_must(clock, durations, settings, expected):
+    log: list[tuple[str, int]] = []
+    defaults = {"warmup_seconds": 0.0, "warmup_calls": 30, "warmup_cap_seconds": 60.0}
     protocol = Protocol(
-        warmup_seconds=0.0,
-        warmup_calls=2,
-        warmup_cap_seconds=0.0,
-        min_seconds=0.0,
-        min_samples=5,
-        block_seconds=1.0,
+        **{**defaults, **settings}, min_seconds=0.0, min_samples=1, block_seconds=0.0
     )
-    next(pauses)
-    summary = measure_latency([subject(lambda i: time.sleep(next(pauses)))], protocol)[0]
-    assert summary.max < 40.0
+    summary = measure_latency([clock.subject(ms=durations, log=log)], protocol)[0]
+    untimed_first_call = 1
+    assert len(log) - summary.n - untimed_first_call == expected
 
 
-def test_warm_up_is_long_enough_and_not_counted():
-    calls: list[int] = []
-    protocol = Protocol(
-        warmup_seconds=0.0, warmup_calls=40, warmup_cap_seconds=5.0, min_seconds=0.0, min_samples=3
-    )
-    summary = measure_latency([subject(lambda i: (calls.append(i), time.sleep(0.001)))], protocol)[
-        0
-    ]
-    assert len(calls) - summary.n > 40
+def test_calls_are_numbered_from_zero_without_gaps(clock, quick):
+    log: list[tuple[str, int]] = []
+    measure_latency([clock.subject(ms=1.0, log=log)], quick)
+    assert [index for _, index in log] == list(range(len(log)))
 
 
-def test_calls_are_numbered_from_zero_without_gaps():
-    seen: list[int] = []
-    measure_latency([subject(seen.append)], Protocol(cap_seconds=0.01, warmup_cap_seconds=0.01))
-    assert seen == list(range(len(seen)))
+def test_progress_ends_at_the_whole_for_every_subject(clock, quick):
+    told: dict[str, float] = {}
+    report: Callable[[Subject, float], None] = lambda s, share: told.update({s.name: share})  # noqa: E731
+    measure_latency([clock.subject(ms=1.0, name=name) for name in "ab"], quick, on_turn=report)
+    assert told == {"a": 1.0, "b": 1.0}
 
 
 def test_cycle_goes_round_the_frames():
     frames = [np.full(1, value) for value in range(3)]
     assert [int(cycle(frames)(index)[0]) for index in range(5)] == [0, 1, 2, 0, 1]
-
-
-def test_progress_is_told_for_every_subject():
-    told: dict[str, float] = {}
-    subjects = [subject(lambda i: time.sleep(0.001), name) for name in ("a", "b")]
-    measure_latency(subjects, QUICK, on_turn=lambda s, share: told.update({s.name: share}))
-    assert told == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}

@@ -18,6 +18,12 @@ from export.plan import ExportPlan, graph_from_network
 from tests.conftest import SMALL_HW, random_network
 
 
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> None:
+    """Keep torch to one thread: at this size two gain nothing, and wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., ESNet]:
     """Make networks with random weights and far from trivial BN, each once."""
@@ -57,6 +63,9 @@ def run_onnx() -> Callable[..., list[np.ndarray]]:
     def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = (
+            1  # idle threads of the default pool spin, and slow the tests down
+        )
         options.log_severity_level = 3
         session = ort.InferenceSession(model.SerializeToString(), options)
         return session.run(None, inputs)
@@ -65,20 +74,23 @@ def run_onnx() -> Callable[..., list[np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
-def torch_logits() -> Callable[..., np.ndarray]:
-    """Score frames (N, H, W, 3) with a network, normalised as in its training; the reference for all."""
+def torch_logits(make_network, frames) -> Callable[..., np.ndarray]:
+    """Score ``frames`` with torch, normalised as in training: the reference for every graph, made once."""
 
-    def logits(
-        network: ESNet,
-        frames: np.ndarray,
+    @cache
+    def score(
+        family: str = "authors",
+        *,
+        num_classes: int = 11,
         mean: tuple[float, ...] = (0.0, 0.0, 0.0),
         std: tuple[float, ...] = (1.0, 1.0, 1.0),
     ) -> np.ndarray:
         images_NHWC = (torch.from_numpy(frames) / 255 - torch.tensor(mean)) / torch.tensor(std)
         with torch.inference_mode():
+            network = make_network(family, num_classes=num_classes)
             return network(images_NHWC.permute(0, 3, 1, 2)).numpy()
 
-    return logits
+    return score
 
 
 @pytest.fixture(scope="session")

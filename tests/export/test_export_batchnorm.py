@@ -128,8 +128,13 @@ def test_bn_behind_a_concat_folds_into_the_conv_and_becomes_an_affine_on_the_poo
     folded = assert_folds(graph, graph.relu(graph.norm(joined)))
     assert (graph.constants["bn3.scale"][4:] < 0).any(), "the pool half needs a negative scale"
     assert op_counts(folded.graph.node) == {
-        "Relu": 2, "Add": 1, "Concat": 1, "Conv": 1, "MaxPool": 1, "Mul": 1,
-    }  # fmt: skip
+        "Relu": 2,
+        "Add": 1,
+        "Concat": 1,
+        "Conv": 1,
+        "MaxPool": 1,
+        "Mul": 1,
+    }
 
 
 def test_bn_shared_by_three_branches_folds_into_each(assert_folds):

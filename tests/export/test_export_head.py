@@ -157,8 +157,11 @@ def test_confidence_is_the_top_softmax_probability_in_255ths(
 def test_shuffled_head_shuffles_the_map_and_not_the_scores(make_plain_head):
     labelled = append_labels(make_plain_head(11, is_shuffled=True))
     assert op_counts(labelled.graph.node) == {
-        "Cast": 2, "Reshape": 2, "ArgMax": 1, "DepthToSpace": 1,
-    }  # fmt: skip
+        "Cast": 2,
+        "Reshape": 2,
+        "ArgMax": 1,
+        "DepthToSpace": 1,
+    }
 
 
 @pytest.mark.parametrize("is_shuffled", [False, True], ids=["plain", "shuffled"])

@@ -1,0 +1,21 @@
+"""A protocol that ends in a moment."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.latency import Protocol
+
+
+@pytest.fixture(scope="session")
+def quick() -> Protocol:
+    """Five samples a subject, in short turns, hardly warmed up."""
+    return Protocol(
+        warmup_seconds=0.0,
+        warmup_calls=1,
+        warmup_cap_seconds=0.05,
+        min_seconds=0.0,
+        min_samples=5,
+        cap_seconds=0.5,
+        block_seconds=0.01,
+    )

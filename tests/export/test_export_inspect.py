@@ -1,0 +1,95 @@
+"""The description of an ONNX file, ours or not."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.inspect import inspect_onnx
+from export.report import text_from_inspection
+from runtime.errors import ModelFileError
+
+
+@pytest.fixture
+def save_model(tmp_path):
+    """Write a graph of one node, under opsets as asked, and get its path."""
+
+    def save(node, *, domains=None, constants=()):
+        graph = helper.make_graph(
+            [node],
+            "small",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, None])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            list(constants),
+        )
+        opsets = [helper.make_opsetid(*pair) for pair in (domains or {"": 17}).items()]
+        path = tmp_path / "model.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+        return path
+
+    return save
+
+
+def test_artefact_is_described_by_its_card_and_its_graph(make_artefact):
+    path = make_artefact(outputs=("labels", "confidence"))
+    inspection = inspect_onnx(path)
+    assert inspection.card.name == "small"
+    assert (inspection.opset, inspection.ir_version) == (17, 8)
+    assert inspection.inputs == ("frames uint8 (N, 64, 128, 3)",)
+    assert inspection.outputs == ("labels uint8 (N, 64, 128)", "confidence uint8 (N, 64, 128)")
+    assert inspection.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert inspection.ops["Conv"] > 50
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [pytest.param("fp32", "float", id="fp32"), pytest.param("fp16", "float16", id="fp16")],
+)
+def test_weights_are_counted_by_type(precision, kind, make_artefact):
+    assert set(inspect_onnx(make_artefact(precision=precision)).weight_types) == {kind}
+
+
+def test_constants_are_no_inputs(save_model):
+    constant = numpy_helper.from_array(np.ones((2, 3), np.float32), "k")
+    inspection = inspect_onnx(
+        save_model(helper.make_node("Mul", ["x", "k"], ["y"]), constants=[constant])
+    )
+    assert inspection.inputs == ("x float (N, 2, ?)",)
+    assert inspection.weight_types == {"float": 6}
+
+
+def test_file_without_the_default_operators_is_described(save_model):
+    node = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml")
+    inspection = inspect_onnx(save_model(node, domains={"ai.onnx.ml": 3}))
+    assert (inspection.opset, inspection.ops) == (0, {"Normalizer": 1})
+
+
+def test_file_whose_weights_lie_elsewhere_is_described_without_them(save_model, tmp_path):
+    constant = numpy_helper.from_array(np.ones((2, 3), np.float32), "k")
+    onnx.external_data_helper.set_external_data(constant, "gone.bin")
+    constant.ClearField("raw_data")
+    path = save_model(helper.make_node("Mul", ["x", "k"], ["y"]), constants=[constant])
+    assert inspect_onnx(path).weight_types == {"float": 6}
+
+
+def test_damage_inside_the_graph_is_told_as_one(make_artefact, tmp_path):
+    content = bytearray(make_artefact().read_bytes())
+    content[40:4000] = b"\xff" * 3960
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"bad\.onnx is damaged"):
+        inspect_onnx(tmp_path / "bad.onnx")
+
+
+def test_text_tells_the_formula_of_the_mean(make_artefact):
+    path = make_artefact(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    text = " ".join(text_from_inspection(inspect_onnx(path)).split())
+    assert "(x / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.2, 0.2) is in the graph" in text
+
+
+def test_text_tells_what_a_caller_of_a_tensor_artefact_computes(make_artefact):
+    text = " ".join(text_from_inspection(inspect_onnx(make_artefact(input="tensor"))).split())
+    assert "in tensor float32 (1..8, 3, 64, 128) RGB; the caller computes x / 255" in text
