@@ -1,4 +1,4 @@
-"""Latency of several subjects, one call in flight, in turns, so that a drift of the machine hits all alike."""
+"""Latency of several subjects, one call in flight, in turns: a drift of the machine hits all alike."""
 
 from __future__ import annotations
 

@@ -121,9 +121,7 @@ def _load_torch_file(path: Path) -> object:
             + (f": it asks for {asked_for[1]}" if asked_for else ""),
             hint="save model.state_dict() with torch.save and give that file",
         ) from error
-    except (
-        Exception
-    ) as error:  # what torch's reader raises on damaged bytes has no common base but this
+    except Exception as error:  # the errors of torch's reader share no other base
         raise CheckpointError(
             f"{path} cannot be read as a state dict: {_first_line(error)}", hint=_COPY_AGAIN
         ) from error
@@ -136,13 +134,10 @@ _COPY_AGAIN = "it may be cut short: copy or download it again"
 def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Allow the numpy numbers that trainers keep beside the weights (``best_score``); they run no code."""
     scalar: Any = np.float64().__reduce__()[0]
-    names = (
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-    )  # in numpy 1, in numpy 2
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # of numpy 1 and of numpy 2
     kinds = (np.float32, np.float64, np.int32, np.int64, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
-    return [*((scalar, name) for name in names), np.dtype, *dtypes]
+    return [*((scalar, f"{module}.scalar") for module in modules), np.dtype, *dtypes]
 
 
 def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
@@ -194,7 +189,7 @@ def _fill(family: Family, tensors: Mapping[str, Tensor], path: Path) -> ESNet:
     network = ESNet(family.config(num_classes))
     network.load_state_dict(
         {
-            ours: tensors[theirs].float()
+            ours: tensors[theirs]
             for ours, theirs in family.keys(network).items()
             if theirs in tensors
         },

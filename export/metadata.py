@@ -1,10 +1,59 @@
-"""Put the model card into an ONNX model."""
+"""The model card of an export: made from its plan, and put into the ONNX model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import onnx
 
+from esnet.labels import LabelSet
+from export.plan import ExportPlan
 from runtime.card import CARD_KEY, ModelCard
+from runtime.frames import RESIZE_FILTER
+
+
+def card_from_plan(
+    plan: ExportPlan,
+    labels: LabelSet,
+    *,
+    name: str,
+    source: Mapping[str, Any] | None = None,
+    created: Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """Write down what an export takes and gives.
+
+    Args:
+        plan: What decided the graph.
+        labels: The classes that the network scores.
+        name: Name of the weights, for people.
+        source: The weights, see ``ModelCard.source``.
+        created: Versions and command, see ``ModelCard.created``.
+    """
+    return ModelCard(
+        name=name,
+        size_hw=plan.size_hw,
+        batch=plan.batch,
+        input=plan.input,
+        outputs=plan.outputs,
+        color="RGB",
+        mean=plan.mean,
+        std=plan.std,
+        resize=RESIZE_FILTER,
+        label_set=labels.name,
+        class_names=labels.class_names,
+        palette=labels.palette,
+        ignore_index=labels.ignore_index,
+        precision=plan.precision,
+        target=plan.target,
+        form={
+            "upsample": plan.form.upsample,
+            "head_classes": plan.form.head_classes(labels.num_classes),
+            "opset": plan.opset,
+        },
+        source=source or {},
+        created=created or {},
+    )
 
 
 def with_card(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:

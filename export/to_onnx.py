@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -13,17 +14,16 @@ import torch
 
 from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
 from esnet.data.scenes import street_scene
-from esnet.labels import LabelSet, label_set_for
+from esnet.labels import LABEL_SETS, LabelSet, label_set_for
 from export.errors import ExportError
 from export.graph.editor import op_counts
-from export.metadata import with_card
+from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network, published_graph
 from export.verify import Parity, measure_parity, require_parity
 from runtime.backend import installed_backends
 from runtime.card import LABELS, ModelCard
 from runtime.errors import BackendUnavailable
 from runtime.files import atomic_path, sha256_of
-from runtime.frames import RESIZE_FILTER
 from runtime.sources import open_source
 
 _NUM_PARITY_FRAMES = 3
@@ -88,27 +88,19 @@ def export_onnx(
     plan = replace(
         plan or ExportPlan(), mean=mean or checkpoint.family.mean, std=std or checkpoint.family.std
     )
-    labels = label_set_for(
-        checkpoint.network.config.num_classes,
-        name=label_set or checkpoint.metadata.get("label_set"),
-    )
+    labels = _label_set(checkpoint, label_set)
     path = output or default_output(weights, checkpoint, plan)
-    if not path.parent.is_dir():
-        raise ExportError(
-            f"there is no folder {path.parent} to write to",
-            hint="make it, or name another file: -o",
-        )
-    if path.exists() and not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not a plain file"
-        raise ExportError(f"output {path} {what}", hint="name a file: -o model.onnx")
-    if path.exists() and path.samefile(checkpoint.path):
-        raise ExportError(
-            f"output {path} is the weights file itself", hint="name another file: -o model.onnx"
-        )
+    _check_output(path, checkpoint.path)
     pictures, pictures_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:
         model = graph_from_network(checkpoint.network, plan)
-        card = _card(checkpoint, plan, labels, weights, command)
+        card = card_from_plan(
+            plan,
+            labels,
+            name=_name(weights, checkpoint),
+            source=_source(checkpoint),
+            created=_created(command),
+        )
         parity = None
         if verify:
             parity = measure_parity(
@@ -130,54 +122,60 @@ def export_onnx(
 def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan) -> Path:
     """Name the artefact after weights, size, precision and target; shipped weights are exported to here."""
     height, width = plan.size_hw
-    is_shipped = str(weights) in SHIPPED_WEIGHTS
-    stem = str(weights) if is_shipped else checkpoint.path.stem
-    folder = Path() if is_shipped else checkpoint.path.parent
-    outputs = "" if plan.outputs == (LABELS,) else f"_{'-'.join(plan.outputs)}"
-    return folder / f"{stem}_{height}x{width}_{plan.precision}_{plan.target}{outputs}.onnx"
+    folder = Path() if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.parent
+    parts = [_name(weights, checkpoint), f"{height}x{width}", plan.precision, plan.target]
+    if plan.outputs != (LABELS,):
+        parts.append("-".join(plan.outputs))
+    return folder / f"{'_'.join(parts)}.onnx"
 
 
-def _card(
-    checkpoint: Checkpoint,
-    plan: ExportPlan,
-    labels: LabelSet,
-    weights: str | Path,
-    command: Sequence[str],
-) -> ModelCard:
-    return ModelCard(
-        name=str(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.stem,
-        size_hw=plan.size_hw,
-        batch=plan.batch,
-        input=plan.input,
-        outputs=plan.outputs,
-        color="RGB",
-        mean=plan.mean,
-        std=plan.std,
-        resize=RESIZE_FILTER,
-        label_set=labels.name,
-        class_names=labels.class_names,
-        palette=labels.palette,
-        ignore_index=labels.ignore_index,
-        precision=plan.precision,
-        target=plan.target,
-        form={
-            "upsample": plan.form.upsample,
-            "head_classes": plan.form.head_classes(labels.num_classes),
-            "opset": plan.opset,
-        },
-        source={
-            "weights": checkpoint.path.name,
-            "sha256": checkpoint.sha256,
-            "family": checkpoint.family.name,
-            **{f"file: {key}": value for key, value in sorted(checkpoint.metadata.items())},
-        },
-        created={
-            "command": " ".join(command),
-            "esnet-deploy": _version("esnet-deploy"),
-            "onnx": onnx.__version__,
-            "torch": torch.__version__,
-        },
-    )
+def _label_set(checkpoint: Checkpoint, asked: str | None) -> LabelSet:
+    """Choose the label set asked for, else the one that the file names and we know, else by the classes."""
+    stored = checkpoint.metadata.get("label_set")
+    name = asked or (stored if stored in LABEL_SETS else None)
+    return label_set_for(checkpoint.network.config.num_classes, name=name)
+
+
+def _check_output(path: Path, weights_path: Path) -> None:
+    """Refuse an output that cannot be meant, before any work is done."""
+    if not path.parent.is_dir():
+        raise ExportError(
+            f"there is no folder {path.parent} to write to",
+            hint="make it, or name another file: -o",
+        )
+    problem = None
+    if path.is_dir():
+        problem = "is a folder"
+    elif path.exists() and not path.is_file():
+        problem = "is not a plain file"
+    elif path.exists() and path.samefile(weights_path):
+        problem = "is the weights file itself"
+    if problem:
+        raise ExportError(f"output {path} {problem}", hint="name another file: -o model.onnx")
+
+
+def _name(weights: str | Path, checkpoint: Checkpoint) -> str:
+    """Name shipped weights by their name, others by their file."""
+    return str(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.stem
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, str]:
+    """Tell file, hash and family of the weights, and what the file says of itself."""
+    return {
+        "weights": checkpoint.path.name,
+        "sha256": checkpoint.sha256,
+        "family": checkpoint.family.name,
+        **{f"file: {key}": value for key, value in sorted(checkpoint.metadata.items())},
+    }
+
+
+def _created(command: Sequence[str]) -> dict[str, str]:
+    return {
+        "command": shlex.join(command),
+        "esnet-deploy": _version("esnet-deploy"),
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+    }
 
 
 def _parity_frames(frames: Path | None, plan: ExportPlan) -> tuple[list[np.ndarray], str]:

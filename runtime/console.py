@@ -52,7 +52,9 @@ def run_app(app: Callable[[], Any], *errors: type[Exception]) -> NoReturn:
     except reported as error:
         if is_debug:
             raise
-        _fail(_one_line(error), getattr(error, "hint", None), getattr(error, "exit_code", _BAD_INPUT))
+        _fail(
+            _one_line(error), getattr(error, "hint", None), getattr(error, "exit_code", _BAD_INPUT)
+        )
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if is_debug or library not in _EXTRAS:

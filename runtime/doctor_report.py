@@ -12,6 +12,7 @@ from runtime.doctor import Diagnosis
 
 _FILE_WIDTH = 120
 
+
 def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     """Print to standard output."""
     if as_json:

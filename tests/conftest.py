@@ -14,9 +14,8 @@ import torch
 from esnet.families import FAMILIES
 from esnet.labels import label_set_for
 from esnet.model import ESNet
-from export.metadata import with_card
+from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
-from runtime.card import ModelCard
 
 SMALL_HW = (64, 128)
 
@@ -50,9 +49,8 @@ def video_path() -> Path:
 def random_network(family: str = "authors", *, num_classes: int = 11, seed: int = 0) -> ESNet:
     """Make a network with far from trivial BN statistics and negative BN scales.
 
-    The statistics are those of noise that has passed through it, so that its labels depend on the frame: with
-    torch's own initialisation they would come from the biases alone, and a test that compares labels could not
-    fail.
+    The statistics are those of noise that has passed through it, so that its labels depend on the frame.
+    With torch's own they would come from the biases alone, and a comparison of labels could not fail.
     """
     torch.manual_seed(seed)
     network = ESNet(FAMILIES[family].config(num_classes)).train()
@@ -69,28 +67,6 @@ def random_network(family: str = "authors", *, num_classes: int = 11, seed: int 
     return network.eval()
 
 
-def card_for(plan: ExportPlan, num_classes: int = 11) -> ModelCard:
-    """Make a card as an export would, without weights or parity."""
-    labels = label_set_for(num_classes)
-    return ModelCard(
-        name="small",
-        size_hw=plan.size_hw,
-        batch=plan.batch,
-        input=plan.input,
-        outputs=plan.outputs,
-        color="RGB",
-        mean=plan.mean,
-        std=plan.std,
-        resize="bilinear",
-        label_set=labels.name,
-        class_names=labels.class_names,
-        palette=labels.palette,
-        ignore_index=labels.ignore_index,
-        precision=plan.precision,
-        target=plan.target,
-    )
-
-
 @pytest.fixture(scope="session")
 def make_artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write small artefacts (64x128, random weights) for ``ExportPlan`` arguments, each made once."""
@@ -100,7 +76,8 @@ def make_artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         plan = ExportPlan(**{"size_hw": SMALL_HW, **settings})
         if repr(plan) not in made:
             path = tmp_path_factory.mktemp("artefact") / "small.onnx"
-            onnx.save(with_card(graph_from_network(random_network(), plan), card_for(plan)), path)
+            card = card_from_plan(plan, label_set_for(11), name="small")
+            onnx.save(with_card(graph_from_network(random_network(), plan), card), path)
             made[repr(plan)] = path
         return made[repr(plan)]
 

@@ -138,7 +138,7 @@ class GraphEditor:
     def _sorted_live_nodes(self) -> list[onnx.NodeProto]:
         makers = {tensor: node for node in self.nodes for tensor in node.output}
         order: list[onnx.NodeProto] = []
-        done: set[int] = set()
+        seen: set[int] = set()
         stack = [
             (makers[value.name], False)
             for value in reversed(self.graph.output)
@@ -146,14 +146,14 @@ class GraphEditor:
         ]
         while stack:
             node, inputs_done = stack.pop()
-            if id(node) in done:
-                continue
             if inputs_done:
-                done.add(id(node))
                 order.append(node)
-                continue
-            stack.append((node, True))
-            stack.extend((makers[name], False) for name in reversed(node.input) if name in makers)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                stack.extend(
+                    (makers[name], False) for name in reversed(node.input) if name in makers
+                )
         return order
 
 

@@ -93,7 +93,8 @@ def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.M
     sizes = [size for size in dims[1:] if isinstance(size, int)]
     if len(dims) != 4 or len(sizes) != 3 or sizes[0] > 256:
         raise GraphError(
-            f"append_labels needs logits (N, K, H, W) of fixed size with K up to 256, got {dims}"
+            f"append_labels needs logits (N, K, H, W) of fixed size with K up to 256, got {dims}",
+            hint="export with --output logits",
         )
     head = _Head(editor, logits.name, dims[0], sizes)
     del editor.graph.output[:]

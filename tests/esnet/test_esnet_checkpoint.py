@@ -77,6 +77,7 @@ def test_every_weight_of_the_file_is_in_the_network(family, make_state_dict, wei
         pytest.param(
             lambda state: {
                 "epoch": 3,
+                "class_weights": torch.ones(11),
                 "state_dict": state,
                 "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{}]},
                 "best_score": np.float64(0.7),
@@ -169,9 +170,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(make_bytes, tmp_path, weight
 
 def test_refusal_of_code_names_what_the_file_asks_for(tmp_path, weights_path):
     torch.save(Bomb(tmp_path / "ran"), weights_path)
-    with pytest.raises(
-        CheckpointError, match=r"could run code: it asks for \w+\.mkdir"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"could run code: it asks for \w+\.mkdir") as caught:
         load_checkpoint(weights_path)
     assert "model.state_dict()" in caught.value.hint
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -76,15 +78,19 @@ def test_logits_match_the_pytorchcv_package(make_state_dict, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "has_dropout"),
+    ("family", "changes", "has_dropout"),
     [
-        pytest.param("authors", True, id="authors"),
-        pytest.param("pytorchcv", True, id="pytorchcv"),
-        pytest.param("zh320", False, id="zh320-has-none"),
+        pytest.param("authors", {}, True, id="authors"),
+        pytest.param("authors", {"fcu_dropout": 0.0}, True, id="in-PFCUs-alone"),
+        pytest.param(
+            "authors", {"fcu_dropout": 0.3, "pfcu_dropout": 0.0}, True, id="in-FCUs-alone"
+        ),
+        pytest.param("pytorchcv", {}, True, id="pytorchcv"),
+        pytest.param("zh320", {}, False, id="zh320-has-none"),
     ],
 )
-def test_training_drops_channels_at_random_where_the_family_does(family, has_dropout, make_network):
-    network = make_network(family).train()
+def test_training_drops_channels_at_random_where_the_family_does(family, changes, has_dropout):
+    network = ESNet(replace(FAMILIES[family].config(11), **changes)).train()
     image_NCHW = torch.rand(1, 3, 64, 128)
     with torch.no_grad():
         first, second = network(image_NCHW), network(image_NCHW)

@@ -137,6 +137,13 @@ def test_bn_behind_a_concat_folds_into_the_conv_and_becomes_an_affine_on_the_poo
     }
 
 
+def test_relu_stays_behind_a_concat_that_others_read_too(assert_folds):
+    graph = Drawing(0)
+    joined = graph.concat("x", graph.conv("x", 4))
+    folded = assert_folds(graph, graph.relu(joined), graph.pool(joined))
+    assert op_counts(folded.graph.node)["Relu"] == 1
+
+
 def test_bn_shared_by_three_branches_folds_into_each(assert_folds):
     graph = Drawing(1)
     branches = [graph.norm(graph.conv("x", 4), statistics="bn2") for _ in range(3)]

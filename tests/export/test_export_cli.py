@@ -89,7 +89,7 @@ def test_command_line_stands_in_the_card(esnet_export, checkpoint_path, tmp_path
         pytest.param(["--opset", "9"], "opset 9 is out of range", "17", id="opset"),
         pytest.param(["--frames", "nowhere"], "'nowhere' does not exist", "image", id="frames"),
         pytest.param(["-o", "nowhere/model.onnx"], "no folder nowhere", "make it", id="no-folder"),
-        pytest.param(["-o", "."], "output . is a folder", "name a file", id="folder"),
+        pytest.param(["-o", "."], "output . is a folder", "name another", id="folder"),
     ],
 )
 def test_bad_argument_ends_with_one_error_line_and_a_hint(

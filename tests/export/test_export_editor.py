@@ -60,9 +60,16 @@ def test_finish_sorts_nodes_that_were_added_late(editor, run_onnx):
     np.testing.assert_array_equal(y, [[-1, -9]])
 
 
-def test_finish_refuses_a_broken_graph(editor):
-    editor.remove(editor.producer("c"))
-    with pytest.raises(onnx.checker.ValidationError, match="c"):
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda editor: editor.remove(editor.producer("c")), id="missing-tensor"),
+        pytest.param(lambda editor: editor.rewire("a", "y"), id="cycle"),
+    ],
+)
+def test_finish_refuses_a_broken_graph(spoil, editor):
+    spoil(editor)
+    with pytest.raises(onnx.checker.ValidationError):
         editor.finish()
 
 

@@ -195,6 +195,11 @@ def test_metadata_of_the_weights_names_the_label_set_and_stands_in_the_card(save
     assert card.label_set == "camvid"
 
 
+def test_label_set_that_only_the_weights_file_knows_does_not_stand_in_the_way(save_checkpoint):
+    weights = save_checkpoint(num_classes=20, metadata={"label_set": "our-town"})
+    assert export_onnx(weights, plan=SMALL, verify=False).card.label_set == "20-classes"
+
+
 def test_label_set_that_does_not_fit_is_refused(save_checkpoint):
     with pytest.raises(
         LabelSetError, match="'cityscapes' has 19 classes, the checkpoint scores 11"

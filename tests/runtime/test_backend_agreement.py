@@ -66,6 +66,7 @@ def test_labels_and_confidence_are_equal(make_artefact, frames):
         pytest.param({"input": "tensor"}, id="tensor-input"),
         pytest.param({"batch": (1, 2, 2)}, id="more-frames-than-a-batch"),
         pytest.param({"batch": (4, 4, 4)}, id="fewer-frames-than-a-fixed-batch"),
+        pytest.param({"batch": (4, 4, 4), "outputs": ("logits",)}, id="logits-of-a-fixed-batch"),
     ],
 )
 def test_another_graph_of_the_same_weights_gives_the_same_labels(make_artefact, frames, settings):

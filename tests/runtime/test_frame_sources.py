@@ -56,7 +56,9 @@ def test_what_is_no_image_is_left_out(tmp_path, draw_image):
     draw_image("a.png")
     (tmp_path / "labels.txt").write_text("a")
     (tmp_path / "folder.png").mkdir()
-    assert names(open_source(tmp_path)) == ["a"]
+    source = open_source(tmp_path)
+    assert source.num_frames == 1
+    assert (names(source), source.skipped) == (["a"], [])
 
 
 def test_an_unreadable_image_is_skipped_and_named(tmp_path, draw_image):

@@ -41,7 +41,7 @@ def test_unknown_fields_are_ignored(card):
 
 def test_fields_with_a_default_may_be_missing(card):
     bare = {name: value for name, value in json.loads(card.to_json()).items() if name in REQUIRED}
-    assert ModelCard.from_json(json.dumps(bare | {"schema": 1})) == card
+    assert ModelCard.from_json(json.dumps(bare | {"schema": 1})) == replace(card, form={})
 
 
 @pytest.mark.parametrize("name", REQUIRED)

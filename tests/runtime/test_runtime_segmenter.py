@@ -79,6 +79,16 @@ def test_a_batch_of_one_keeps_its_axis(segmenter, frame):
     assert segmenter.segment(frame[None]).shape == (1, 64, 128)
 
 
+def test_a_large_batch_runs_in_parts_of_the_usual_size(make_artefact, monkeypatch):
+    with Segmenter.open(make_artefact(batch=(1, 2, 4)), backend="null") as segmenter:
+        infer, sizes = segmenter.backend.infer, []
+        monkeypatch.setattr(
+            segmenter.backend, "infer", lambda batch: sizes.append(len(batch)) or infer(batch)
+        )
+        segmenter.segment(noise(5, 64, 128, 3))
+    assert sizes == [2, 2, 1]
+
+
 def test_the_filling_of_a_fixed_batch_is_cut_off(make_artefact):
     with Segmenter.open(make_artefact(batch=(4, 4, 4)), backend="null") as segmenter:
         assert segmenter.segment(noise(6, 64, 128, 3)).shape == (6, 64, 128)

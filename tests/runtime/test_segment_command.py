@@ -1,6 +1,7 @@
 """``esnet-segment`` as its user meets it: files in, files out, one line for each thing that is wrong."""
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,25 @@ def test_images_of_two_sizes_are_no_video(segment, draw_image, tmp_path):
     assert done.returncode == 2
     assert "error: frame b is (32, 32), the video's first was (64, 128)" in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["in"]
+
+
+def test_a_person_sees_a_progress_bar_on_stderr(draw_image, make_artefact, tmp_path):
+    draw_image("[/frames]/a.png")  # a name that would be markup
+    words = [TOOL, tmp_path / "[/frames]", "-m", make_artefact(), "-o", tmp_path / "out"]
+    screen, terminal = pty.openpty()
+    done = subprocess.run(
+        [*map(str, words), "--backend", "null"],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env=os.environ | {"TERM": "xterm"},
+        text=True,
+        check=False,
+    )
+    shown = os.read(screen, 65536).decode()
+    assert done.returncode == 0, shown
+    assert "[/frames] " in shown
+    assert "1/1" in shown
+    assert done.stdout.startswith("1 frame in")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""The card of an export, and its place among a model's ``metadata_props``."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from esnet.labels import CAMVID
+from export.metadata import card_from_plan, with_card
+from export.plan import ExportPlan
+from runtime.card import CARD_KEY
+
+CARD = card_from_plan(ExportPlan(size_hw=(64, 128)), CAMVID, name="small")
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    """A model with an older card and an entry of somebody else's."""
+    model = onnx.ModelProto()
+    onnx.helper.set_model_props(model, {CARD_KEY: "old", "author": "somebody"})
+    return model
+
+
+def test_card_replaces_an_older_one_and_keeps_other_entries(model):
+    entries = {entry.key: entry.value for entry in with_card(model, CARD).metadata_props}
+    assert entries == {CARD_KEY: CARD.to_json(), "author": "somebody"}
+
+
+def test_model_that_is_given_a_card_stays_as_it_was(model):
+    before = model.SerializeToString()
+    with_card(model, CARD)
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("target", "head_classes"),
+    [
+        pytest.param("tensorrt", 16, id="tensorrt-padded"),
+        pytest.param("onnxruntime", 11, id="onnxruntime-plain"),
+    ],
+)
+def test_card_tells_the_form_of_the_graph(target, head_classes):
+    card = card_from_plan(ExportPlan(target=target, upsample="subpixel"), CAMVID, name="small")
+    assert card.form == {"upsample": "subpixel", "head_classes": head_classes, "opset": 17}
