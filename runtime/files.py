@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Lend a temporary path beside ``path``; it takes the name when the block ends without an error.
 
@@ -20,15 +20,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        error.filename = str(path)  # the name that the caller knows
-        raise
-    try:
+        _create(temporary, reported_as=path)
         yield temporary
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has its name, or its folder could not be used
+            temporary.unlink()
 
 
 def sha256_of(path: Path) -> str:
@@ -38,3 +35,11 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _create(temporary: Path, *, reported_as: Path) -> None:
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        error.filename = str(reported_as)  # the name that the caller knows
+        raise

@@ -41,17 +41,18 @@ class Pipeline:
         for stage, feed in zip(self._stages, queues, strict=False):
             iterators.append(run.results(stage, feed))
         threads = [
-            threading.Thread(target=run.work, args=(items, target), daemon=True)
+            threading.Thread(target=run.work, args=(items, target))
             for items, target in zip(iterators, queues, strict=True)
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             yield from run.items(queues[-1])
         finally:
             run.stopped.set()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # Ctrl-C may come before all of them run
+                    thread.join()
         if run.error is not None:
             raise run.error
 

@@ -60,8 +60,8 @@ def _apply_affine(
             return _split_over_concat(editor, source, channels, norm, scale, shift)
     name = f"{norm.name}.{source.name.rsplit('.', 1)[-1]}" if source is not None else norm.name
     column = (-1, 1, 1)
-    factor = editor.set_array(f"{name}.scale", scale.reshape(column).astype(np.float32))
-    offset = editor.set_array(f"{name}.shift", shift.reshape(column).astype(np.float32))
+    factor = editor.add_array(f"{name}.scale", scale.reshape(column).astype(np.float32))
+    offset = editor.add_array(f"{name}.shift", shift.reshape(column).astype(np.float32))
     product = editor.add("Mul", f"{name}.mul", [tensor, factor])
     return editor.add("Add", f"{name}.add", [product, offset])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class GraphEditor:
     """A private copy of a model's graph; ``finish`` turns it back into a checked model.
 
-    Nodes need distinct names: what a transform adds is named after the node that it belongs to.
+    Names that a transform gives to what it adds are wishes: a taken one gets a mark behind it.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -68,6 +68,10 @@ class GraphEditor:
             raise GraphError(f"{name!r} must be a constant of the graph, but a node computes it")
         return numpy_helper.to_array(self._arrays[name])
 
+    def add_array(self, name: str, value: np.ndarray) -> str:
+        """Add a constant and return its name."""
+        return self.set_array(_fresh(name, self._tensors()), value)
+
     def set_array(self, name: str, value: np.ndarray) -> str:
         """Add or replace a constant and return its name."""
         self._arrays[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -80,7 +84,7 @@ class GraphEditor:
         while len(node.input) <= position:
             node.input.append("")
         shared = any(other is not node and name in other.input for other in self.nodes)
-        node.input[position] = self.set_array(f"{node.name}.{name}" if shared else name, value)
+        node.input[position] = (self.add_array if shared else self.set_array)(name, value)
 
     def add(
         self,
@@ -91,17 +95,16 @@ class GraphEditor:
         output: str | None = None,
         **attributes: Any,
     ) -> str:
-        """Append a node and return the tensor it makes: ``output``, or a fresh name."""
-        tensor = output or self._fresh_tensor(f"{name}/out")
+        """Append a node and return the tensor it makes, ``output`` or one named after the node."""
+        name = _fresh(name, {node.name for node in self.nodes})
+        tensor = output or _fresh(f"{name}/out", self._tensors())
         self.nodes.append(helper.make_node(op, inputs, [tensor], name=name, **attributes))
         return tensor
 
-    def _fresh_tensor(self, name: str) -> str:
-        taken = {tensor for node in self.nodes for tensor in (*node.input, *node.output)}
-        taken.update(value.name for value in (*self.graph.input, *self.graph.output))
-        while name in taken:
-            name += "'"
-        return name
+    def _tensors(self) -> set[str]:
+        edges = {value.name for value in (*self.graph.input, *self.graph.output)}
+        inner = {tensor for node in self.nodes for tensor in (*node.input, *node.output)}
+        return edges | inner | self._arrays.keys()
 
     def remove(self, *nodes: onnx.NodeProto) -> None:
         """Drop nodes; what they made must have been rewired."""
@@ -185,6 +188,12 @@ def op_counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
     for node in nodes:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _fresh(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "'"
+    return name
 
 
 def _only(values: list[onnx.ValueInfoProto], what: str) -> onnx.ValueInfoProto:

@@ -47,7 +47,7 @@ def attach_frames_input(
     if any(mean):
         offset = np.asarray(mean, np.float64) * 255.0
         x = editor.add(
-            "Sub", "input.mean", [x, editor.set_array("input.mean_255", np.float32(offset))]
+            "Sub", "input.mean", [x, editor.add_array("input.mean_255", np.float32(offset))]
         )
     x = editor.add("Transpose", "input.nchw", [x], perm=[0, 3, 1, 2])
     editor.rewire(tensor.name, x)
@@ -71,5 +71,5 @@ def _fold_scale(editor: GraphEditor, reader: onnx.NodeProto, scale: np.ndarray) 
         factor = editor.array(affine.input[1]).astype(np.float64) * column
         editor.set_node_array(affine, 1, affine.input[1], factor.astype(np.float32))
         return
-    factor_name = editor.set_array(f"{reader.name}.scale", column.astype(np.float32))
+    factor_name = editor.add_array(f"{reader.name}.scale", column.astype(np.float32))
     editor.rewire(pooled, editor.add("Mul", f"{reader.name}.mul", [pooled, factor_name]))

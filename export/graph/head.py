@@ -61,7 +61,7 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1)
         floor = np.zeros((1, num_classes + added, 1, 1), np.float32)
         floor[:, num_classes:] = _NEVER
         editor.remove(last)
-        floor_name = editor.set_array(f"{last.name}.floor", floor)
+        floor_name = editor.add_array(f"{last.name}.floor", floor)
         editor.add("Max", last.name, [deconv.output[0], floor_name], output=output.name)
     dims[1] = num_classes + added
     output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, dims))
@@ -114,15 +114,17 @@ class _Head:
         self._editor, self._batch = editor, batch
         classes, self._height, self._width = sizes
         self.scores, self.axis = logits, 1
+        self._flat_shape: str | None = None
         shuffle = editor.producer(logits)
-        self._is_shuffled = shuffle is not None and shuffle.op_type == "DepthToSpace"
-        if shuffle is None or not self._is_shuffled:
+        if shuffle is None or shuffle.op_type != "DepthToSpace":
             return
         if attribute(shuffle, "blocksize", 1) != 2 or attribute(shuffle, "mode", b"DCR") != b"DCR":
             raise GraphError(f"the shuffle {shuffle.name!r} must be DCR with block size 2")
         editor.remove(shuffle)
+        flat = np.array([0, self._height, self._width], np.int64)
+        self._flat_shape = editor.add_array("head.flat", flat)
         groups = np.array([0, 4, classes, self._height // 2, self._width // 2], np.int64)
-        shape = editor.set_array("head.groups", groups)
+        shape = editor.add_array("head.groups", groups)
         self.scores = editor.add("Reshape", "head.grouped", [shuffle.input[0], shape])
         self.axis = 2
 
@@ -131,24 +133,22 @@ class _Head:
         editor = self._editor
         softmax = editor.add("Softmax", "head.softmax", [self.scores], axis=self.axis)
         if editor.opset >= 18:
-            axes = editor.set_array("head.axes", np.array([self.axis], np.int64))
+            axes = editor.add_array("head.axes", np.array([self.axis], np.int64))
             top = editor.add("ReduceMax", "head.top", [softmax, axes], keepdims=0)
         else:
             top = editor.add("ReduceMax", "head.top", [softmax], axes=[self.axis], keepdims=0)
-        full = editor.set_array("head.full", np.float32(255.0).reshape(1))
-        half = editor.set_array("head.half", np.float32(0.5).reshape(1))
+        full = editor.add_array("head.full", np.float32(255.0).reshape(1))
+        half = editor.add_array("head.half", np.float32(0.5).reshape(1))
         return editor.add("Add", "head.round", [editor.add("Mul", "head.scale", [top, full]), half])
 
     def emit(self, name: str, tensor: str) -> None:
         """Shuffle a float map if the scores were in groups, and make it a uint8 output."""
         editor = self._editor
-        if self._is_shuffled:
+        if self._flat_shape is not None:
             tensor = editor.add(
                 "DepthToSpace", f"head.{name}_shuffle", [tensor], blocksize=2, mode="DCR"
             )
-            flat = np.array([0, self._height, self._width], np.int64)
-            shape = editor.set_array("head.flat", flat)
-            tensor = editor.add("Reshape", f"head.{name}_flat", [tensor, shape])
+            tensor = editor.add("Reshape", f"head.{name}_flat", [tensor, self._flat_shape])
         editor.add("Cast", f"head.{name}", [tensor], output=name, to=TensorProto.UINT8)
         dims = [self._batch, self._height, self._width]
         editor.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, dims))

@@ -40,10 +40,10 @@ def _rewrite(editor: GraphEditor, deconv: onnx.NodeProto) -> None:
     size = sub_kernels.shape[-1]
     # (Cin, Cout, i, j, kh, kw) -> (i, j, Cout, Cin, kh, kw) -> (4 Cout, Cin, kh, kw)
     conv_weight = sub_kernels.transpose(2, 3, 1, 0, 4, 5).reshape(-1, weight.shape[0], size, size)
-    inputs = [deconv.input[0], editor.set_array(f"{deconv.name}.weight_subpixel", conv_weight)]
+    inputs = [deconv.input[0], editor.add_array(f"{deconv.name}.weight_subpixel", conv_weight)]
     if len(deconv.input) > 2:
         bias = np.tile(editor.array(deconv.input[2]), 4)
-        inputs.append(editor.set_array(f"{deconv.name}.bias_subpixel", bias))
+        inputs.append(editor.add_array(f"{deconv.name}.bias_subpixel", bias))
     editor.remove(deconv)
     x = editor.add(
         "Conv",
@@ -73,7 +73,7 @@ def _tiled_floor(editor: GraphEditor, clip: onnx.NodeProto) -> list[str]:
     """Repeat the per-channel floor of a Max, ``pad_classes``'s form of a ReLU, for the four sub-pixels."""
     floors = [editor.array(name) for name in clip.input[1:]]
     return [
-        editor.set_array(f"{clip.name}.floor_subpixel", np.tile(floor, (1, 4, 1, 1)))
+        editor.add_array(f"{clip.name}.floor_subpixel", np.tile(floor, (1, 4, 1, 1)))
         for floor in floors
     ]
 

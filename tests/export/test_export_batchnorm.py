@@ -144,6 +144,20 @@ def test_relu_stays_behind_a_concat_that_others_read_too(assert_folds):
     assert op_counts(folded.graph.node)["Relu"] == 1
 
 
+def test_relu_moves_to_each_part_of_a_concat_also_to_the_same_part_twice(assert_folds):
+    graph = Drawing(0)
+    folded = assert_folds(graph, graph.relu(graph.concat(*[graph.conv("x", 4)] * 2)))
+    assert op_counts(folded.graph.node) == {"Relu": 2, "Concat": 1, "Conv": 1}
+
+
+def test_parts_of_a_concat_whose_names_end_alike_get_affines_of_their_own(assert_folds):
+    graph = Drawing(0)
+    parts = [graph.conv("x", 2), graph.conv("x", 2)]
+    for node, block in zip(graph.nodes, "ab", strict=True):
+        node.name = f"{block}.conv"
+    assert_folds(graph, *parts, graph.norm(graph.concat(*parts)))
+
+
 def test_bn_shared_by_three_branches_folds_into_each(assert_folds):
     graph = Drawing(1)
     branches = [graph.norm(graph.conv("x", 4), statistics="bn2") for _ in range(3)]

@@ -100,9 +100,13 @@ def test_constant_of_one_node_changes_for_that_node_alone(editor, run_onnx):
     np.testing.assert_array_equal(y, [[8, 7]])
 
 
-def test_added_tensor_gets_a_fresh_name(editor):
-    made = [editor.add("Relu", "again", ["a"]) for _ in range(2)]
-    assert len({"a", "b", "c", "x", "y", *made}) == 7
+def test_what_is_added_under_a_taken_name_gets_another(editor, run_onnx):
+    k = editor.add_array("k", np.float32([10, 10]))
+    first = editor.add("Add", "make_b", ["b", k])
+    second = editor.add("Add", "make_b", [first, k])
+    editor.rewire("c", second)
+    [y] = run_onnx(editor.finish(), x=np.float32([[5, 7]]))
+    np.testing.assert_array_equal(y, [[-20, -20]])
 
 
 def test_rename_reaches_maker_and_readers(editor, run_onnx):

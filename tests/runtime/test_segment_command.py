@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -141,8 +142,8 @@ def test_images_of_two_sizes_are_no_video(segment, draw_image, tmp_path):
 
 
 def test_a_person_sees_a_progress_bar_on_stderr(draw_image, make_artefact, tmp_path):
-    draw_image("[/frames]/a.png")  # a name that would be markup
-    words = [TOOL, tmp_path / "[/frames]", "-m", make_artefact(), "-o", tmp_path / "out"]
+    draw_image("[red]frames/a.png")  # a name that would be markup
+    words = [TOOL, tmp_path / "[red]frames", "-m", make_artefact(), "-o", tmp_path / "out"]
     screen, terminal = pty.openpty()
     done = subprocess.run(
         [*map(str, words), "--backend", "null"],
@@ -152,9 +153,10 @@ def test_a_person_sees_a_progress_bar_on_stderr(draw_image, make_artefact, tmp_p
         text=True,
         check=False,
     )
+    os.close(terminal)
     shown = os.read(screen, 65536).decode()
     assert done.returncode == 0, shown
-    assert "[/frames] " in shown
+    assert "[red]frames " in shown
     assert "1/1" in shown
     assert done.stdout.startswith("1 frame in")
 
@@ -257,8 +259,9 @@ def test_ctrl_c_leaves_no_file_and_no_traceback(draw_image, make_artefact, tmp_p
         draw_image(f"in/{index:03d}.png")
     words = [TOOL, tmp_path / "in", "-m", make_artefact(), "-o", tmp_path / "out.mp4"]
     with subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob(".out-*")):  # it has begun to write
+        while not list(tmp_path.glob(".out-*")):  # until it has begun to write
             assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(2)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
