@@ -15,6 +15,7 @@ from runtime.errors import InvalidInput
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed. --debug shows tracebacks."
 )
+_CHECK_PATH = "check that the path is there, is writable, and has room"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
 # Library that a command imports when it needs it -> the extra that brings it.
 _EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "onnxruntime": "cpu"}
@@ -52,9 +53,8 @@ def run_app(app: Callable[[], Any], *errors: type[Exception]) -> NoReturn:
     except reported as error:
         if is_debug:
             raise
-        _fail(
-            _one_line(error), getattr(error, "hint", None), getattr(error, "exit_code", _BAD_INPUT)
-        )
+        hint = getattr(error, "hint", _CHECK_PATH)
+        _fail(_one_line(error), hint, getattr(error, "exit_code", _BAD_INPUT))
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if is_debug or library not in _EXTRAS:

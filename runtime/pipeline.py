@@ -15,7 +15,8 @@ class Pipeline:
     """Items of a source pass through functions in order, each function in a thread of its own.
 
     The caller's thread takes the results. The first exception of the source or of any stage stops all of them
-    and is raised to the caller; leaving the iteration early, Ctrl-C included, stops them too.
+    and is raised to the caller; leaving the iteration early, Ctrl-C included, stops them too. An iterator that is
+    kept but neither used up nor closed keeps its threads, and so the process, alive.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Pipeline:
         iterators = [iter(self._source)]
         for stage, feed in zip(self._stages, queues, strict=False):
             iterators.append(run.results(stage, feed))
+        # No daemons: a thread that is still in a library while Python ends would abort the process.
         threads = [
             threading.Thread(target=run.work, args=(items, target))
             for items, target in zip(iterators, queues, strict=True)

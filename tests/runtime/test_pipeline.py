@@ -140,6 +140,20 @@ def test_an_error_of_the_consumer_reaches_the_caller(error):
         consume()
 
 
+def test_an_interrupt_between_the_first_threads_ends_those_that_run(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def start_two(thread):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(KeyboardInterrupt):
+        list(Pipeline(itertools.count(), plus_one, plus_one))
+
+
 def test_stages_work_at_the_same_time():
     windows = {"first": [], "second": []}
 
