@@ -15,8 +15,8 @@ class Pipeline:
     """Items of a source pass through functions in order, each function in a thread of its own.
 
     The caller's thread takes the results. The first exception of the source or of any stage stops all of them
-    and is raised to the caller; leaving the iteration early, Ctrl-C included, stops them too. An iterator that is
-    kept but neither used up nor closed keeps its threads, and so the process, alive.
+    and is raised to the caller; leaving the iteration early, Ctrl-C included, stops them too. An iterator
+    that is kept but neither used up nor closed keeps its threads, and so the process, alive.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Pipeline:
         finally:
             run.stopped.set()
             for thread in threads:
-                if thread.ident is not None:  # Ctrl-C may come before all of them run
+                if thread.is_alive():  # Ctrl-C may come before all of them run
                     thread.join()
         if run.error is not None:
             raise run.error

@@ -89,7 +89,9 @@ def test_a_missing_library_ends_with_3(run):
 
 def test_an_error_of_the_system_names_the_file(run):
     code, text = run(PermissionError(13, "Permission denied", "/x/a.png"))
-    assert (code, text) == (2, "error: Permission denied: /x/a.png\n")
+    error, hint = text.splitlines()
+    assert (code, error) == (2, "error: Permission denied: /x/a.png")
+    assert hint.startswith("hint: check that the path is there")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
