@@ -71,13 +71,14 @@ def random_network(family: str = "authors", *, num_classes: int = 11, seed: int 
 def make_artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write small artefacts (64x128, random weights) for ``ExportPlan`` arguments, each made once."""
     made: dict[str, Path] = {}
+    network, labels = random_network(), label_set_for(11)
 
     def make(**settings: object) -> Path:
         plan = ExportPlan(**{"size_hw": SMALL_HW, **settings})
         if repr(plan) not in made:
             path = tmp_path_factory.mktemp("artefact") / "small.onnx"
-            card = card_from_plan(plan, label_set_for(11), name="small")
-            onnx.save(with_card(graph_from_network(random_network(), plan), card), path)
+            card = card_from_plan(plan, labels, name="small")
+            onnx.save(with_card(graph_from_network(network, plan), card), path)
             made[repr(plan)] = path
         return made[repr(plan)]
 
