@@ -29,7 +29,8 @@ def main() -> None:
     frames = _choose_frames(parser.parse_args().frames)
     OUT.mkdir(parents=True, exist_ok=True)
     model = OUT / "camvid_512x1024_fp32.onnx"
-    is_video = open_source(frames).fps is not None
+    source = open_source(frames)
+    is_video = source.fps is not None
     pictures = OUT / ("overlay.mp4" if is_video else "overlays")
     precisions = ["fp32", "bf16"] if "avx512_bf16" in cpu_flags() else ["fp32"]
     steps: list[tuple[str, list[str | Path]]] = [
@@ -68,7 +69,7 @@ def main() -> None:
     ]
     for number, (title, command) in enumerate(steps, start=1):
         _run_step(f"[{number}/{len(steps)}] {title}", list(map(str, command)))
-    picture = pictures if is_video else next(iter(sorted(pictures.glob("*.png"))))
+    picture = pictures if is_video else pictures / f"{next(iter(source)).name}.png"
     print(f"\noverlay: {picture.resolve()}")
 
 
