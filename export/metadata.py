@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx
 
 from esnet.labels import LabelSet
-from export.plan import ExportPlan
+from export.plan import FORMS, ExportPlan, Form
 from runtime.card import CARD_KEY, ModelCard
 from runtime.frames import RESIZE_FILTER
 
@@ -50,10 +51,21 @@ def card_from_plan(
             "upsample": plan.form.upsample,
             "head_classes": plan.form.head_classes(labels.num_classes),
             "opset": plan.opset,
+            "suits": _suited_targets(plan, labels.num_classes),
         },
         source=source or {},
         created=created or {},
     )
+
+
+def _suited_targets(plan: ExportPlan, num_classes: int) -> list[str]:
+    """List the engines whose own form this graph has; small heads and large ones can differ in it."""
+
+    def shape(form: Form) -> tuple[str, int]:
+        return form.upsample, form.head_classes(num_classes)
+
+    own = {target: replace(plan, target=target, upsample=None).form for target in FORMS}
+    return [target for target, form in own.items() if shape(form) == shape(plan.form)]
 
 
 def with_card(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ def form_advice(card: ModelCard, backend_name: str) -> str | None:
     Returns:
         The line, with the command; ``None`` where the form is the engine's own, or no engine runs (``null``).
     """
-    if backend_name in (card.target, "null"):
+    if backend_name in (card.target, *card.form.get("suits", ()), "null"):
         return None
     command = shlex.join([*_export_command(card), "--for", backend_name])
     return f"the graph has the form that suits {card.target}; for {backend_name}: {command}"

@@ -58,7 +58,8 @@ class ModelCard:
     target: str
     """Engine whose form the graph has: ``tensorrt``, ``openvino`` or ``onnxruntime``."""
     form: Mapping[str, Any] = field(default_factory=dict)
-    """The graph's form: how it upsamples, how many classes its head is padded to, opset."""
+    """The graph's form: how it upsamples, how many classes its head is padded to, opset, and the engines that
+    it suits."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Weights: file name, sha256, family, and what the file says of its training."""
     parity: Mapping[str, Any] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from esnet.labels import CAMVID
+from esnet.labels import CAMVID, label_set_for
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan
 from runtime.card import CARD_KEY
@@ -41,4 +41,18 @@ def test_model_that_is_given_a_card_stays_as_it_was(model):
 )
 def test_card_tells_the_form_of_the_graph(target, head_classes):
     card = card_from_plan(ExportPlan(target=target, upsample="subpixel"), CAMVID, name="small")
-    assert card.form == {"upsample": "subpixel", "head_classes": head_classes, "opset": 17}
+    form = {key: card.form[key] for key in ("upsample", "head_classes", "opset")}
+    assert form == {"upsample": "subpixel", "head_classes": head_classes, "opset": 17}
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "suits"),
+    [
+        pytest.param(11, ["openvino"], id="small head"),
+        pytest.param(19, ["openvino", "onnxruntime"], id="large head"),
+    ],
+)
+def test_card_lists_the_engines_that_the_form_suits(num_classes, suits):
+    plan = ExportPlan(target="openvino")
+    card = card_from_plan(plan, label_set_for(num_classes), name="some")
+    assert card.form["suits"] == suits

@@ -18,6 +18,11 @@ def test_the_engines_own_form_needs_no_advice(card, name):
     assert form_advice(replace(card, target=name), name) is None
 
 
+def test_another_engine_that_the_form_suits_needs_no_advice(card):
+    suited = replace(card, target="openvino", form={"suits": ["openvino", "onnxruntime"]})
+    assert form_advice(suited, "onnxruntime") is None
+
+
 def test_null_needs_no_advice(card):
     assert form_advice(card, "null") is None
 
