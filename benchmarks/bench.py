@@ -15,7 +15,7 @@ from benchmarks.environment import describe_environment, peak_memory_bytes
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
 from benchmarks.latency import END_TO_END, ENGINE, Protocol, Subject, cycle, measure_latency
-from benchmarks.statistics import Summary
+from benchmarks.statistics import Summary, label_agreement
 from runtime.files import sha256_of
 from runtime.frames import batch_from_frames
 from runtime.segmenter import Segmenter
@@ -134,7 +134,7 @@ def bench_models(
             for subject in _subjects(name, segmenter, frames)
         ]
         summaries = measure_latency(subjects, protocol, on_turn=on_turn)
-        reference = _labels(opened[0][1], frames)
+        labels = [_labels(segmenter, frames) for _, segmenter in opened]
         results = tuple(
             ModelResult(
                 model=path.name,
@@ -146,7 +146,7 @@ def bench_models(
                 size_hw=segmenter.card.size_hw,
                 engine=summaries[2 * index],
                 end_to_end=summaries[2 * index + 1],
-                agreement=_agreement(_labels(segmenter, frames), reference),
+                agreement=label_agreement(labels[index], labels[0]),
             )
             for index, (path, segmenter) in enumerate(opened)
         )
@@ -189,7 +189,3 @@ def _subjects(name: str, segmenter: Segmenter, frames: FrameSet) -> tuple[Subjec
 
 def _labels(segmenter: Segmenter, frames: FrameSet) -> list[np.ndarray]:
     return [segmenter.segment(frame) for frame in frames.frames]
-
-
-def _agreement(labels: list[np.ndarray], reference: list[np.ndarray]) -> float:
-    return float(np.mean([(a == b).mean() for a, b in zip(labels, reference, strict=True)]))

@@ -25,7 +25,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet, load_frames
 from benchmarks.latency import END_TO_END, Protocol, Subject, cycle, measure_latency
-from benchmarks.statistics import Summary
+from benchmarks.statistics import Summary, label_agreement
 from esnet.checkpoint import Checkpoint, load_checkpoint
 from esnet.errors import EsnetError
 from export.errors import ExportError
@@ -69,9 +69,7 @@ def compare_routes(
             name=name,
             summary=summary,
             speed=summaries[0].p50 / summary.p50,
-            agreement=float(
-                np.mean([(a == b).mean() for a, b in zip(own, labels[0], strict=True)])
-            ),
+            agreement=label_agreement(own, labels[0]),
         )
         for name, summary, own in zip(routes, summaries, labels, strict=True)
     ]

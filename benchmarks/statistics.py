@@ -80,6 +80,11 @@ def summarize(samples_ms: Sequence[float]) -> Summary:
     )
 
 
+def label_agreement(labels: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Measure the share of pixels that two lists of class maps (H, W) label alike, 0 to 1."""
+    return float(np.mean([(a == b).mean() for a, b in zip(labels, reference, strict=True)]))
+
+
 def percentile(times: np.ndarray, percent: float) -> float:
     """Take the smallest sample that at least ``percent`` of all samples do not exceed."""
     rank = max(1, math.ceil(percent / 100 * len(times)))

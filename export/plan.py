@@ -15,7 +15,7 @@ from export.errors import ExportError
 from export.graph.batchnorm import fold_batchnorm
 from export.graph.frames import attach_frames_input
 from export.graph.half import convert_to_half
-from export.graph.head import append_labels, pad_classes
+from export.graph.head import append_labels, pad_classes, padded_width
 from export.graph.subpixel import upsample_to_subpixel
 from runtime.card import CONFIDENCE, FRAMES, LABELS, LOGITS, TENSOR
 
@@ -44,7 +44,7 @@ class Form:
 
     def head_classes(self, num_classes: int) -> int:
         """Count the classes of the head, padding included."""
-        return max(-(-num_classes // self.class_multiple) * self.class_multiple, self.least_classes)
+        return padded_width(num_classes, self.class_multiple, self.least_classes)
 
 
 # The best-measured form of each engine: TensorRT by kernels and bytes (a padded head saves the slice kernel;

@@ -37,7 +37,7 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1)
     if len(dims) != 4 or not isinstance(dims[1], int):
         raise GraphError(f"pad_classes needs logits (N, K, H, W) with K fixed, got {dims}")
     num_classes = dims[1]
-    added = max(num_classes + -num_classes % multiple, at_least) - num_classes
+    added = padded_width(num_classes, multiple, at_least) - num_classes
     if added == 0:
         return editor.finish()
     last = editor.producer(output.name)
@@ -66,6 +66,11 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1)
     dims[1] = num_classes + added
     output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, dims))
     return editor.finish()
+
+
+def padded_width(num_classes: int, multiple: int, at_least: int) -> int:
+    """Count the classes of a head that is a multiple of ``multiple`` and at least ``at_least`` wide."""
+    return max(num_classes + -num_classes % multiple, at_least)
 
 
 def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.ModelProto:
