@@ -36,7 +36,7 @@ class Checkpoint:
     family: Family
     """Which public implementation the file comes from."""
     metadata: Mapping[str, str]
-    """The safetensors header's text entries; empty for other files."""
+    """What a safetensors header or a checkpoint of ``esnet-train`` says; empty for other files."""
     path: Path
     """The file that was read."""
     sha256: str
@@ -99,7 +99,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(
                 f"{path} is not a complete safetensors file: {error}", hint=_COPY_AGAIN
             ) from error
-    return _state_dict_in(_load_torch_file(path), path), {}
+    content = _load_torch_file(path)
+    return _state_dict_in(content, path), _metadata_in(content)
 
 
 def _load_torch_file(path: Path) -> object:
@@ -152,6 +153,14 @@ def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
                 return tensors
     found = _shown(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(f"{path} holds no state dict, but {found}", hint=_EXPECTED_FILES)
+
+
+def _metadata_in(content: object) -> dict[str, str]:
+    """Read what a checkpoint of ``esnet-train`` says of itself; it keeps the averaged weights as state dict."""
+    metadata = content.get("esnet") if isinstance(content, Mapping) else None
+    if not isinstance(metadata, Mapping):
+        return {}
+    return {str(key): str(value) for key, value in metadata.items()}
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,3 +21,11 @@ class CheckpointError(EsnetError, ValueError):
 
 class LabelSetError(EsnetError, ValueError):
     """The label set is unknown, or does not fit the checkpoint."""
+
+
+class DatasetError(EsnetError, ValueError):
+    """The dataset is not where it should be, is incomplete, or holds labels outside its set."""
+
+
+class TrainingError(EsnetError, ValueError):
+    """The run cannot be started or resumed as asked."""

@@ -1,0 +1,1 @@
+"""Training of ESNet: recipes, random views, losses, and runs that can be stopped and resumed."""
