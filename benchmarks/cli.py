@@ -1,4 +1,4 @@
-"""``esnet-bench``: a group of measurements whose default is the latency bench."""
+"""``esnet-bench``, a group of measurements whose default is the latency bench, and ``esnet-eval``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class _DefaultGroup(TyperGroup):
 
 
 app = new_app("Measure exported models.", cls=_DefaultGroup)
+eval_app = new_app("Measure accuracy on a dataset.")
 
 
 class Mode(str, enum.Enum):
@@ -91,6 +92,62 @@ def run(
     )
 
 
+@eval_app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Checkpoint, exported model, or name of shipped weights."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="The dataset's folder.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="camvid or cityscapes; default: by the model's classes.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val, test ...")] = "val",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Checkpoints: HEIGHTxWIDTH to work at; default: the pictures' own."),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Exported models: backend; default: the fastest here.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Exported models: arithmetic; default: the model's.")
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate so many, spread over the split.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    confusion: Annotated[
+        Path | None, typer.Option(help="Draw the confusion matrix here (.png, .svg).")
+    ] = None,
+) -> None:
+    """Measure mIoU, IoU by class and pixel accuracy of MODEL on a dataset's split."""
+    from benchmarks.session import run_evaluation
+
+    run_evaluation(
+        model,
+        data,
+        dataset=dataset,
+        split=split,
+        size_hw=parse_size(size) if size else None,
+        backend=backend,
+        precision=precision,
+        max_images=max_images,
+        json_path=json_file,
+        confusion_path=confusion,
+        show_progress=is_terminal(),
+    )
+
+
 def main() -> None:
     """Entry point of ``esnet-bench``."""
     run_app(app, BenchmarkError, RunError)
+
+
+def eval_main() -> None:
+    """Entry point of ``esnet-eval``."""
+    from esnet.errors import EsnetError
+
+    run_app(eval_app, BenchmarkError, RunError, EsnetError)

@@ -1,4 +1,4 @@
-"""One run of ``esnet-bench``: frames in, progress shown, report printed and written, target asserted."""
+"""One run of ``esnet-bench`` or ``esnet-eval``: progress, report on screen and in files, target asserted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.accuracy import AccuracyReport, evaluate, open_predictor, open_split_for
+from benchmarks.accuracy_report import draw_confusion, print_accuracy, write_accuracy_json
 from benchmarks.bench import BenchReport, bench_models
 from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.frames import load_frames
@@ -37,20 +39,10 @@ def run_bench(
         TargetMissed: With ``must_meet``, a model was too slow.
         BenchmarkError: The report has no folder to go to.
     """
-    if json_path is not None and not json_path.parent.is_dir():
-        raise BenchmarkError(
-            f"report folder {json_path.parent} does not exist", hint=f"mkdir -p {json_path.parent}"
-        )
+    _check_folders(json_path)
     frame_set = load_frames(frames, size_hw)
     with ExitStack() as stack:
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            transient=True,
-            disable=not show_progress,
-        )
-        stack.enter_context(progress)
+        progress = stack.enter_context(_progress(show_progress))
         task = progress.add_task("opening models", total=None)
 
         def on_turn(subject: Subject, share: float) -> None:
@@ -76,6 +68,70 @@ def run_bench(
     if must_meet and missed:
         raise TargetMissed(f"slower than {target_fps:g} FPS: {'; '.join(missed)}")
     return report
+
+
+def run_evaluation(
+    model: str,
+    data_dir: Path,
+    *,
+    dataset: str | None,
+    split: str,
+    size_hw: tuple[int, int] | None,
+    backend: str | None,
+    precision: str | None,
+    max_images: int | None,
+    json_path: Path | None,
+    confusion_path: Path | None,
+    show_progress: bool,
+) -> AccuracyReport:
+    """Evaluate, print, write; arguments are the command's options.
+
+    Raises:
+        BenchmarkError: Options that do not go together, or a report without a folder to go to.
+        DatasetError: The split is not there, or a picture cannot be read.
+    """
+    _check_folders(json_path, confusion_path)
+    with ExitStack() as stack:
+        predictor = open_predictor(model, size_hw=size_hw, backend=backend, precision=precision)
+        stack.callback(predictor.close)
+        labelled = open_split_for(predictor, data_dir, dataset, split)
+        for note in labelled.notes:
+            print(f"note: {note}", file=sys.stderr)
+        progress = stack.enter_context(_progress(show_progress))
+        task = progress.add_task("evaluating", total=None)
+        report = evaluate(
+            predictor,
+            labelled,
+            max_images=max_images,
+            on_image=lambda done, total: progress.update(task, total=total, completed=done),
+        )
+    print_accuracy(report)
+    if json_path is not None:
+        write_accuracy_json(report, json_path)
+        print(f"wrote {json_path}")
+    if confusion_path is not None:
+        draw_confusion(report, confusion_path)
+        print(f"wrote {confusion_path}")
+    return report
+
+
+def _progress(is_shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        transient=True,
+        disable=not is_shown,
+    )
+
+
+def _check_folders(*paths: Path | None) -> None:
+    """Refuse a report that has no folder to go to, before anything is measured."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise BenchmarkError(
+                f"report folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
+            )
 
 
 def _warn_of_form(segmenter: Segmenter) -> None:

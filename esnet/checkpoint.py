@@ -156,7 +156,7 @@ def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _metadata_in(content: object) -> dict[str, str]:
-    """Read what a checkpoint of ``esnet-train`` says of itself; it keeps the averaged weights as state dict."""
+    """Read what a checkpoint of ``esnet-train`` says of itself; its state dict is the averaged weights."""
     metadata = content.get("esnet") if isinstance(content, Mapping) else None
     if not isinstance(metadata, Mapping):
         return {}

@@ -34,11 +34,15 @@ class ConfusionMatrix:
             ValueError: Two shapes, or a value outside the classes.
         """
         if labels.shape != predictions.shape:
-            raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} differ in shape")
+            raise ValueError(
+                f"labels {labels.shape} and predictions {predictions.shape} differ in shape"
+            )
         counted = labels != self.ignore_index
         true, predicted = labels[counted], predictions[counted]
         for name, values in (("labels", true), ("predictions", predicted)):
-            if values.size and not (0 <= int(values.min()) and int(values.max()) < self.num_classes):
+            if values.size and not (
+                int(values.min()) >= 0 and int(values.max()) < self.num_classes
+            ):
                 raise ValueError(
                     f"{name} hold {values.min()} to {values.max()}, expected 0 to {self.num_classes - 1}"
                 )
@@ -50,7 +54,9 @@ class ConfusionMatrix:
         """IoU of every class, float64 (K,), 0 to 1; NaN for a class neither labelled nor predicted."""
         true_positive = np.diag(self.counts).astype(float)
         union = self.counts.sum(0) + self.counts.sum(1) - true_positive
-        return np.divide(true_positive, union, out=np.full(len(union), np.nan), where=union > 0)
+        iou = np.full(len(union), np.nan)
+        np.divide(true_positive, union, out=iou, where=union > 0)
+        return iou
 
     @property
     def miou(self) -> float:

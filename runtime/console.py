@@ -18,7 +18,13 @@ EPILOG = (
 _CHECK_PATH = "check that the path is there, is writable, and has room"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
 # Library that a command imports when it needs it -> the extra that brings it.
-_EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "onnxruntime": "cpu"}
+_EXTRAS = {
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnxruntime": "cpu",
+    "safetensors": "export",
+    "torch": "export",
+}
 # Read by OpenCV and its FFmpeg when they load: what cannot be read is reported once, in our own words.
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 

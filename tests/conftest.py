@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from esnet.data.scenes import street_scene
 from esnet.families import FAMILIES
 from esnet.labels import label_set_for
 from esnet.model import ESNet
@@ -89,3 +91,19 @@ def make_artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 def frame() -> np.ndarray:
     """One noisy frame, RGB uint8 (64, 128, 3)."""
     return np.random.default_rng(0).integers(0, 256, (*SMALL_HW, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def small_camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CamVid tree: generated street scenes of 44x52, six to learn and three to measure."""
+    root = tmp_path_factory.mktemp("camvid")
+    for split, count in (("train", 6), ("val", 3)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir()
+        for seed in range(count):
+            scene = street_scene((44, 52), seed=seed)
+            labels = scene.labels.copy()
+            labels[:2] = 11
+            cv2.imwrite(str(root / split / f"{seed}.png"), scene.image[..., ::-1])
+            cv2.imwrite(str(root / f"{split}annot" / f"{seed}.png"), labels)
+    return root

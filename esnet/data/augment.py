@@ -54,9 +54,7 @@ def augment(
     matrix = _view_matrix(sample.labels.shape, settings, random)
     height, width = settings.crop_hw
     size = (width, height)
-    image = cv2.warpAffine(
-        sample.image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=_FILL
-    )
+    image = cv2.warpAffine(sample.image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=_FILL)
     labels = cv2.warpAffine(
         sample.labels, matrix, size, flags=cv2.INTER_NEAREST, borderValue=ignore_index
     )
@@ -76,7 +74,9 @@ def _view_matrix(
     linear = turn @ np.diag([mirror * zoom * stretch, zoom / stretch])
     picture = np.array([size_hw[1], size_hw[0]], float)
     view = np.array([settings.crop_hw[1], settings.crop_hw[0]], float)
-    slack = np.abs(picture * zoom - view) / 2  # the view may move over what is larger than the other
+    slack = (
+        np.abs(picture * zoom - view) / 2
+    )  # the view may move over what is larger than the other
     centre = view / 2 + random.uniform(-1, 1, 2) * slack
     # Centres of pixels lie at +0.5, as cv2.resize has it.
     offset = centre - linear @ (picture / 2 - 0.5) - 0.5

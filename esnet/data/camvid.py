@@ -62,7 +62,9 @@ def _listed(root: Path, list_path: Path) -> tuple[LabelledFile, ...]:
             continue
         names = line.split()
         if len(names) != 2:
-            raise DatasetError(f"{list_path}, line {number}: {line.strip()!r} is not two paths", hint=_TREE)
+            raise DatasetError(
+                f"{list_path}, line {number}: {line.strip()!r} is not two paths", hint=_TREE
+            )
         image, labels = (_resolve(root, name) for name in names)
         if not image.is_file() or not labels.is_file():
             missing = labels if image.is_file() else image

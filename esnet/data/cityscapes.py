@@ -10,12 +10,14 @@ from esnet.labels import CITYSCAPES, IGNORE_ID
 
 _LABELS_FOLDER = {"train": "gtFine", "val": "gtFine", "train_extra": "gtCoarse"}
 _TREE = (
-    "expected leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png with gtFine/SPLIT/CITY/NAME_gtFine_labelTrainIds.png "
-    "(gtCoarse for train_extra)"
+    "expected leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png with "
+    "gtFine/SPLIT/CITY/NAME_gtFine_labelTrainIds.png (gtCoarse for train_extra)"
 )
 _NUM_LABEL_IDS = 34
 _FROM_TRAIN_IDS = {value: value for value in (*range(CITYSCAPES.num_classes), IGNORE_ID)}
-_FROM_LABEL_IDS = {value: CITYSCAPES.train_ids.get(value, IGNORE_ID) for value in range(_NUM_LABEL_IDS)}
+_FROM_LABEL_IDS = {
+    value: CITYSCAPES.train_ids.get(value, IGNORE_ID) for value in range(_NUM_LABEL_IDS)
+}
 
 
 def cityscapes_split(root: Path, split: str) -> LabelledSplit:
@@ -71,4 +73,6 @@ def _with_labels(root: Path, image_path: Path, split: str) -> LabelledFile:
         labels_path = folder / f"{stem}_{kind}_{suffix}.png"
         if labels_path.is_file():
             return LabelledFile(image_path=image_path, labels_path=labels_path, stored_ids=ids)
-    raise DatasetError(f"{image_path} has no labels: no {folder / stem}_{kind}_label(Train)Ids.png", hint=_TREE)
+    raise DatasetError(
+        f"{image_path} has no labels: no {folder / stem}_{kind}_label(Train)Ids.png", hint=_TREE
+    )

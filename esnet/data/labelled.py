@@ -144,6 +144,12 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
+def nearest_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
+    """Get the nearest height and width that ESNet takes, multiples of 8."""
+    height, width = (max(8, round(side / 8) * 8) for side in size_hw[:2])
+    return height, width
+
+
 def _decode(path: Path, flags: int) -> np.ndarray:
     image = cv2.imread(str(path), flags) if path.is_file() else None
     if image is None:

@@ -14,8 +14,9 @@ _LARGEST_INT = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory, so that activations do not fault in fresh pages at every step.
 
-    By default each tensor above 32 MB is mapped anew and zeroed by the kernel; in a training step on the CPU that
-    costs more than batch normalisation. The process then holds on to its peak, which training needs again at once.
+    By default each tensor above 32 MB is mapped anew and zeroed by the kernel; in a training step on the CPU
+    that costs more than batch normalisation. The process then holds on to its peak, which training needs
+    again at once.
 
     Returns:
         Whether it could be set: only glibc knows it.

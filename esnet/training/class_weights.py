@@ -63,5 +63,7 @@ def _fingerprint(files: Sequence[LabelledFile]) -> str:
     digest = hashlib.sha256()
     for file in files:
         status = file.labels_path.stat()
-        digest.update(f"{file.labels_path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(
+            f"{file.labels_path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode()
+        )
     return digest.hexdigest()[:16]

@@ -6,13 +6,15 @@ import enum
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from esnet.errors import EsnetError
 
-_EXIT_CODES = "Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed. --debug shows tracebacks."
+_EXIT_CODES = (
+    "Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed. --debug shows tracebacks."
+)
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
 _LIBRARIES = ("torch", "lightning", "torchmetrics", "safetensors", "matplotlib")
 
@@ -59,27 +61,38 @@ class PrecisionName(str, enum.Enum):
 @app.command(epilog=_EXIT_CODES)
 def train(
     data: Annotated[Path, typer.Option("--data", help="The dataset's folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; continued if it exists.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run's folder; continued if it exists.")
+    ],
     dataset: Annotated[Dataset, typer.Option(help="Whose tree the folder has.")] = Dataset.camvid,
     recipe: Annotated[RecipeName | None, typer.Option(help="Default: the dataset's own.")] = None,
-    init: Annotated[str | None, typer.Option(help="Weights to begin with; default: from scratch.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to begin with; default: from scratch.")
+    ] = None,
     train_split: Annotated[str, typer.Option(help="Split to learn.")] = "train",
     val_split: Annotated[str, typer.Option(help="Split to measure.")] = "val",
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     encoder_epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs with the encoder alone, before the others.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Over all devices; default: the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Over all devices; default: the recipe's.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
-    crop: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, multiples of 8; default: the recipe's.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH, multiples of 8; default: the recipe's.")
+    ] = None,
     validate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
     seed: Annotated[int, typer.Option(help="Source of all chance.")] = 0,
     accelerator: Annotated[Accelerator, typer.Option(help="Where to train.")] = Accelerator.auto,
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on the CPU.")] = 1,
     precision: Annotated[
-        PrecisionName, typer.Option(help="auto: bf16 where the hardware has it, fp16 on other GPUs, else fp32.")
+        PrecisionName,
+        typer.Option(help="auto: bf16 where it is native, fp16 on other GPUs, else fp32."),
     ] = PrecisionName.auto,
-    workers: Annotated[int, typer.Option(min=0, help="Processes a device that prepare pictures.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes a device that prepare pictures.")
+    ] = 1,
 ) -> None:
     """Train ESNet. The same command continues a run that was stopped."""
     from esnet.training.recipe import recipe_named
@@ -87,7 +100,7 @@ def train(
     from esnet.training.run import train as run_training
 
     chosen = recipe_named(recipe.value if recipe else dataset.value)
-    changes = {
+    changes: dict[str, Any] = {
         "epochs": epochs,
         "encoder_epochs": encoder_epochs,
         "batch_size": batch_size,
@@ -99,7 +112,9 @@ def train(
             dataset=dataset.value,
             data_dir=data,
             run_dir=output,
-            recipe=replace(chosen, **{name: value for name, value in changes.items() if value is not None}),
+            recipe=replace(
+                chosen, **{name: value for name, value in changes.items() if value is not None}
+            ),
             train_split=train_split,
             val_split=val_split,
             validate_every=validate_every,

@@ -21,7 +21,7 @@ class Recipe:
     epochs: int
     """Passes over the data with the whole network."""
     encoder_epochs: int = 0
-    """Passes before those with the encoder and its own 1x1 head alone, against labels of an eighth the size."""
+    """Passes before those with the encoder and its own 1x1 head alone, against labels at an eighth."""
     batch_size: int
     """Pictures a step, over all devices together."""
     size_hw: tuple[int, int] | None = None
@@ -85,7 +85,7 @@ def paper() -> Recipe:
 
 
 def cityscapes() -> Recipe:
-    """For Cityscapes with a current GPU: larger batches, colour jitter, a moving average, mIoU in the loss."""
+    """For Cityscapes on a current GPU: larger batches, colour jitter, moving average, mIoU in the loss."""
     return Recipe(
         name="cityscapes",
         epochs=300,

@@ -1,4 +1,4 @@
-"""A training run: one folder that holds all there is to know about it, and that continues where it stopped."""
+"""A training run: one folder that holds all there is to know about it, and continues where it stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from esnet.training.allocator import keep_freed_memory
 from esnet.training.class_weights import class_weights, label_counts
 from esnet.training.recipe import Recipe
 from esnet.training.run_log import RunLog
-from esnet.training.task import METADATA_KEY, MovingAverage, SegmentationTask
+from esnet.training.task import MovingAverage, SegmentationTask
 from esnet.training.views import RandomViews, WholePictures, training_loader, validation_loader
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -90,8 +90,8 @@ class RunResult:
 def train(settings: RunSettings) -> RunResult:
     """Train to the end of the recipe, from where the folder's last checkpoint left off.
 
-    The folder holds ``config.json``, ``metrics.csv``, ``curve.png``, ``last.ckpt`` (every epoch), ``best.ckpt``
-    (best validation mIoU), and at the end both as ``.safetensors``.
+    The folder holds ``config.json``, ``metrics.csv``, ``curve.png``, ``last.ckpt`` (every epoch),
+    ``best.ckpt`` (best validation mIoU), and at the end both as ``.safetensors``.
 
     Raises:
         DatasetError: The dataset is not as it should be.
@@ -121,23 +121,33 @@ def train(settings: RunSettings) -> RunResult:
         val_split,
         class_weights(counts, recipe.class_weight_offset),
         _metadata(settings, config),
+        seed=settings.seed,
     )
     best = ModelCheckpoint(
-        dirpath=run_dir, filename="best", monitor="val_miou", mode="max", enable_version_counter=False
+        dirpath=run_dir,
+        filename="best",
+        monitor="val_miou",
+        mode="max",
+        enable_version_counter=False,
     )
     trainer = _trainer(settings, accelerator, best)
     rank, num_ranks = trainer.global_rank, settings.devices
     views = RandomViews(train_split, recipe, seed=settings.seed)
     _print_plan(settings, train_split, val_split, trainer, resumed_from=last)
-    trainer.fit(
-        task,
-        training_loader(
-            views, seed=settings.seed, rank=rank, num_ranks=num_ranks, workers=settings.workers
-        ),
-        validation_loader(WholePictures(val_split, recipe.size_hw), rank=rank, num_ranks=num_ranks),
-        ckpt_path=last,
-        weights_only=True,
+    training = training_loader(
+        views, seed=settings.seed, rank=rank, num_ranks=num_ranks, workers=settings.workers
     )
+    validation = validation_loader(
+        WholePictures(val_split, recipe.size_hw), rank=rank, num_ranks=num_ranks
+    )
+    try:
+        trainer.fit(task, training, validation, ckpt_path=last, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C, once all is put away
+        print(
+            f"stopped   after epoch {trainer.current_epoch}; the same command continues it",
+            flush=True,
+        )
+        raise
     if trainer.is_global_zero:
         for name in ("best", "last"):
             _write_weights(run_dir / f"{name}.ckpt")
@@ -155,7 +165,10 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, run_dir: Path) -> None:
         """Write to this folder."""
         super().__init__(
-            dirpath=run_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+            dirpath=run_dir,
+            filename="last",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         )
         self.path = run_dir / "last.ckpt"
 
@@ -172,6 +185,9 @@ def _trainer(settings: RunSettings, accelerator: str, best: ModelCheckpoint) -> 
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", message=".*LeafSpec.*is deprecated.*"
+    )  # Lightning 2.6 with torch 2.13
     callbacks: list[Callback] = [
         RunLog(settings.run_dir, prints_lines=not settings.show_progress),
         best,
@@ -292,7 +308,9 @@ def _claim(run_dir: Path, config: dict[str, Any]) -> Path | None:
         last = run_dir / "last.ckpt"
         return last if last.is_file() else None
     if run_dir.is_dir() and any(run_dir.iterdir()):
-        raise TrainingError(f"{run_dir} is a folder with other things in it", hint="name a new folder: -o RUN")
+        raise TrainingError(
+            f"{run_dir} is a folder with other things in it", hint="name a new folder: -o RUN"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(".config.json")
     temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -343,7 +361,15 @@ def _write_weights(checkpoint_path: Path) -> None:
 
 def _git_revision() -> str:
     """Get the commit of this code, ``-dirty`` where files were changed; ``unknown`` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -364,7 +390,9 @@ def _print_plan(
     for note in (*train_split.notes, *val_split.notes):
         print(f"note      {note}")
     recipe = settings.recipe
-    print(f"data      {settings.dataset}: {len(train_split)} {train_split.split}, {len(val_split)} {val_split.split}")
+    counts = ", ".join(f"{len(split)} {split.split}" for split in (train_split, val_split))
+    print(f"data      {settings.dataset}: {counts}")
     print(f"recipe    {recipe.name}, {recipe.all_epochs} epochs, batch {recipe.batch_size}")
-    print(f"machine   {trainer.num_devices} x {settings.accelerator}, {trainer.precision}")
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
+    print(f"machine   {trainer.num_devices} x {kind}, {trainer.precision}")
     print(f"run       {settings.run_dir}{', continued' if resumed_from else ''}", flush=True)

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: one CSV row an epoch, a picture of the curves, and lines to read."""
+"""What a run writes down while it trains: a CSV row an epoch, a picture of the curves, lines to read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-COLUMNS = ("epoch", "learning_rate", "train_loss", "val_miou", "val_accuracy", "images_per_second", "seconds")
+COLUMNS = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "val_miou",
+    "val_accuracy",
+    "images_per_second",
+    "seconds",
+)
 
 
 class RunLog(Callback):
@@ -29,8 +37,8 @@ class RunLog(Callback):
         self.started = 0.0
         self.validated = False
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the rows of the epochs that will not be trained again."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the rows of the epochs that will not be trained again; the trainer knows them by now."""
         rows = _read_rows(self.csv_path)
         self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
 
@@ -92,7 +100,9 @@ def draw_curve(rows: list[dict[str, str]], path: Path) -> None:
         (right, "val_miou", "tab:blue", 100),
     ):
         points = [(int(row["epoch"]), scale * float(row[name])) for row in rows if row.get(name)]
-        axis.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 60 else None)
+        axis.plot(
+            *zip(*points, strict=True), color=colour, marker="." if len(points) < 60 else None
+        )
     left.set(xlabel="epoch", ylabel="training loss (grey)")
     right.set(ylabel="validation mIoU, % (blue)")
     right.grid(alpha=0.3)

@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -35,6 +36,8 @@ class SegmentationTask(L.LightningModule):
         split: LabelledSplit,
         weights: np.ndarray,
         metadata: Mapping[str, str],
+        *,
+        seed: int = 0,
     ) -> None:
         """Take the network to train.
 
@@ -44,13 +47,14 @@ class SegmentationTask(L.LightningModule):
             split: The split to validate on; its label set says what is ignored.
             weights: One a class, float32 (K,).
             metadata: What checkpoints shall say of themselves.
+            seed: Source of dropout and of the pixels that the Lovász loss looks at.
         """
         super().__init__()
         # Loaded weights come in evaluation mode, and Lightning keeps the mode it finds.
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = recipe
         self.ignore_index = split.label_set.ignore_index
-        self.metadata = dict(metadata)
+        self.metadata, self.seed = dict(metadata), seed
         self.class_weights: Tensor
         self.register_buffer("class_weights", torch.from_numpy(weights), persistent=False)
         self.confusion = MulticlassConfusionMatrix(
@@ -68,6 +72,16 @@ class SegmentationTask(L.LightningModule):
         scored: Tensor = self.network(frames_NCHW, only_encoder=self.trains_encoder_alone)
         return scored
 
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's own chance, so that a run that is continued goes on as if never stopped."""
+        torch.manual_seed(
+            int(
+                np.random.SeedSequence(
+                    (self.seed, self.current_epoch, self.global_rank)
+                ).generate_state(1)[0]
+            )
+        )
+
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the loss of one batch."""
         images, labels = batch
@@ -78,7 +92,9 @@ class SegmentationTask(L.LightningModule):
             stride = 1 if self.trains_encoder_alone else self.recipe.lovasz_stride
             jaccard = lovasz_softmax(logits, labels, self.ignore_index, stride=stride)
             loss = loss + self.recipe.lovasz_weight * jaccard
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -95,7 +111,7 @@ class SegmentationTask(L.LightningModule):
         for name, value in (("val_miou", matrix.miou), ("val_accuracy", matrix.pixel_accuracy)):
             self.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=name == "val_miou")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with a poly learning rate, anew for each of the two stages."""
         recipe = self.recipe
         on_gpu = self.device.type == "cuda"
@@ -112,7 +128,7 @@ class SegmentationTask(L.LightningModule):
             start, end = (0, border) if step < border else (border, steps)
             return poly_factor(step - start, end - start, recipe)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -144,12 +160,15 @@ class MovingAverage(WeightAveraging):
 def poly_factor(step: int, steps: int, recipe: Recipe) -> float:
     """Get the learning rate of a step as a share of its peak: linear warm-up, then poly to 0."""
     rise = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    return rise * max(0.0, 1 - step / max(steps, 1)) ** recipe.poly_power
+    left = max(0.0, 1 - step / max(steps, 1))
+    return float(rise * left**recipe.poly_power)
 
 
 def _at_size(labels_NHW: Tensor, size_hw: tuple[int, ...]) -> Tensor:
     """Bring labels to a size by nearest neighbour; the same tensor where nothing changes."""
     if labels_NHW.shape[1:] == size_hw:
         return labels_NHW
-    resized = functional.interpolate(labels_NHW[:, None].float(), size=size_hw, mode="nearest-exact")
+    resized = functional.interpolate(
+        labels_NHW[:, None].float(), size=size_hw, mode="nearest-exact"
+    )
     return resized[:, 0].to(labels_NHW.dtype)

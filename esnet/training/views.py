@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from esnet.data.augment import augment
-from esnet.data.labelled import LabelledSplit, Sample, read_sample
+from esnet.data.labelled import LabelledSplit, Sample, nearest_size, read_sample
 from esnet.training.recipe import Recipe
 
 View = tuple[np.ndarray, np.ndarray]
@@ -58,7 +58,12 @@ class ViewSampler(Sampler[int]):
 
     def __init__(self, num_pictures: int, batch_size: int, *, seed: int, rank: int, num_ranks: int):
         """Leave out what does not fill a batch; another part every epoch."""
-        self.num_pictures, self.seed, self.rank, self.num_ranks = num_pictures, seed, rank, num_ranks
+        self.num_pictures, self.seed, self.rank, self.num_ranks = (
+            num_pictures,
+            seed,
+            rank,
+            num_ranks,
+        )
         whole = max(num_pictures // batch_size, 1) * batch_size
         self.num_drawn = whole // num_ranks
         self.epoch = 0
@@ -72,7 +77,9 @@ class ViewSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pictures)
-        order = np.resize(order, self.num_drawn * self.num_ranks)  # a split smaller than a batch repeats
+        order = np.resize(
+            order, self.num_drawn * self.num_ranks
+        )  # a split smaller than a batch repeats
         shares = order[self.rank :: self.num_ranks]
         return iter((self.epoch * self.num_pictures + shares).tolist())
 
@@ -94,12 +101,6 @@ class WholePictures(Dataset[View]):
         return resize_image(sample.image, size_hw), sample.labels
 
 
-def nearest_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
-    """Get the nearest height and width that ESNet takes, multiples of 8."""
-    height, width = (max(8, round(side / 8) * 8) for side in size_hw)
-    return height, width
-
-
 def resize_image(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Bring a picture to a size, bilinear as the runtime does; the same array where nothing changes."""
     if image.shape[:2] == size_hw:
@@ -115,9 +116,7 @@ def training_loader(
     return DataLoader(
         views,
         batch_size=batch_size // num_ranks,
-        sampler=ViewSampler(
-            len(views), batch_size, seed=seed, rank=rank, num_ranks=num_ranks
-        ),
+        sampler=ViewSampler(len(views), batch_size, seed=seed, rank=rank, num_ranks=num_ranks),
         num_workers=workers,
         persistent_workers=workers > 0,
         # A fork would inherit OpenCV's thread pool without its threads, and wait for them.

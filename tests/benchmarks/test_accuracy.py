@@ -1,0 +1,129 @@
+"""``esnet-eval``: one figure for torch and for what was exported, on the grid of the labels."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.accuracy import evaluate, open_predictor, open_split_for, spread_indices
+from benchmarks.errors import BenchmarkError
+from esnet.data.datasets import open_split
+from tests.conftest import random_network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Random weights of 11 classes, those of the artefacts that ``make_artefact`` writes."""
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    state = {key: value.contiguous() for key, value in random_network().state_dict().items()}
+    save_file(state, path, metadata={"label_set": "camvid"})
+    return path
+
+
+def run_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from benchmarks.cli import eval_main; eval_main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_torch_and_the_artefact_agree(weights, make_artefact, small_camvid):
+    split = open_split("camvid", small_camvid, "val")
+    torch_report = evaluate(open_predictor(weights, size_hw=(64, 128)), split)
+    onnx_report = evaluate(open_predictor(make_artefact()), split)
+    assert onnx_report.miou == pytest.approx(torch_report.miou, abs=1e-3)
+    assert torch_report.matrix.counts.sum() == onnx_report.matrix.counts.sum() == 3 * 42 * 52
+
+
+def test_the_figure_is_that_of_the_network_itself(weights, small_camvid):
+    split = open_split("camvid", small_camvid, "val")
+    report = evaluate(open_predictor(weights, size_hw=(48, 56)), split)
+    network, right, union = random_network(), np.zeros(11), np.zeros(11)
+    for sample in split:
+        frame = cv2.resize(sample.image, (56, 48), interpolation=cv2.INTER_LINEAR)
+        tensor = torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+        labels = network(tensor).argmax(1)[0].byte().numpy()
+        labels = cv2.resize(labels, (52, 44), interpolation=cv2.INTER_NEAREST_EXACT)
+        counted = sample.labels != 11
+        for k in range(11):
+            true, predicted = (sample.labels == k) & counted, (labels == k) & counted
+            right[k] += (true & predicted).sum()
+            union[k] += (true | predicted).sum()
+    assert report.miou == pytest.approx(np.mean(right[union > 0] / union[union > 0]), abs=1e-9)
+
+
+def test_every_figure_is_in_the_json(weights, small_camvid, tmp_path):
+    out = tmp_path / "eval.json"
+    done = run_eval("--model", weights, "--data", small_camvid, "--json", out)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["num_images"] == 3
+    assert report["dataset"] == "camvid"
+    assert len(report["iou"]) == 11
+    assert report["sha256"] == open_predictor(weights).sha256
+    assert np.nanmean([v for v in report["iou"].values() if v is not None]) == pytest.approx(
+        report["miou"]
+    )
+    assert f"mIoU {100 * report['miou']:.2f} %" in done.stdout
+
+
+def test_the_confusion_matrix_is_drawn(weights, small_camvid, tmp_path):
+    out = tmp_path / "confusion.png"
+    assert run_eval("--model", weights, "--data", small_camvid, "--confusion", out).returncode == 0
+    assert min(cv2.imread(str(out)).shape[:2]) > 500
+
+
+def test_some_images_are_spread_over_the_split():
+    assert spread_indices(101, 3) == [0, 50, 100]
+    assert spread_indices(3, 8) == [0, 1, 2]
+    assert spread_indices(4, None) == [0, 1, 2, 3]
+
+
+def test_the_dataset_is_told_by_the_model(weights, small_camvid):
+    assert open_split_for(open_predictor(weights), small_camvid, None, "val").dataset == "camvid"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--split", "test"], "error: no CamVid split 'test'", id="split"),
+        pytest.param(
+            ["--backend", "openvino"], "--backend and --precision are for artefacts", id="backend"
+        ),
+        pytest.param(["--dataset", "kitti"], "not that of a dataset", id="dataset"),
+        pytest.param(
+            ["--json", "nowhere/a.json"], "report folder nowhere does not exist", id="json"
+        ),
+        pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
+    ],
+)
+def test_bad_input_is_one_line(weights, small_camvid, options, message):
+    done = run_eval("--model", weights, "--data", small_camvid, *options)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_size_is_refused_for_an_artefact(make_artefact):
+    with pytest.raises(BenchmarkError, match="works at the size it was exported for"):
+        open_predictor(make_artefact(), size_hw=(64, 128))
+
+
+def test_other_classes_are_refused(small_camvid, tmp_path):
+    state = {
+        key: value.contiguous()
+        for key, value in random_network(num_classes=19).state_dict().items()
+    }
+    save_file(state, tmp_path / "w.safetensors")
+    predictor = open_predictor(tmp_path / "w.safetensors")
+    with pytest.raises(BenchmarkError, match="scores 19 classes of cityscapes, camvid has 11"):
+        evaluate(predictor, open_split("camvid", small_camvid, "val"))

@@ -1,0 +1,276 @@
+"""Whole runs of ``esnet-train``: what they leave behind, how they stop, and how they go on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from esnet.checkpoint import load_checkpoint
+from esnet.data.augment import Augmentation
+from esnet.errors import TrainingError
+from esnet.training.recipe import Recipe
+from esnet.training.run import RunSettings, train
+from esnet.training.run_log import RunLog
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(data: Path, run_dir: Path, **changes) -> RunSettings:
+    recipe = {
+        "name": "tiny",
+        "epochs": 2,
+        "batch_size": 2,
+        "augmentation": Augmentation(crop_hw=(32, 48), scale=(0.8, 1.5)),
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "ema_decay": 0.9,
+        "lovasz_weight": 1.0,
+    }
+    recipe |= {name: changes.pop(name) for name in list(changes) if name in Recipe.__slots__}
+    machine = {"accelerator": "cpu", "precision": "fp32", "workers": 0, "validate_every": 1}
+    return RunSettings(
+        dataset="camvid",
+        data_dir=data,
+        run_dir=run_dir,
+        recipe=Recipe(**recipe),
+        **{**machine, **changes},
+    )
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def command(data: Path, run_dir: Path, *options: str) -> list[str]:
+    words = ["--data", str(data), "-o", str(run_dir), "--batch-size", "2", "--crop", "32x48"]
+    machine = ["--accelerator", "cpu", "--precision", "fp32", "--workers", "0"]
+    return [sys.executable, "-m", "esnet.training.cli", *words, *machine, *options]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(small_camvid, tmp_path_factory) -> Path:
+    """A finished run of three epochs."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    train(settings(small_camvid, run_dir, epochs=3))
+    return run_dir
+
+
+def test_a_run_leaves_all_there_is_to_know(finished):
+    names = {path.name for path in finished.iterdir()}
+    weights = {
+        f"{which}.{suffix}" for which in ("best", "last") for suffix in ("ckpt", "safetensors")
+    }
+    assert names == {"config.json", "metrics.csv", "curve.png", *weights}
+    config = json.loads((finished / "config.json").read_text())
+    assert config["train"]["pictures"] == 6
+    assert config["recipe"]["epochs"] == 3
+    assert config["made_with"]["revision"]
+    assert cv2.imread(str(finished / "curve.png")).shape[1] > 500
+
+
+def test_every_epoch_has_its_row(finished):
+    assert [row["epoch"] for row in rows(finished)] == ["1", "2", "3"]
+    assert all(
+        float(row["train_loss"]) > 0 and float(row["images_per_second"]) > 0
+        for row in rows(finished)
+    )
+    assert all(0 <= float(row["val_miou"]) <= 1 for row in rows(finished))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "best.safetensors"])
+def test_what_was_trained_is_loaded_and_says_on_what(finished, name):
+    checkpoint = load_checkpoint(finished / name)
+    assert checkpoint.metadata["trained_on"] == "camvid train, 6 pictures"
+    assert checkpoint.metadata["label_set"] == "camvid"
+    assert 0 <= float(checkpoint.metadata["val_miou"]) <= 1
+
+
+def test_a_checkpoint_gives_the_averaged_weights(finished):
+    stored = torch.load(finished / "last.ckpt", weights_only=True)
+    key = "decoder.output_conv.bias"
+    loaded = load_checkpoint(finished / "last.ckpt").network.state_dict()[key]
+    torch.testing.assert_close(loaded, stored["state_dict"][f"network.{key}"])
+    assert not torch.equal(loaded, stored["current_model_state"][f"network.{key}"])
+
+
+def test_batch_statistics_are_learnt_even_from_loaded_weights(finished, small_camvid, tmp_path):
+    start = finished / "best.safetensors"
+    train(settings(small_camvid, tmp_path / "run", epochs=1, init=str(start)))
+    before, after = (
+        load_checkpoint(path).network.state_dict()
+        for path in (start, tmp_path / "run" / "last.ckpt")
+    )
+    key = "encoder.initial_block.bn.running_mean"
+    assert not torch.equal(before[key], after[key])
+
+
+def test_a_finished_run_is_finished(finished, small_camvid):
+    before = (finished / "last.ckpt").read_bytes()
+    assert train(settings(small_camvid, finished, epochs=3)).epochs == 3
+    assert (finished / "last.ckpt").read_bytes() == before
+
+
+def test_stopped_and_continued_is_as_if_never_stopped(
+    finished, small_camvid, tmp_path, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    start_epoch = RunLog.on_train_epoch_start
+
+    def stop(self, trainer, module):
+        start_epoch(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="the power went"):
+            train(settings(small_camvid, run_dir, epochs=3))
+    train(settings(small_camvid, run_dir, epochs=3))
+    losses = [[row["train_loss"] for row in rows(path)] for path in (run_dir, finished)]
+    assert losses[0] == losses[1]
+    ours, theirs = (
+        load_checkpoint(path / "last.ckpt").network.state_dict() for path in (run_dir, finished)
+    )
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value)
+
+
+def test_other_settings_do_not_continue_a_run(finished, small_camvid):
+    with pytest.raises(
+        TrainingError, match=r"recipe\.learning_rate was 0\.001, now 0\.002"
+    ) as caught:
+        train(settings(small_camvid, finished, epochs=3, learning_rate=2e-3))
+    assert "-o" in caught.value.hint
+
+
+def test_a_folder_with_other_things_is_left_alone(small_camvid, tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(TrainingError, match="other things in it"):
+        train(settings(small_camvid, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_encoder_may_go_first(small_camvid, tmp_path):
+    train(settings(small_camvid, tmp_path / "run", epochs=1, encoder_epochs=1, ema_decay=None))
+    state = load_checkpoint(tmp_path / "run" / "last.ckpt").network.state_dict()
+    torch.manual_seed(0)
+    assert "encoder_output_conv.weight" in state
+    assert len(rows(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"devices": 3}, "a batch of 2 cannot be shared by 3", id="batch"),
+        pytest.param({"accelerator": "gpu", "devices": 2}, "2 GPUs asked for", id="gpus"),
+    ],
+)
+def test_a_machine_that_cannot_is_named(small_camvid, tmp_path, changes, message):
+    if torch.cuda.device_count() >= 2:
+        pytest.skip("this machine has the GPUs")
+    with pytest.raises(TrainingError, match=message):
+        train(settings(small_camvid, tmp_path / "run", **changes))
+
+
+def test_killed_at_any_moment_a_run_goes_on(small_camvid, tmp_path):
+    run_dir = tmp_path / "run"
+    words = command(small_camvid, run_dir, "--epochs", "60", "--validate-every", "20")
+    env = environment(tmp_path)
+    reached = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wanted = (reached[-1] if reached else 0) + 2
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and _epochs_in(run_dir) < wanted:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        reached.append(_epochs_in(run_dir))
+    assert 2 <= reached[0] < reached[1] < 60
+    epochs = [int(row["epoch"]) for row in rows(run_dir)]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert load_checkpoint(run_dir / "last.ckpt").metadata["epoch"]
+
+
+def _epochs_in(run_dir: Path) -> int:
+    return len(rows(run_dir)) if (run_dir / "metrics.csv").is_file() else 0
+
+
+def test_ctrl_c_leaves_a_usable_last(small_camvid, tmp_path):
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(small_camvid, run_dir, "--epochs", "200"),
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and _epochs_in(run_dir) < 1:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in error
+    assert "the same command continues it" in out + error
+    load_checkpoint(run_dir / "last.ckpt")
+
+
+def test_two_processes_train_one_network(small_camvid, tmp_path):
+    run_dir = tmp_path / "run"
+    done = subprocess.run(
+        command(small_camvid, run_dir, "--epochs", "2", "--devices", "2", "--validate-every", "1"),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("recipe ") == 1
+    assert [row["epoch"] for row in rows(run_dir)] == ["1", "2"]
+    assert 0 <= float(rows(run_dir)[1]["val_miou"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--crop", "30"], "error: size '30' is not HEIGHTxWIDTH", id="crop"),
+        pytest.param(["--train-split", "dev"], "error: no CamVid split 'dev'", id="split"),
+        pytest.param(
+            ["--init", "nowhere.pt"], "error: weights file 'nowhere.pt' does not exist", id="init"
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(small_camvid, tmp_path, options, message):
+    done = subprocess.run(
+        command(small_camvid, tmp_path / "run", *options),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
