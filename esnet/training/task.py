@@ -72,15 +72,10 @@ class SegmentationTask(L.LightningModule):
         scored: Tensor = self.network(frames_NCHW, only_encoder=self.trains_encoder_alone)
         return scored
 
-    def on_train_epoch_start(self) -> None:
-        """Begin the epoch's own chance, so that a run that is continued goes on as if never stopped."""
-        torch.manual_seed(
-            int(
-                np.random.SeedSequence(
-                    (self.seed, self.current_epoch, self.global_rank)
-                ).generate_state(1)[0]
-            )
-        )
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Give the step its own chance, so that a run that is continued goes on as if never stopped."""
+        entropy = (self.seed, self.global_step, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the loss of one batch."""
