@@ -11,7 +11,7 @@ import typer
 
 from esnet.errors import EsnetError
 from export.errors import ExportError
-from runtime.console import new_app, parse_batch, parse_size, run_app
+from runtime.console import is_terminal, new_app, parse_batch, parse_bytes, parse_size, run_app
 from runtime.errors import InvalidInput, RunError
 
 app = new_app("Turn ESNet weights into a deployable artefact, and look into artefacts.")
@@ -31,6 +31,14 @@ class Upsample(str, enum.Enum):
     transpose = "transpose"
     subpixel = "subpixel"
     mixed = "mixed"
+
+
+class TensorRtKind(str, enum.Enum):
+    """Which TensorRT builds."""
+
+    auto = "auto"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 class Input(str, enum.Enum):
@@ -133,6 +141,78 @@ def to_onnx(
     typer.echo(text_from_export(report))
 
 
+@app.command("build-engine")
+def build_engine(
+    model: Annotated[Path, typer.Argument(help="Artefact of to-onnx or quantize (.onnx).")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output-file", "-o", help="Engine to write; default: beside the artefact."),
+    ] = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision, without TF32.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="INT8, from a quantized artefact.")] = False,
+    tensorrt: Annotated[
+        TensorRtKind, typer.Option(help="Which TensorRT builds; auto: the first installed.")
+    ] = TensorRtKind.auto,
+    batch: Annotated[
+        str | None, typer.Option(help="Batch MIN:OPT:MAX; default: the artefact's range.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="GPU to build for, 'RTX 3060' or sm_86; several times for several."),
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(help="--fp16: measure activations on these; what could overflow stays FP32."),
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(help="Scratch memory for kernels, such as 2GiB.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Default: kept per TensorRT and GPU in the user's cache.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Loadable by later TensorRT versions.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Runs on other GPUs from Ampere on.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
+) -> None:
+    """Build a TensorRT engine from MODEL, and check that it computes in what was asked for."""
+    precision = _one_of(fp32=fp32, fp16=fp16, int8=int8)
+    batch_range = parse_batch(batch) if batch else None
+    workspace_bytes = parse_bytes(workspace) if workspace else None
+    from runtime.targets import sm_of
+
+    from export.engine import EnginePlan
+    from export.engine import build_engine as build
+    from export.engine_session import text_from_engine, waiter
+
+    plan = EnginePlan(
+        precision=precision,
+        tensorrt=tensorrt.value,
+        batch=batch_range,
+        workspace_bytes=workspace_bytes,
+        sms=tuple(dict.fromkeys(sm_of(text) for text in target or ())),
+        timing_cache_path=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        frames=frames,
+    )
+    report = build(
+        model,
+        output,
+        plan,
+        command=["esnet-export", *sys.argv[1:]],
+        force=force,
+        dry_run=dry_run,
+        wait=waiter(show_progress=is_terminal()),
+    )
+    typer.echo(text_from_engine(report))
+
+
 @app.command("inspect")
 def inspect(
     file: Annotated[Path, typer.Argument(help="ONNX file.")],
@@ -147,6 +227,18 @@ def inspect(
 
     inspection = inspect_onnx(file)
     typer.echo(json_from_inspection(inspection) if as_json else text_from_inspection(inspection))
+
+
+def _one_of(**flags: bool) -> str:
+    """Get the one flag that is set."""
+    chosen = [name for name, is_set in flags.items() if is_set]
+    if len(chosen) != 1:
+        given = " and ".join(f"--{name}" for name in chosen) or "none"
+        raise InvalidInput(
+            f"give one of {', '.join(f'--{name}' for name in flags)}, got {given}",
+            hint="--fp16 is the best choice on every card from Turing on; GTX 10xx: --fp32 or --int8",
+        )
+    return chosen[0]
 
 
 def _parse_rgb(text: str | None, option: str) -> tuple[float, float, float] | None:

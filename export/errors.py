@@ -25,3 +25,17 @@ class ParityError(ExportError, ValueError):
     """The artefact does not compute what the checkpoint computes."""
 
     exit_code = 1
+
+
+class BuildError(ExportError, RuntimeError):
+    """TensorRT refused the graph or the request, or the machine lacks what it takes."""
+
+
+class PrecisionError(ExportError, RuntimeError):
+    """What was built does not compute in what was asked for; nothing was written."""
+
+    exit_code = 1
+
+
+class CalibrationError(ExportError, ValueError):
+    """The calibration frames or the range table do not serve this network."""

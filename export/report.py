@@ -30,7 +30,7 @@ def text_from_export(report: ExportReport) -> str:
         ),
         ("next", f"esnet-bench {report.path}"),
     ]
-    return _block(rows)
+    return block(rows)
 
 
 def text_from_inspection(inspection: Inspection) -> str:
@@ -49,7 +49,7 @@ def text_from_inspection(inspection: Inspection) -> str:
     ]
     card = inspection.card
     if card is None:
-        return _block([*rows, ("card", "none: not an artefact of this toolkit")])
+        return block([*rows, ("card", "none: not an artefact of this toolkit")])
     parity = card.parity or {}
     rows += [
         ("name", f"{card.name}, {card.precision}"),
@@ -61,7 +61,7 @@ def text_from_inspection(inspection: Inspection) -> str:
         ("parity", ", ".join(f"{key} {value}" for key, value in parity.items()) or "not checked"),
         *(("created", f"{key}: {value}") for key, value in card.created.items() if value),
     ]
-    return _block(rows)
+    return block(rows)
 
 
 def json_from_inspection(inspection: Inspection) -> str:
@@ -141,7 +141,8 @@ def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.2f} MB"
 
 
-def _block(rows: list[tuple[str, str]]) -> str:
+def block(rows: list[tuple[str, str]]) -> str:
+    """Lay out labelled lines, folded at 110 columns."""
     indent = " " * 10
     return "\n".join(
         textwrap.fill(

@@ -6,6 +6,14 @@ import shlex
 
 from runtime.card import ModelCard
 
+# Backend -> the engine whose form it likes, where that was measured.
+_FORM_OF = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
+}
+
 
 def form_advice(card: ModelCard, backend_name: str) -> str | None:
     """Say in one line how to export an artefact again for the engine that runs it.
@@ -15,11 +23,12 @@ def form_advice(card: ModelCard, backend_name: str) -> str | None:
         backend_name: Key of ``runtime.backend.BACKENDS``.
 
     Returns:
-        The line, with the command; ``None`` where the form is the engine's own, or no engine runs (``null``).
+        The line, with the command; ``None`` where the form is the engine's own, or the best is not known.
     """
-    if backend_name in (card.target, *card.form.get("suits", ()), "null"):
+    engine = _FORM_OF.get(backend_name)
+    if engine is None or engine in (card.target, *card.form.get("suits", ())):
         return None
-    command = shlex.join([*_export_command(card), "--for", backend_name])
+    command = shlex.join([*_export_command(card), "--for", engine])
     return f"the graph has the form that suits {card.target}; for {backend_name}: {command}"
 
 

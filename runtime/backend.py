@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from runtime.card import ModelCard
+from runtime.engine_file import SUFFIXES, read_record
 from runtime.errors import BackendUnavailable, InvalidInput
 
 
@@ -107,6 +108,10 @@ class BackendEntry:
     """Extra of this distribution that installs the library."""
     speed: int
     """Rank among the installed ones, fastest first, as measured; see benchmarks/results."""
+    by_name_only: bool = False
+    """Whether it runs only when it is asked for: its library alone does not tell that it can."""
+    opens: str = "onnx"
+    """``onnx`` or ``engine``: which kind of artefact it runs; ``any`` for both."""
 
 
 BACKENDS: Mapping[str, BackendEntry] = MappingProxyType(
@@ -124,15 +129,44 @@ BACKENDS: Mapping[str, BackendEntry] = MappingProxyType(
             speed=2,
         ),
         "null": BackendEntry(
-            target="runtime.backends.null:NullBackend", module=None, extra=None, speed=99
+            target="runtime.backends.null:NullBackend",
+            module=None,
+            extra=None,
+            speed=99,
+            opens="any",
+        ),
+        "onnxruntime-cuda": BackendEntry(
+            target="runtime.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
+            module="onnxruntime",
+            extra="gpu",
+            speed=3,
+            by_name_only=True,
+        ),
+        "tensorrt": BackendEntry(
+            target="runtime.backends.tensorrt:TensorRtBackend",
+            module="tensorrt",
+            extra="gpu",
+            speed=1,
+            opens="engine",
+        ),
+        "tensorrt-rtx": BackendEntry(
+            target="runtime.backends.tensorrt:TensorRtBackend",
+            module="tensorrt_rtx",
+            extra="rtx",
+            speed=1,
+            opens="engine",
         ),
     }
 )
 
 
 def installed_backends() -> tuple[str, ...]:
-    """List the backends whose library is installed, fastest first; ``null`` is not among them."""
-    names = [name for name, entry in BACKENDS.items() if entry.module and _has(entry.module)]
+    """List the backends for ONNX files that may be chosen by themselves, fastest first."""
+    names = [
+        name
+        for name, entry in BACKENDS.items()
+        if entry.opens == "onnx" and not entry.by_name_only and entry.module and _has(entry.module)
+    ]
     return tuple(sorted(names, key=lambda name: BACKENDS[name].speed))
 
 
@@ -146,20 +180,24 @@ def open_backend(
     """Open an artefact.
 
     Args:
-        path: An ONNX file of this toolkit.
-        name: Key of ``BACKENDS``; ``None`` takes the fastest that is installed.
+        path: An ONNX file of this toolkit, or an engine.
+        name: Key of ``BACKENDS``; ``None`` takes the fastest that is installed, for an engine the one that
+            built it.
         precision: Arithmetic to run at; ``None`` takes the card's.
         threads: CPU threads; ``None`` leaves it to the library.
 
     Raises:
         ModelFileError: The file is missing, damaged, or without a card.
-        InvalidInput: No such backend, a precision that it cannot run, or fewer than one thread.
+        EngineMismatch: The engine is for another TensorRT or GPU, or was changed.
+        InvalidInput: No such backend, one for other artefacts, a precision that it cannot run, or fewer than
+            one thread.
         BackendUnavailable: Its library is not installed, or does not load.
     """
-    card = ModelCard.from_file(Path(path))
-    name = name or _fastest()
+    card, builder = _identify(Path(path))
+    name = name or builder or _fastest()
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
+    _check_kind(Path(path), name, builder)
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads must be at least 1, got {threads}")
     entry = BACKENDS[name]
@@ -178,6 +216,30 @@ def open_backend(
         ) from error
     backend: Backend = opener(Path(path), card, precision=precision, threads=threads)
     return backend
+
+
+def _identify(path: Path) -> tuple[ModelCard, str | None]:
+    """Read an artefact's card, and for an engine the name of the backend that runs it."""
+    if path.suffix.lower() not in SUFFIXES:
+        return ModelCard.from_file(path), None
+    record = read_record(path)
+    return record.card, str(record.tensorrt.get("kind"))
+
+
+def _check_kind(path: Path, name: str, builder: str | None) -> None:
+    """Refuse a backend that does not run this kind of artefact."""
+    opens = BACKENDS[name].opens
+    if opens == "any" or (builder is None and opens == "onnx") or name == builder:
+        return
+    if builder is None:
+        raise InvalidInput(
+            f"backend {name!r} runs engines, {path} is an ONNX file",
+            hint=f"esnet-export build-engine {path} --fp16 --tensorrt {name}",
+        )
+    raise InvalidInput(
+        f"backend {name!r} does not run {path}, an engine of {builder}",
+        hint="leave --backend away; other backends take the ONNX file it was built from",
+    )
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:

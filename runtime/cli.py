@@ -64,12 +64,15 @@ def segment(
 @doctor_app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a bug report.")] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="Advice for a card you may not have: 'GTX 1080 Ti'.")
+    ] = None,
 ) -> None:
     """Check this machine and this environment."""
     from runtime.doctor import diagnose
     from runtime.doctor_report import print_diagnosis
 
-    diagnosis = diagnose()
+    diagnosis = diagnose(gpu)
     print_diagnosis(diagnosis, as_json=as_json)
     raise typer.Exit(0 if diagnosis.can_run else 3)
 

@@ -118,6 +118,24 @@ def parse_batch(text: str) -> tuple[int, int, int]:
     return low, usual, high
 
 
+def parse_bytes(text: str) -> int:
+    """Read a size such as ``2GiB``, ``512MB`` or a plain number of bytes.
+
+    Raises:
+        InvalidInput: Not that form, or nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    size = 0
+    if match is not None:
+        power = " kmgt".index(match[2].lower() or " ")
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if size < 1:
+        raise InvalidInput(
+            f"size {text!r} is not a number of bytes", hint="for example --workspace 2GiB"
+        )
+    return size
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

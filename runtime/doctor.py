@@ -7,7 +7,9 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
+from runtime.errors import InvalidInput
 from runtime.machine import cpu_flags, cpu_name, nvidia_gpus
+from runtime.targets import gpus_at_hand, sm_of, support_text
 
 DISTRIBUTION = "esnet-deploy"
 
@@ -60,6 +62,8 @@ class Diagnosis:
     """What can be done here."""
     warnings: tuple[str, ...]
     """Installations that break each other."""
+    gpus: tuple[str, ...] = ()
+    """For each GPU, what still supports it, what to avoid, and what to install."""
 
     @property
     def can_run(self) -> bool:
@@ -72,8 +76,15 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose() -> Diagnosis:
-    """Look at this machine and this environment."""
+def diagnose(gpu: str | None = None) -> Diagnosis:
+    """Look at this machine and this environment.
+
+    Args:
+        gpu: A card to give advice for, ``GTX 1080 Ti``; ``None`` takes those of this machine.
+
+    Raises:
+        InvalidInput: An unknown card.
+    """
     installed = {name: _version(name) for name in _DISTRIBUTIONS}
     gpus = nvidia_gpus()
     machine = {
@@ -89,7 +100,17 @@ def diagnose() -> Diagnosis:
         installed=installed,
         checks=tuple(_checks(has_gpu=bool(gpus))),
         warnings=tuple(_warnings(has_gpu=bool(gpus))),
+        gpus=_support(gpu),
     )
+
+
+def _support(asked: str | None) -> tuple[str, ...]:
+    if asked is not None:
+        return (support_text(asked, sm_of(asked)),)
+    try:
+        return tuple(support_text(name, sm) for name, sm in gpus_at_hand())
+    except InvalidInput as error:
+        return (f"{error}: neither the driver nor our table knows its compute capability",)
 
 
 def _checks(*, has_gpu: bool) -> list[Check]:
@@ -103,6 +124,7 @@ def _checks(*, has_gpu: bool) -> list[Check]:
     ]
     if has_gpu:
         checks.append(_import_check("build engines: tensorrt", "tensorrt", fix=_pip("gpu")))
+    checks.append(_import_check("build engines: tensorrt-rtx", "tensorrt_rtx", fix=_pip("rtx")))
     return checks
 
 

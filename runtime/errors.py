@@ -30,3 +30,11 @@ class BackendUnavailable(RunError, ImportError):
     """Install something: the library that would run the model is not here, or cannot run it."""
 
     exit_code = 3
+
+
+class CudaError(RunError, RuntimeError):
+    """Free memory, or look at the driver: a CUDA call failed; the message has the library's own text."""
+
+
+class EngineMismatch(RunError, RuntimeError):
+    """Build the engine again: it is for another TensorRT or GPU, or its files do not belong together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,7 +29,17 @@ def nvidia_gpus() -> tuple[str, ...]:
     """List the NVIDIA cards and their driver version, as ``nvidia-smi`` does; empty where it is silent."""
     if shutil.which("nvidia-smi") is None:
         return ()
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    return _ask_nvidia_smi("name,driver_version,memory.total")
+
+
+def gpu_capabilities() -> tuple[str, ...]:
+    """List the compute capability of each NVIDIA card, such as ``8.6``; empty where the driver is too old."""
+    found = _ask_nvidia_smi("compute_cap") if shutil.which("nvidia-smi") else ()
+    return found if all(re.fullmatch(r"\d+\.\d", text) for text in found) else ()
+
+
+def _ask_nvidia_smi(fields: str) -> tuple[str, ...]:
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except subprocess.SubprocessError:

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,11 +88,15 @@ class RunResult:
         return f"trained   {self.epochs} epochs, {best}\nnext      esnet-export to-onnx {weights}"
 
 
-def train(settings: RunSettings) -> RunResult:
+def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Train to the end of the recipe, from where the folder's last checkpoint left off.
 
     The folder holds ``config.json``, ``metrics.csv``, ``curve.png``, ``last.ckpt`` (every epoch),
     ``best.ckpt`` (best validation mIoU), and at the end both as ``.safetensors``.
+
+    Args:
+        settings: What to train on, how, and with what.
+        callbacks: Lightning callbacks to call beside our own.
 
     Raises:
         DatasetError: The dataset is not as it should be.
@@ -130,7 +135,7 @@ def train(settings: RunSettings) -> RunResult:
         mode="max",
         enable_version_counter=False,
     )
-    trainer = _trainer(settings, accelerator, best)
+    trainer = _trainer(settings, accelerator, [best, *callbacks])
     rank, num_ranks = trainer.global_rank, settings.devices
     views = RandomViews(train_split, recipe, seed=settings.seed)
     _print_plan(settings, train_split, val_split, trainer, resumed_from=last)
@@ -179,7 +184,7 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.path)
 
 
-def _trainer(settings: RunSettings, accelerator: str, best: ModelCheckpoint) -> L.Trainer:
+def _trainer(settings: RunSettings, accelerator: str, others: Sequence[Callback]) -> L.Trainer:
     recipe = settings.recipe
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -190,7 +195,7 @@ def _trainer(settings: RunSettings, accelerator: str, best: ModelCheckpoint) -> 
     )  # Lightning 2.6 with torch 2.13
     callbacks: list[Callback] = [
         RunLog(settings.run_dir, prints_lines=not settings.show_progress),
-        best,
+        *others,
         LastCheckpoint(settings.run_dir),
     ]
     if recipe.ema_decay is not None:

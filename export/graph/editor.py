@@ -68,6 +68,14 @@ class GraphEditor:
             raise GraphError(f"{name!r} must be a constant of the graph, but a node computes it")
         return numpy_helper.to_array(self._arrays[name])
 
+    def constants(self) -> list[onnx.TensorProto]:
+        """List the constants of the graph."""
+        return list(self._arrays.values())
+
+    def constant_names(self) -> Collection[str]:
+        """Name the constants of the graph."""
+        return self._arrays.keys()
+
     def add_array(self, name: str, value: np.ndarray) -> str:
         """Add a constant and return its name."""
         return self.set_array(_fresh(name, self._tensors()), value)

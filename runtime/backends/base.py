@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -67,6 +67,18 @@ class CardBackend(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def release_all(closers: list[Callable[[], None]]) -> None:
+    """Call closers, the last first; all of them are called, and the first error is raised."""
+    errors = []
+    while closers:
+        try:
+            closers.pop()()
+        except Exception as error:  # the rest must be freed too
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def input_spec(card: ModelCard) -> TensorSpec:

@@ -24,7 +24,7 @@ def test_the_json_is_json_alone():
     done = run(TOOL, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"machine", "installed", "checks", "warnings", "can_run"}
+    assert set(found) == {"machine", "installed", "checks", "warnings", "gpus", "can_run"}
 
 
 def test_without_a_backend_it_ends_with_3_and_the_pip_line():

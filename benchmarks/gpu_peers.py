@@ -1,0 +1,192 @@
+"""The same weights on one GPU by other routes, host frame in, host class map out: for the GPU check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.frames import FrameSet
+from benchmarks.latency import END_TO_END, Protocol, Subject, cycle, measure_latency
+from benchmarks.statistics import label_agreement
+from esnet.checkpoint import load_checkpoint
+from export.engine import EnginePlan, build_engine
+from export.plan import ExportPlan
+from export.to_onnx import export_onnx
+from runtime.backend import open_backend
+from runtime.errors import RunError
+
+Route = Callable[[np.ndarray], np.ndarray]
+_SIZE_HW = (512, 1024)
+_BATCH = 8
+
+
+def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> dict[str, Any]:
+    """Time torch, plain ONNX Runtime CUDA and our own path in one interleaved run.
+
+    Returns:
+        By route: median, interval, FPS, ratio to torch eager fp16, labels equal to torch fp32; and for our
+        own path throughput at batch 8.
+    """
+    routes: dict[str, Route] = {
+        "torch eager fp32": _torch_route(weights, torch.float32),
+        "torch eager fp16": _torch_route(weights, torch.float16),
+        "torch.compile fp16": _torch_route(weights, torch.float16, is_compiled=True),
+        "plain ONNX Runtime CUDA": _plain_route(weights, folder),
+    }
+    opened, notes = [], []
+    for precision in ("fp32", "fp16"):
+        path = _artefact(weights, folder, precision)
+        try:
+            backend = open_backend(path, "onnxruntime-cuda")
+        except RunError as error:
+            notes.append(f"ours {precision}: {error}")
+            continue
+        opened.append((precision, backend))
+        routes[f"ours, ONNX Runtime CUDA {precision}"] = _backend_route(backend)
+    try:
+        measured = _timed(routes, frames, seconds)
+        rates = {precision: _throughput(backend, frames, seconds) for precision, backend in opened}
+    finally:
+        for _, backend in opened:
+            backend.close()
+    return {"latency": measured, "throughput": rates, "notes": notes}
+
+
+def engine_run(
+    kind: str, weights: str, frames: FrameSet, folder: Path, *, seconds: float
+) -> dict[str, Any]:
+    """Build an fp16 engine with one TensorRT, and time it beside torch eager fp16."""
+    artefact = _artefact(weights, folder, "fp32")
+    plan = EnginePlan(precision="fp16", tensorrt=kind)
+    report = build_engine(artefact, None, plan, command=["gpu-check"], force=True)
+    with open_backend(report.path) as backend:
+        routes = {
+            "torch eager fp32": _torch_route(weights, torch.float32),
+            "torch eager fp16": _torch_route(weights, torch.float16),
+            f"ours, {kind} fp16": _backend_route(backend),
+        }
+        return {
+            "kernels": dict(report.record.kernels),
+            "latency": _timed(routes, frames, seconds),
+            "throughput": _throughput(backend, frames, seconds),
+        }
+
+
+def _timed(routes: dict[str, Route], frames: FrameSet, seconds: float) -> dict[str, Any]:
+    pictures = cycle(frames.frames)
+    subjects = [
+        Subject(name=name, scope=END_TO_END, call=lambda i, route=route: route(pictures(i)))  # type: ignore[misc]
+        for name, route in routes.items()
+    ]
+    summaries = measure_latency(subjects, Protocol(min_seconds=seconds / 2, cap_seconds=seconds))
+    labels = {name: [route(frame) for frame in frames.frames] for name, route in routes.items()}
+    reference = summaries[list(routes).index("torch eager fp16")].p50
+    return {
+        name: {
+            "p50_ms": round(summary.p50, 3),
+            "p50_interval_ms": [round(summary.p50_low, 3), round(summary.p50_high, 3)],
+            "p99_ms": summary.p99,
+            "n": summary.n,
+            "fps": round(summary.fps, 1),
+            "speed_to_torch_eager_fp16": round(reference / summary.p50, 2),
+            "labels_equal_to_torch_fp32": round(
+                label_agreement(labels[name], labels["torch eager fp32"]), 5
+            ),
+            "is_stable": summary.is_stable,
+        }
+        for name, summary in zip(routes, summaries, strict=True)
+    }
+
+
+def _throughput(backend: Any, frames: FrameSet, seconds: float) -> dict[str, Any]:
+    """Keep the ring full with batches of eight for a while."""
+    count = min(_BATCH, backend.card.batch[2])
+    batch = np.stack([frames.frames[i % len(frames.frames)] for i in range(count)])
+    for _ in range(4):  # every slot warm, every graph captured
+        backend.infer(batch)
+    in_flight, done, started = 0, 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        if in_flight == backend.ring.num_slots:
+            backend.collect()
+            in_flight -= 1
+            done += 1
+        backend.submit(batch)
+        in_flight += 1
+    while in_flight:
+        backend.collect()
+        in_flight -= 1
+        done += 1
+    wall = time.perf_counter() - started
+    return {
+        "batch": count,
+        "frames_per_second": round(done * count / wall, 1),
+        "ms_per_batch": round(1e3 * wall / done, 3),
+        "notes": list(getattr(backend.ring, "notes", [])),
+    }
+
+
+def _torch_route(weights: str, dtype: torch.dtype, *, is_compiled: bool = False) -> Route:
+    checkpoint = load_checkpoint(weights)
+    layout = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
+    network: Any = checkpoint.network.cuda().to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    if is_compiled:
+        network = torch.compile(network, mode="max-autotune-no-cudagraphs")
+    mean = torch.tensor(checkpoint.family.mean, device="cuda").view(1, 3, 1, 1)
+    std = torch.tensor(checkpoint.family.std, device="cuda").view(1, 3, 1, 1)
+
+    def run(frame: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            x = torch.from_numpy(frame).cuda().permute(2, 0, 1)[None].float() / 255
+            x = ((x - mean) / std).to(dtype=dtype, memory_format=layout)
+            labels: np.ndarray = network(x)[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return labels
+
+    return run
+
+
+def _plain_route(weights: str, folder: Path) -> Route:
+    """Export as the tutorials do, float in and logits out, from pageable memory."""
+    import onnxruntime as ort
+
+    path = folder / "plain.onnx"
+    checkpoint = load_checkpoint(weights)
+    if not path.is_file():
+        torch.onnx.export(
+            checkpoint.network,
+            (torch.zeros(1, 3, *_SIZE_HW),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["input"],
+            output_names=["logits"],
+        )
+    session = ort.InferenceSession(str(path), providers=["CUDAExecutionProvider"])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        raise RuntimeError("ONNX Runtime fell back to the CPU")
+    mean = np.array(checkpoint.family.mean, np.float32)
+    std = np.array(checkpoint.family.std, np.float32)
+
+    def run(frame: np.ndarray) -> np.ndarray:
+        scaled = (frame.astype(np.float32) / np.float32(255) - mean) / std
+        x = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+        labels: np.ndarray = session.run(None, {"input": x})[0][0].argmax(0).astype(np.uint8)
+        return labels
+
+    return run
+
+
+def _backend_route(backend: Any) -> Route:
+    return lambda frame: np.asarray(backend.infer(frame[None])[0][0])
+
+
+def _artefact(weights: str, folder: Path, precision: str) -> Path:
+    path = folder / f"check_{precision}.onnx"
+    if not path.is_file():
+        plan = ExportPlan(size_hw=_SIZE_HW, precision=precision, target="tensorrt")
+        export_onnx(weights, path, plan, verify=False)
+    return path

@@ -1,0 +1,185 @@
+"""One TensorRT, whichever is installed: found, loaded, asked what it has, and its messages kept.
+
+Nothing here compares version strings: 8.6, 10, 11 and TensorRT-RTX differ in what their modules hold, and
+that is what is looked at.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from runtime.errors import BackendUnavailable, InvalidInput
+
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
+# Kind -> the modules it may be imported by, and the extra that brings it. The wheels of 8.6 can be had
+# without the module ``tensorrt``: ``tensorrt_bindings`` is the same.
+KINDS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
+    {
+        TENSORRT: (("tensorrt", "tensorrt_bindings"), "gpu"),
+        TENSORRT_RTX: (("tensorrt_rtx",), "rtx"),
+    }
+)
+_KEPT_MESSAGES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRt:
+    """A loaded TensorRT."""
+
+    kind: str
+    """``tensorrt`` or ``tensorrt-rtx``."""
+    module: Any
+    """Its Python module."""
+    log: MessageLog
+    """Its messages; the one logger of this module in the process."""
+
+    @property
+    def version(self) -> str:
+        """The version, for people and for telling engines apart; never for deciding what to do."""
+        return str(self.module.__version__)
+
+    def has(self, dotted: str) -> bool:
+        """Tell whether the module has a member, such as ``BuilderFlag.FP16``."""
+        value: Any = self.module
+        for name in dotted.split("."):
+            if not hasattr(value, name):
+                return False
+            value = getattr(value, name)
+        return True
+
+    @property
+    def types_by_flags(self) -> bool:
+        """Whether the builder must be told the types (8.6): the graph alone cannot bind it."""
+        return not self.has("NetworkDefinitionCreationFlag.STRONGLY_TYPED")
+
+    @property
+    def cross_compiles(self) -> bool:
+        """Whether it builds for other GPUs than the one at hand, and without one."""
+        return self.has("ComputeCapability") and self.has("IBuilderConfig.set_compute_capability")
+
+    def new_builder(self) -> Any:
+        """Make a builder.
+
+        Raises:
+            BackendUnavailable: It needs a GPU and its driver, which are not here.
+        """
+        return self._make("Builder")
+
+    def new_runtime(self) -> Any:
+        """Make a runtime; errors as for ``new_builder``."""
+        return self._make("Runtime")
+
+    def _make(self, name: str) -> Any:
+        try:
+            return getattr(self.module, name)(self.log.logger)
+        except TypeError as error:  # pybind11's "factory function returned nullptr"
+            raise BackendUnavailable(
+                f"{self.kind} {self.version} cannot make a {name}: no NVIDIA driver or no GPU "
+                f"({self.log.last_error() or error})",
+                hint="esnet-doctor tells what is missing",
+            ) from error
+
+
+class MessageLog:
+    """Keeps what TensorRT says: errors to report, and every message while a build is watched."""
+
+    def __init__(self, module: Any) -> None:
+        """Make the logger; it must live as long as the module, or TensorRT-RTX crashes."""
+        self.lines: list[tuple[int, str]] = []
+        self._keeps_all = False
+        self._error = int(module.ILogger.Severity.ERROR)
+        self.logger = _logger_class(module)(self)
+
+    def add(self, severity: int, message: str) -> None:
+        """Take a message."""
+        self.lines.append((severity, message))
+        if not self._keeps_all:
+            del self.lines[:-_KEPT_MESSAGES]
+
+    def last_error(self) -> str | None:
+        """Get the newest error, in one line; ``None`` if there was none."""
+        errors = [text for severity, text in self.lines if severity <= self._error]
+        return " ".join(errors[-1].split())[:400] if errors else None
+
+    @contextmanager
+    def watched(self) -> Iterator[list[tuple[int, str]]]:
+        """Keep every message of a block; what came before is dropped."""
+        self.lines.clear()
+        self._keeps_all = True
+        try:
+            yield self.lines
+        finally:
+            self._keeps_all = False
+
+
+def load_tensorrt(kind: str = "auto") -> TensorRt:
+    """Load a TensorRT.
+
+    Args:
+        kind: Key of ``KINDS``, or ``auto`` for the first that is installed.
+
+    Raises:
+        BackendUnavailable: None is installed, or it does not load; the message has the reason.
+        InvalidInput: No such kind.
+    """
+    if kind not in ("auto", *KINDS):
+        raise InvalidInput(
+            f"unknown TensorRT {kind!r}", hint=f"choose from auto, {', '.join(KINDS)}"
+        )
+    reasons = []
+    for candidate in KINDS if kind == "auto" else [kind]:
+        modules, extra = KINDS[candidate]
+        for name in modules:
+            if importlib.util.find_spec(name) is None:
+                continue
+            try:
+                return _loaded(candidate, name)
+            except (ImportError, OSError) as error:
+                reasons.append(f"{name} is installed but does not load: {error}")
+        if not reasons:
+            reasons.append(f"pip install 'esnet-deploy[{extra}]'")
+    wanted = "no TensorRT" if kind == "auto" else f"no {kind}"
+    is_broken = "does not load" in reasons[0]
+    raise BackendUnavailable(
+        f"{wanted} can be used: {reasons[0]}" if is_broken else f"{wanted} is installed",
+        hint="esnet-doctor tells more" if is_broken else "; or ".join(reasons),
+    )
+
+
+def installed_kinds() -> tuple[str, ...]:
+    """List the kinds that are installed, without loading them."""
+    return tuple(
+        kind
+        for kind, (modules, _) in KINDS.items()
+        if any(importlib.util.find_spec(name) is not None for name in modules)
+    )
+
+
+_LOADED: dict[str, TensorRt] = {}
+
+
+def _loaded(kind: str, module_name: str) -> TensorRt:
+    module = importlib.import_module(module_name)
+    if module_name not in _LOADED or _LOADED[module_name].module is not module:
+        _LOADED[module_name] = TensorRt(kind, module, MessageLog(module))
+    return _LOADED[module_name]
+
+
+def _logger_class(module: Any) -> Any:
+    """Derive from the module's own logger; an error in ``log`` would only be printed, so it makes none."""
+
+    class Logger(module.ILogger):  # type: ignore[misc]  # a class known at run time
+        def __init__(self, owner: MessageLog) -> None:
+            module.ILogger.__init__(self)
+            self.owner = owner
+
+        def log(self, severity: Any, message: str) -> None:
+            self.owner.add(int(severity), str(message))
+
+    return Logger

@@ -1,0 +1,437 @@
+"""``build-engine``: engines really built by TensorRT-RTX on the CPU, other TensorRTs as a strict fake."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from esnet.labels import label_set_for
+from export.engine import EnginePlan, build_engine, require_types
+from export.errors import BuildError, ExportError, PrecisionError
+from export.kernels import Edge, Kernel, kernels_from_inspector
+from export.metadata import card_from_plan, with_card
+from export.plan import ExportPlan, graph_from_network
+from export.trt_builder import BuildOptions, build_plan
+from runtime.card import ModelCard
+from runtime.engine_file import read_record, record_path
+from runtime.errors import BackendUnavailable
+from runtime.tensorrt_api import load_tensorrt
+from tests.conftest import random_network
+from tests.fake_trt import GENERATIONS, fake_tensorrt
+
+GPU = ("NVIDIA GeForce RTX 3060", (8, 6))
+
+
+@pytest.fixture
+def artefact(make_artefact, tmp_path) -> Path:
+    """A small fp32 artefact in a folder of its own."""
+    path = tmp_path / "small.onnx"
+    path.write_bytes(make_artefact().read_bytes())
+    return path
+
+
+@pytest.fixture
+def rtx():
+    """TensorRT-RTX, which builds on any machine."""
+    pytest.importorskip(
+        "tensorrt_rtx", reason="tensorrt-rtx is not installed (Linux x86-64 and Windows only)"
+    )
+
+
+@pytest.fixture
+def use_fake(monkeypatch):
+    """Install a fake TensorRT of a generation, and a GPU beside it."""
+
+    def use(generation: str, **settings):
+        module = fake_tensorrt(generation, **settings)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        monkeypatch.setattr(
+            "export.engine.gpu_at_hand", lambda: GPU if module.state.has_gpu else None
+        )
+        return module.state
+
+    return use
+
+
+def build(artefact: Path, precision: str = "fp16", *, output: Path | None = None, **settings):
+    run = {name: settings.pop(name) for name in ("force", "dry_run", "wait") if name in settings}
+    plan = EnginePlan(precision=precision, **settings)
+    return build_engine(
+        artefact, output, plan, command=["esnet-export", "build-engine", "small.onnx"], **run
+    )
+
+
+class TestTensorRtRtx:
+    @pytest.mark.parametrize(("precision", "type_name"), [("fp32", "Float"), ("fp16", "Half")])
+    def test_an_engine_computes_in_what_was_asked_for(self, rtx, artefact, precision, type_name):
+        report = build(artefact, precision, tensorrt="tensorrt-rtx")
+        record = read_record(report.path)
+        assert set(record.precision["built"]) == {type_name}
+        assert record.precision["built"][type_name] >= 63
+        assert record.card.precision == precision
+
+    def test_the_engine_is_a_plain_plan_and_its_record_tells_all(self, rtx, artefact):
+        report = build(artefact, tensorrt="tensorrt-rtx")
+        plan = report.path.read_bytes()
+        assert plan[:4] == b"vtrt"
+        record = json.loads(record_path(report.path).read_text())
+        assert record["tensorrt"]["kind"] == "tensorrt-rtx"
+        assert record["target"]["sms"] == ["8.0", "8.6", "8.9", "12.0", "12.1"]
+        assert record["kernels"]["count"] > 60
+        assert record["build"]["command"] == "esnet-export build-engine small.onnx"
+        assert record["card"]["class_names"] == list(ModelCard.from_file(artefact).class_names)
+
+    def test_two_builds_are_alike_to_the_last_bit(self, rtx, artefact):
+        # With a dynamic batch, TensorRT-RTX 1.7 names its shape variables anew in every build.
+        plans = [
+            build(artefact, tensorrt="tensorrt-rtx", batch=(1, 1, 1), force=True).path.read_bytes()
+            for _ in range(2)
+        ]
+        assert plans[0] == plans[1]
+
+    def test_nothing_changed_nothing_built(self, rtx, artefact):
+        assert [build(artefact, tensorrt="tensorrt-rtx").status for _ in range(2)] == [
+            "built",
+            "unchanged",
+        ]
+
+    @pytest.mark.parametrize("change", ["batch", "plan", "record", "onnx"])
+    def test_any_change_builds_again(self, rtx, artefact, change):
+        path = build(artefact, tensorrt="tensorrt-rtx").path
+        settings = {}
+        if change == "batch":
+            settings["batch"] = (1, 2, 2)
+        elif change == "plan":
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+        elif change == "record":
+            record_path(path).write_text("{")
+        else:
+            model = onnx.load(artefact)
+            model.producer_version = "another"
+            onnx.save(model, artefact)
+        assert build(artefact, tensorrt="tensorrt-rtx", **settings).status == "built"
+
+    def test_the_profile_is_the_batch_that_was_asked_for(self, rtx, artefact):
+        record = read_record(build(artefact, tensorrt="tensorrt-rtx", batch=(1, 2, 4)).path)
+        assert record.profile == record.card.batch == (1, 2, 4)
+
+    def test_a_target_is_compiled_for_without_having_it(self, rtx, artefact):
+        record = read_record(build(artefact, tensorrt="tensorrt-rtx", sms=((8, 9),)).path)
+        assert record.target["sms"] == ["8.9"]
+
+    def test_the_deployed_form_stays_lean(self, rtx):
+        plan = ExportPlan(size_hw=(512, 1024), batch=(1, 1, 1), precision="fp16")
+        model = graph_from_network(random_network(num_classes=19), plan)
+        options = BuildOptions(precision="fp16", batch=(1, 1, 1), sms=((8, 9),))
+        kernels = build_plan(
+            load_tensorrt("tensorrt-rtx"), model.SerializeToString(), options
+        ).kernels
+        assert len(kernels) <= 75
+        assert sum(kernel.num_bytes for kernel in kernels) <= 600e6
+
+    def test_int8_is_refused_with_the_better_command(self, rtx, artefact):
+        with pytest.raises(BuildError, match="runs INT8 slower than FP16") as caught:
+            build(artefact, "int8", tensorrt="tensorrt-rtx")
+        assert "--fp16 --tensorrt tensorrt-rtx" in caught.value.hint
+
+    def test_a_gpu_that_it_does_not_know_is_refused(self, rtx, artefact):
+        with pytest.raises(BuildError, match=r"does not build for SM 9\.0, but for .*SM89"):
+            build(artefact, tensorrt="tensorrt-rtx", sms=((9, 0),))
+        assert not list(artefact.parent.glob("*.engine*"))
+
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [
+            pytest.param("op", "MyOp", id="unknown-op"),
+            pytest.param("transpose", "Transpose .*must have type", id="uint8-transpose"),
+        ],
+    )
+    def test_a_graph_that_does_not_parse_is_named_by_its_node(self, rtx, artefact, broken, message):
+        spoil(artefact, broken)
+        with pytest.raises(BuildError, match=f"cannot read the graph: .*{message}"):
+            build(artefact, "fp32", tensorrt="tensorrt-rtx")
+
+    def test_too_little_workspace_says_what_to_do(self, rtx, artefact):
+        with pytest.raises(BuildError) as caught:
+            build(artefact, "fp32", tensorrt="tensorrt-rtx", workspace_bytes=1 << 10)
+        assert "--workspace" in caught.value.hint
+
+    def test_version_compatible_engines_do_not_exist(self, rtx, artefact):
+        with pytest.raises(BuildError, match="no version-compatible engines"):
+            build(artefact, tensorrt="tensorrt-rtx", version_compatible=True)
+
+    def test_ctrl_c_leaves_nothing_behind(self, rtx, artefact):
+        def interrupted(thread: threading.Thread) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build(artefact, tensorrt="tensorrt-rtx", wait=interrupted)
+        assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+class TestEveryGeneration:
+    @pytest.mark.parametrize(("precision", "type_name"), [("fp32", "Float"), ("fp16", "Half")])
+    def test_an_engine_is_built_and_its_types_are_checked(
+        self, use_fake, artefact, generation, precision, type_name
+    ):
+        use_fake(generation)
+        record = read_record(build(artefact, precision, tensorrt="tensorrt").path)
+        assert set(record.precision["built"]) == {type_name}
+        assert record.tensorrt["version"] == generation
+        assert record.target == {"sms": ["8.6"], "gpu": GPU[0]}
+
+    def test_a_silent_fall_back_to_fp32_fails_and_writes_nothing(
+        self, use_fake, artefact, generation
+    ):
+        use_fake(generation).fall_back_to_float = True
+        with pytest.raises(
+            PrecisionError, match="fp16 was asked for, but of 66 convolutions 66 in Float"
+        ):
+            build(artefact, tensorrt="tensorrt")
+        assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
+
+    def test_fp32_means_fp32(self, use_fake, artefact, generation):
+        state = use_fake(generation)
+        build(artefact, "fp32", tensorrt="tensorrt")
+        flags = sys.modules["tensorrt"].BuilderFlag
+        assert not state.last_config.get_flag(flags.TF32)
+
+    def test_types_come_from_the_graph_wherever_they_can(self, use_fake, artefact, generation):
+        state = use_fake(generation)
+        build(artefact, tensorrt="tensorrt")
+        flags = sys.modules["tensorrt"].BuilderFlag
+        sets_flag = hasattr(flags, "FP16") and state.last_config.get_flag(flags.FP16)
+        assert sets_flag == (generation == "8.6.1")
+
+    def test_timings_are_kept_for_this_version_and_gpu(
+        self, use_fake, artefact, generation, monkeypatch, tmp_path
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        use_fake(generation)
+        for _ in range(2):
+            build(artefact, tensorrt="tensorrt", force=True)
+        cache = tmp_path / "cache" / "esnet-deploy" / f"timing-{generation}-sm86.cache"
+        assert cache.read_bytes() == b"timed;timed;"
+
+    def test_without_a_gpu_it_says_so(self, use_fake, artefact, generation):
+        use_fake(generation, has_gpu=False)
+        with pytest.raises(
+            BuildError, match="builds on the GPU that will run the engine"
+        ) as caught:
+            build(artefact, tensorrt="tensorrt")
+        assert "--tensorrt tensorrt-rtx" in caught.value.hint
+
+    def test_without_a_driver_the_builder_says_so(self, use_fake, artefact, generation):
+        module = use_fake(generation)
+        trt = load_tensorrt("tensorrt")
+        module.has_gpu = False
+        with pytest.raises(BackendUnavailable, match="no NVIDIA driver or no GPU"):
+            trt.new_builder()
+
+    def test_the_reason_of_a_failed_build_is_its_own(self, use_fake, artefact, generation):
+        use_fake(
+            generation
+        ).build_error = "Could not find any implementation for node conv: out of memory"
+        with pytest.raises(
+            BuildError, match="cannot build it: Could not find any implementation"
+        ) as caught:
+            build(artefact, tensorrt="tensorrt")
+        assert "--workspace" in caught.value.hint
+
+    def test_another_gpu_cannot_be_built_for(self, use_fake, artefact, generation):
+        use_fake(generation)
+        with pytest.raises(BuildError, match=r"builds for the GPU at hand.*SM 8\.6"):
+            build(artefact, tensorrt="tensorrt", sms=((8, 9),))
+
+    def test_a_bad_graph_is_named_as_far_as_the_parser_tells(self, use_fake, artefact, generation):
+        use_fake(generation)
+        spoil(artefact, "transpose")
+        with pytest.raises(BuildError, match="first input has type UInt8"):
+            build(artefact, "fp32", tensorrt="tensorrt")
+
+
+def spoil(artefact: Path, how: str) -> None:
+    """Make a graph that no TensorRT parses."""
+    card = ModelCard.from_file(artefact)
+    model = onnx.load(artefact)
+    if how == "op":
+        node = model.graph.node[-1]
+        node.op_type, node.domain = "MyOp", "my.domain"
+        model.opset_import.append(helper.make_opsetid("my.domain", 1))
+    else:
+        cast = next(node for node in model.graph.node if "frames" in node.input)
+        model.graph.node.insert(
+            0, helper.make_node("Transpose", ["frames"], ["turned"], name="turn", perm=[0, 2, 1, 3])
+        )
+        model.graph.node.insert(
+            1, helper.make_node("Transpose", ["turned"], ["back"], name="back", perm=[0, 2, 1, 3])
+        )
+        cast.input[0] = "back"
+    onnx.save(with_card(model, card), artefact)
+
+
+def test_8_6_reads_no_newer_opset(use_fake, tmp_path):
+    use_fake("8.6.1")
+    plan = ExportPlan(size_hw=(64, 128), opset=18)
+    model = graph_from_network(random_network(), plan)
+    path = tmp_path / "new.onnx"
+    onnx.save(with_card(model, card_from_plan(plan, label_set_for(11), name="new")), path)
+    with pytest.raises(BuildError, match="opset 18 is not supported"):
+        build(path, tensorrt="tensorrt")
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(use_fake, artefact):
+    state = use_fake("10.3.0")
+    report = build(artefact, tensorrt="tensorrt", dry_run=True)
+    assert report.status == "dry run"
+    assert report.record.target["sms"] == ["8.6"]
+    assert state.builds == 0
+    assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
+
+
+def test_islands_are_found_on_frames_and_named(use_fake, tmp_path):
+    """A network whose activations pass 65504 inside: half alone would overflow."""
+    use_fake("10.3.0")
+    network = random_network()
+    layer = network.decoder.layers[1]
+    layer.bn1.weight.data *= 3e5
+    layer.conv3x1_2.weight.data /= 3e5
+    plan = ExportPlan(size_hw=(64, 128))
+    path = tmp_path / "hot.onnx"
+    card = card_from_plan(plan, label_set_for(11), name="hot")
+    onnx.save(with_card(graph_from_network(network, plan), card), path)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    import cv2
+
+    cv2.imwrite(
+        str(frames / "a.png"), np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    )
+    report = build(path, tensorrt="tensorrt", frames=frames)
+    islands = report.record.precision["islands"]
+    assert any(name.startswith("decoder.layers.1") for name in islands)
+    assert all(name.startswith("decoder.layers.1") for name in islands)
+    assert f"{len(islands)} nodes stay in FP32" in report.notes[0]
+    assert set(report.record.precision["built"]) == {"Half"}
+
+
+def test_without_frames_no_islands_and_it_says_so(use_fake, artefact):
+    use_fake("10.3.0")
+    assert "activation ranges not measured" in build(artefact, tensorrt="tensorrt").notes[0]
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "message"),
+    [
+        pytest.param("fp16", "fp32", "is fp16 already, its fp32 weights are gone", id="fp16-fp32"),
+        pytest.param(
+            "fp32", "int8", "an INT8 engine is built from a quantized artefact", id="int8"
+        ),
+    ],
+)
+def test_a_precision_that_the_artefact_lacks_is_refused(
+    use_fake, make_artefact, tmp_path, has, asked, message
+):
+    use_fake("10.3.0")
+    path = tmp_path / "a.onnx"
+    path.write_bytes(make_artefact(precision=has).read_bytes())
+    with pytest.raises(BuildError, match=message):
+        build(path, asked, tensorrt="tensorrt")
+
+
+def test_a_batch_that_the_graph_does_not_have_is_refused(use_fake, make_artefact, tmp_path):
+    use_fake("10.3.0")
+    path = tmp_path / "fixed.onnx"
+    path.write_bytes(make_artefact(batch=(2, 2, 2)).read_bytes())
+    with pytest.raises(BuildError, match="fixed batch of 2, --batch asks for 1:4:8"):
+        build(path, "fp32", tensorrt="tensorrt", batch=(1, 4, 8))
+
+
+def test_a_folder_that_is_not_there_is_refused_first(use_fake, artefact):
+    state = use_fake("10.3.0")
+    with pytest.raises(ExportError, match="there is no folder"):
+        build(artefact, output=artefact.parent / "nowhere" / "a.engine", tensorrt="tensorrt")
+    assert state.builds == 0
+
+
+def conv(type_name: str) -> Kernel:
+    return Kernel("CaskConvolution", "c", (Edge(type_name, 8),), (Edge(type_name, 8),))
+
+
+@pytest.mark.parametrize(
+    ("precision", "types", "islands", "is_right"),
+    [
+        pytest.param("fp16", ["Half"] * 9, 0, True, id="fp16"),
+        pytest.param("fp16", ["Half"] * 9 + ["Float"], 0, False, id="one-in-float"),
+        pytest.param("fp16", ["Half"] * 9 + ["Float"], 1, True, id="an-island"),
+        pytest.param("fp32", ["Float"] * 9 + ["Half"], 0, False, id="fp32-lower"),
+        pytest.param("int8", ["Int8"] * 60 + ["Half"] * 4, 0, True, id="int8"),
+        pytest.param("int8", ["Half"] * 60, 0, False, id="int8-not-at-all"),
+        pytest.param("fp16", [], 0, True, id="nothing-known"),
+    ],
+)
+def test_the_precision_contract(precision, types, islands, is_right):
+    kernels = [conv(name) for name in types]
+    if is_right:
+        require_types(kernels, precision, num_islands=islands)
+    else:
+        with pytest.raises(PrecisionError, match=f"{precision} was asked for"):
+            require_types(kernels, precision, num_islands=islands)
+
+
+@pytest.mark.parametrize(
+    ("told", "type_name"),
+    [
+        ({"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}, "Half"),
+        ({"Format/Datatype": "Row major linear FP32"}, "Float"),
+        ({"Format/Datatype": "Four wide channel vectorized row major Int8 format"}, "Int8"),
+        ({"Datatype": "Half", "Format": "Row major linear"}, "Half"),
+        ({"Format/Datatype": "Row major UInt8 format"}, "UInt8"),
+    ],
+)
+def test_the_inspectors_words_are_understood(told, type_name):
+    tensor = {"Name": "x", "Dimensions": [1, 2, 3], **told}
+    layer = {"Name": "a", "LayerType": "kgen", "Inputs": [tensor], "Outputs": [tensor]}
+    (kernel,) = kernels_from_inspector(json.dumps({"Layers": [layer, "a name alone"]}))
+    assert kernel.outputs[0].type == type_name
+
+
+class TestCommand:
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        code = "from export.cli import main; main()"
+        words = [sys.executable, "-c", code, "build-engine", *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    def test_it_says_what_was_built_and_what_comes_next(self, rtx, artefact):
+        done = self.run(artefact, "--fp16", "--tensorrt", "tensorrt-rtx")
+        assert done.returncode == 0, done.stderr
+        assert "fp16 asked for; convolutions compute in: 66 Half" in done.stdout
+        assert (
+            f"next      esnet-bench {artefact.with_name('small_fp16.rtx.engine')}"
+            in done.stdout.replace("\n          ", " ")
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            pytest.param([], "give one of --fp32, --fp16, --int8, got none", id="no-precision"),
+            pytest.param(["--fp16", "--int8"], "got --fp16 and --int8", id="two"),
+            pytest.param(
+                ["--fp16", "--workspace", "lots"], "'lots' is not a number of bytes", id="workspace"
+            ),
+            pytest.param(["--fp16", "--target", "GTX 9999"], "GTX 9999", id="target"),
+            pytest.param(["--fp16", "--batch", "8:1"], "batch '8:1'", id="batch"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, artefact, options, message):
+        done = self.run(artefact, *options)
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[0]
+        assert "Traceback" not in done.stderr

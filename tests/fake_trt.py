@@ -1,0 +1,422 @@
+"""A TensorRT of any generation, as strict as the real bindings: what they lack (``trt_api.json``), it lacks.
+
+It parses with onnx, "compiles" a plan that carries the model and its types, and runs it with ONNX Runtime.
+It knows the rules that this project relies on: flags that exist and their values, strong or weak types,
+profiles for dynamic shapes, None instead of exceptions, a uint8 transpose that does not parse, plans bound to
+version and GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+API = json.loads((Path(__file__).parent / "trt_api.json").read_text())
+GENERATIONS = ("8.6.1", "10.3.0", "10.16.1", "11.4.0")
+_MAGIC = b"ftrt"
+_TYPE_NAMES = {
+    TensorProto.FLOAT: ("FLOAT", "FP32", np.float32),
+    TensorProto.FLOAT16: ("HALF", "FP16", np.float16),
+    TensorProto.UINT8: ("UINT8", "UINT8", np.uint8),
+}
+
+
+def fake_tensorrt(generation: str, *, sm: tuple[int, int] = (8, 6), has_gpu: bool = True) -> Any:
+    """Make a module.
+
+    Args:
+        generation: Key of ``trt_api.json``.
+        sm: Compute capability of the GPU that it finds.
+        has_gpu: Without one, builder and runtime cannot be made.
+    """
+    table = API[generation]
+    module = types.ModuleType("tensorrt")
+    module.__version__ = generation
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    module.state = State(sm=sm, has_gpu=has_gpu)
+    for name, members in table.items():
+        if name == "__functions__":
+            continue
+        if isinstance(members, dict):
+            setattr(module, name, _enum(name, members))
+        else:
+            setattr(module, name, _strict(_CLASSES.get(name, _Plain), name, members, module))
+    severity = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4}
+    module.ILogger.Severity = _enum("Severity", severity)
+    module.nptype = lambda dtype: next(n for t, (k, _, n) in _TYPE_NAMES.items() if k == dtype.name)
+    return module
+
+
+class State:
+    """What tests set and look at."""
+
+    def __init__(self, *, sm: tuple[int, int], has_gpu: bool) -> None:
+        self.sm, self.has_gpu = sm, has_gpu
+        self.builds = 0
+        self.loaded = 0
+        self.last_config: Any = None
+        self.fall_back_to_float = False
+        self.build_error: str | None = None
+        self.build_seconds = 0.0
+        self.run: Any = None
+
+
+class _Member(int):
+    """An enum member as pybind11 makes them: an int by ``int()``, with a name."""
+
+    name: str
+
+
+def _enum(name: str, members: dict[str, int]) -> type:
+    cls = type(name, (), {})
+    for key, value in members.items():
+        member = _Member(value)
+        member.name = key
+        setattr(cls, key, member)
+    cls.__members__ = members
+    return cls
+
+
+class _Plain:
+    def __init__(self, *args: object) -> None:
+        pass
+
+
+def _strict(base: type, name: str, members: list[str], module: Any) -> type:
+    """Derive a class whose public attributes are those of the real one, and no others."""
+    allowed = set(members)
+
+    def __getattribute__(self: Any, key: str) -> Any:
+        if not key.startswith("_") and key not in allowed and not _is_own(self, key):
+            raise AttributeError(f"{module.__version__} {name} has no {key!r}")
+        return object.__getattribute__(self, key)
+
+    def __setattr__(self: Any, key: str, value: Any) -> None:
+        if not key.startswith("_") and key not in allowed and not _is_own(self, key):
+            raise AttributeError(f"{module.__version__} {name} has no {key!r} to set")
+        object.__setattr__(self, key, value)
+
+    body = {"__getattribute__": __getattribute__, "__setattr__": __setattr__, "_module": module}
+    missing = {
+        member: _never
+        for member in allowed
+        if not hasattr(base, member) and member not in base.__dict__
+    }
+    return type(name, (base,), {**missing, **body})
+
+
+def _is_own(instance: Any, key: str) -> bool:
+    """Tell whether the attribute is a subclass's own business (a logger's), or was put there by the fake."""
+    own = object.__getattribute__(instance, "__dict__")
+    return type(instance).__module__ != __name__ or key in own
+
+
+def _never(*args: object, **kwargs: object) -> Any:
+    raise NotImplementedError("the fake does not do this")
+
+
+class _Logger:
+    def __init__(self) -> None:
+        pass
+
+
+class _Builder:
+    def __new__(cls, logger: Any) -> Any:
+        if not cls._module.state.has_gpu:
+            logger.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return object.__new__(cls)
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int = 0) -> Any:
+        known = self._module.NetworkDefinitionCreationFlag.__members__
+        assert flags < 1 << (max(known.values()) + 1), f"flags {flags:b} name no flag of {known}"
+        network = self._module.INetworkDefinition()
+        network._strong = "EXPLICIT_BATCH" not in known or bool(
+            "STRONGLY_TYPED" in known and flags >> known["STRONGLY_TYPED"] & 1
+        )
+        network._explicit = "EXPLICIT_BATCH" not in known or bool(
+            flags >> known["EXPLICIT_BATCH"] & 1
+        )
+        network.name = f"Unnamed Network {self._module.state.builds}"
+        return network
+
+    def create_builder_config(self) -> Any:
+        return self._module.IBuilderConfig()
+
+    def create_optimization_profile(self) -> Any:
+        return self._module.IOptimizationProfile()
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        state = self._module.state
+        state.builds += 1
+        state.last_config = config
+        problem = state.build_error
+        dynamic = [
+            v for v in network._model.graph.input if not v.type.tensor_type.shape.dim[0].dim_value
+        ]
+        if dynamic and not config._profiles:
+            problem = (
+                "Network has dynamic or shape inputs, but no optimization profile has been defined."
+            )
+        if problem:
+            self._logger.log(1, problem)
+            return None
+        header = {
+            "version": self._module.__version__,
+            "sm": state.sm,
+            "name": network.name,
+            "types": self._types(network, config),
+            "profile": config._profiles[0]._shapes if config._profiles else {},
+        }
+        text = json.dumps(header, sort_keys=True).encode()
+        plan = _MAGIC + len(text).to_bytes(4, "little") + text + network._model.SerializeToString()
+        return HostMemory(plan)
+
+    def _types(self, network: Any, config: Any) -> str:
+        flags = self._module.BuilderFlag.__members__
+        if network._strong:
+            weights = {t.data_type for t in network._model.graph.initializer if len(t.dims) == 4}
+            chosen = "FP16" if TensorProto.FLOAT16 in weights else "FP32"
+        else:
+            chosen = "FP16" if "FP16" in flags and config._flags >> flags["FP16"] & 1 else "FP32"
+        return "FP32" if self._module.state.fall_back_to_float else chosen
+
+
+class HostMemory(bytes):
+    """A serialised engine."""
+
+    @property
+    def nbytes(self) -> int:
+        return len(self)
+
+
+class _Network:
+    def __init__(self) -> None:
+        self._model = onnx.ModelProto()
+
+    def get_input(self, index: int) -> Any:
+        value = self._model.graph.input[index]
+        tensor = self._module.ITensor()
+        tensor.name = value.name
+        object.__setattr__(
+            tensor, "shape", tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+        )
+        return tensor
+
+
+class _Parser:
+    def __init__(self, network: Any, logger: Any) -> None:
+        self._network, self._errors = network, []
+        assert network._explicit, "explicit batch was not asked for"
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> Any:
+        return self._errors[index]
+
+    def parse(self, model: bytes) -> bool:
+        parsed = onnx.load_model_from_string(model)
+        opset = next(entry.version for entry in parsed.opset_import if entry.domain == "")
+        if self._module.__version__.startswith("8.") and opset > 17:
+            return self._fail("", "", f"opset {opset} is not supported")
+        bytes_in = {
+            v.name for v in parsed.graph.input if v.type.tensor_type.elem_type == TensorProto.UINT8
+        }
+        for node in parsed.graph.node:
+            if node.op_type == "Transpose" and bytes_in & set(node.input):
+                return self._fail(
+                    node.name, "Transpose", "first input has type UInt8 but must have type Float"
+                )
+            if node.domain not in ("", "ai.onnx"):
+                return self._fail(node.name, node.op_type, "No importer registered for op")
+        self._network._model = parsed
+        return True
+
+    def _fail(self, name: str, operator: str, text: str) -> bool:
+        error = self._module.ParserError()
+        for key, value in {
+            "node_name": name,
+            "node_operator": operator,
+            "desc": text,
+            "node": 0,
+        }.items():
+            if key in dir(type(error)):
+                object.__setattr__(error, key, lambda value=value: value)
+        self._errors.append(error)
+        return False
+
+
+class _Config:
+    def __init__(self) -> None:
+        self._flags = 1 << self._module.BuilderFlag.__members__["TF32"]
+        self._profiles: list[Any] = []
+        self._pools: dict[str, int] = {}
+        self._cache = b""
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags |= 1 << int(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags &= ~(1 << int(flag))
+
+    def get_flag(self, flag: Any) -> bool:
+        return bool(self._flags >> int(flag) & 1)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self._pools[pool.name] = size
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        cache = self._module.ITimingCache()
+        cache._data = data + b"timed;"
+        return cache
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self._cache
+
+
+class _TimingCache:
+    def serialize(self) -> bytes:
+        return HostMemory(self._data)
+
+
+class _Profile:
+    def __init__(self) -> None:
+        self._shapes: dict[str, Any] = {}
+
+    def set_shape(self, name: str, low: Any, usual: Any, high: Any) -> None:
+        assert all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True))
+        self._shapes[name] = [tuple(low), tuple(usual), tuple(high)]
+
+
+class _Runtime(_Builder):
+    def deserialize_cuda_engine(self, plan: bytes) -> Any:
+        state = self._module.state
+        if plan[:4] != _MAGIC:
+            self._logger.log(
+                1, "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
+            )
+            return None
+        length = int.from_bytes(plan[4:8], "little")
+        header = json.loads(plan[8 : 8 + length])
+        if header["version"] != self._module.__version__:
+            self._logger.log(
+                1, "The engine plan file is not compatible with this version of TensorRT"
+            )
+            return None
+        if tuple(header["sm"]) != state.sm:
+            self._logger.log(1, "The engine plan file is generated on an incompatible device")
+            return None
+        state.loaded += 1
+        engine = self._module.ICudaEngine()
+        engine._header, engine._model = header, onnx.load_model_from_string(plan[8 + length :])
+        return engine
+
+
+class _Engine:
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._edges())
+
+    def _edges(self) -> list[Any]:
+        return [*self._model.graph.input, *self._model.graph.output]
+
+    def _edge(self, name: str) -> Any:
+        return next(edge for edge in self._edges() if edge.name == name)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._edges()[index].name
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(d.dim_value or -1 for d in self._edge(name).type.tensor_type.shape.dim)
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        kind = _TYPE_NAMES[self._edge(name).type.tensor_type.elem_type][0]
+        return getattr(self._module.DataType, kind)
+
+    def create_engine_inspector(self) -> Any:
+        inspector = self._module.EngineInspector()
+        inspector._engine = self
+        return inspector
+
+    def create_execution_context(self, *args: Any) -> Any:
+        context = self._module.IExecutionContext()
+        context._engine, context._shape, context._addresses = self, None, {}
+        return context
+
+
+class _Inspector:
+    def get_engine_information(self, layout: Any) -> str:
+        assert layout.name == "JSON"
+        graph = self._engine._model.graph
+        word = self._engine._header["types"]
+        edge = {"Dimensions": [1, 16, 8, 8], "Format/Datatype": f"Channel major {word} format"}
+        convs = [node for node in graph.node if "Conv" in node.op_type]
+        layers = [
+            {"Name": node.name, "LayerType": "CaskConvolution", "Inputs": [edge], "Outputs": [edge]}
+            for node in convs
+        ]
+        return json.dumps({"Layers": layers})
+
+
+class _Context:
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        allowed = self._engine._header["profile"].get(name)
+        if allowed and not allowed[0][0] <= shape[0] <= allowed[2][0]:
+            return False
+        self._shape = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert type(memory) is int, "8.6 and 10 take no other integers"
+        self._addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert type(stream_handle) is int
+        assert set(self._addresses) == {edge.name for edge in self._engine._edges()}
+        return bool(
+            self._module.state.run(
+                self._engine._model, self._shape, dict(self._addresses), stream_handle
+            )
+        )
+
+
+_CLASSES = {
+    "ILogger": _Logger,
+    "Builder": _Builder,
+    "INetworkDefinition": _Network,
+    "OnnxParser": _Parser,
+    "IBuilderConfig": _Config,
+    "ITimingCache": _TimingCache,
+    "IOptimizationProfile": _Profile,
+    "Runtime": _Runtime,
+    "ICudaEngine": _Engine,
+    "EngineInspector": _Inspector,
+    "IExecutionContext": _Context,
+}
+
+
+def digest(plan: bytes) -> str:
+    """Hash a plan."""
+    return hashlib.sha256(plan).hexdigest()

@@ -1,0 +1,149 @@
+"""An engine's record, and what is found out before anything is loaded."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime.card import ModelCard
+from runtime.engine_file import (
+    EngineRecord,
+    check_gpu,
+    check_library,
+    check_plan,
+    describe_foreign,
+    read_record,
+    record_path,
+    write_engine,
+)
+from runtime.errors import EngineMismatch, ModelFileError
+
+COMMAND = "esnet-export build-engine small.onnx --fp16"
+
+
+def rtx_plan(size: int = 256) -> bytes:
+    header = bytearray(64)
+    header[:4] = b"vtrt"
+    header[16:24] = size.to_bytes(8, "little")
+    return bytes(header) + bytes(size - 64)
+
+
+@pytest.fixture
+def engine(make_artefact, tmp_path) -> Path:
+    plan = rtx_plan()
+    record = EngineRecord(
+        card=ModelCard.from_file(make_artefact()),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        onnx={"name": "small.onnx", "sha256": "0" * 64},
+        tensorrt={"kind": "tensorrt-rtx", "version": "1.7.1"},
+        target={"sms": ["8.6", "8.9"], "gpu": None},
+        precision={"asked": "fp16", "built": {"Half": 66}, "islands": []},
+        profile=(1, 1, 8),
+        kernels={"count": 75},
+        build={"key": "k", "command": COMMAND, "seconds": 1.0},
+    )
+    path = tmp_path / "small.engine"
+    write_engine(path, plan, record)
+    return path
+
+
+def test_a_record_comes_back_as_it_was_written(engine):
+    record = read_record(engine)
+    assert record.profile == (1, 1, 8)
+    assert record.card.class_names[0] == "sky"
+    assert record.rebuild_command == COMMAND
+    check_plan(engine, record)
+
+
+def test_both_files_are_there_and_nothing_else(engine):
+    assert sorted(path.name for path in engine.parent.iterdir()) == [
+        "small.engine",
+        "small.engine.json",
+    ]
+
+
+def test_a_crash_between_the_two_files_leaves_no_lying_record(engine, monkeypatch):
+    record = read_record(engine)
+    monkeypatch.setattr(EngineRecord, "to_json", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_engine(engine, rtx_plan(512), record)
+    with pytest.raises(ModelFileError, match=r"has no small\.engine\.json beside it"):
+        read_record(engine)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(lambda p: p.unlink(), "does not exist", id="missing"),
+        pytest.param(lambda p: record_path(p).unlink(), "has no small.engine.json", id="no-record"),
+        pytest.param(lambda p: record_path(p).write_text("{"), "is damaged", id="not-json"),
+        pytest.param(lambda p: record_path(p).write_text("[]"), "is damaged", id="a-list"),
+        pytest.param(lambda p: change(p, schema=9), "schema 9, expected 1", id="schema"),
+        pytest.param(lambda p: change(p, card={}), "model card schema None", id="no-card"),
+        pytest.param(lambda p: change(p, extra=1), "is damaged", id="unknown-field"),
+    ],
+)
+def test_a_missing_or_lying_record_is_told_apart(engine, spoil, message):
+    spoil(engine)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        read_record(engine)
+    assert caught.value.hint
+
+
+def change(path: Path, **fields) -> None:
+    beside = record_path(path)
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"", "is empty", id="empty"),
+        pytest.param(
+            rtx_plan()[:200],
+            "is cut short or grown: 200 bytes, its header says 256",
+            id="truncated",
+        ),
+        pytest.param(bytes(range(200)), "is not a TensorRT-RTX engine", id="garbage"),
+        pytest.param(rtx_plan()[:-1] + b"x", "its sha256 is another", id="edited"),
+    ],
+)
+def test_a_changed_plan_is_found_before_it_is_loaded(engine, content, message):
+    record = read_record(engine)
+    engine.write_bytes(content)
+    with pytest.raises(EngineMismatch, match=message) as caught:
+        check_plan(engine, record)
+    assert caught.value.hint == f"build it again: {COMMAND}"
+
+
+@pytest.mark.parametrize(("kind", "version"), [("tensorrt-rtx", "1.6.0"), ("tensorrt", "1.7.1")])
+def test_another_tensorrt_is_named_with_the_rebuild(engine, kind, version):
+    with pytest.raises(
+        EngineMismatch, match=f"built by tensorrt-rtx 1.7.1, here is {kind} {version}"
+    ) as caught:
+        check_library(engine, read_record(engine), kind=kind, version=version)
+    assert COMMAND in caught.value.hint
+
+
+def test_another_gpu_is_named_with_both_capabilities(engine):
+    check_gpu(engine, read_record(engine), gpu="NVIDIA GeForce RTX 3060", sm=(8, 6))
+    with pytest.raises(
+        EngineMismatch, match=r"for compute capability 8\.6, 8\.9, NVIDIA GTX 1080 Ti has 6\.1"
+    ):
+        check_gpu(engine, read_record(engine), gpu="NVIDIA GTX 1080 Ti", sm=(6, 1))
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (b"vtrt" + bytes(60), "a TensorRT-RTX engine"),
+        (b"ftrt" + bytes(60), "a TensorRT engine"),
+        ((300).to_bytes(4, "little") + b'{"description"', "ultralytics"),
+        (b"\x08\x08\x12", None),
+    ],
+)
+def test_what_a_file_really_is(header, told):
+    found = describe_foreign(header)
+    assert (found is None) == (told is None)
+    assert told is None or told in found

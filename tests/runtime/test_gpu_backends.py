@@ -1,0 +1,379 @@
+"""The GPU backends on a fake GPU: TensorRT of every generation, and ONNX Runtime's CUDA provider."""
+
+import sys
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from export.engine import EnginePlan, build_engine
+from runtime.backend import open_backend
+from runtime.backends import onnxruntime_cuda
+from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from runtime.backends.tensorrt import TensorRtBackend
+from runtime.card import ModelCard
+from runtime.engine_file import read_record
+from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, InvalidInput
+from runtime.segmenter import Segmenter
+from tests.fake_cuda import FakeDevice
+from tests.fake_trt import GENERATIONS, fake_tensorrt
+
+SIZE = (64, 128)
+
+
+def frames_of(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *SIZE, 3), np.uint8)
+
+
+@pytest.fixture
+def truth(make_artefact):
+    """What ONNX Runtime makes of frames on the CPU."""
+    backend = open_backend(make_artefact(), "onnxruntime")
+    yield lambda batch: backend.infer(batch)[0]
+    backend.close()
+
+
+def runner(device: FakeDevice):
+    """Run a fake engine's model on fake device memory."""
+
+    def run(model, shape, addresses, stream) -> bool:
+        session = sessions.setdefault(
+            id(model),
+            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]),
+        )
+        frames = addresses["frames"]
+        outputs = [output.name for output in session.get_outputs()]
+
+        def kernel() -> None:
+            batch = device.at(frames)[: int(np.prod(shape))].reshape(shape)
+            for name, array in zip(outputs, session.run(None, {"frames": batch}), strict=True):
+                device.at(addresses[name])[: array.nbytes] = array.view(np.uint8).ravel()
+
+        device.launch(kernel, (frames,), [addresses[name] for name in outputs], stream)
+        return True
+
+    sessions: dict[int, ort.InferenceSession] = {}
+    return run
+
+
+@pytest.fixture
+def engine(request, make_artefact, tmp_path, monkeypatch):
+    """An engine of a TensorRT generation, and the device to run it on."""
+    generation = getattr(request, "param", "10.3.0")
+    module = fake_tensorrt(generation)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("export.engine.gpu_at_hand", lambda: ("NVIDIA RTX 3060", (8, 6)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "small.engine"
+    build_engine(
+        make_artefact(),
+        path,
+        EnginePlan(precision="fp32", tensorrt="tensorrt"),
+        command=["esnet-export", "build-engine", "small.onnx", "--fp32"],
+    )
+    device = FakeDevice()
+    module.state.run = runner(device)
+    return path, device, module
+
+
+def opened(engine, **settings) -> TensorRtBackend:
+    path, device, _ = engine
+    return TensorRtBackend(path, read_record(path).card, device=device, **settings)
+
+
+every_generation = pytest.mark.parametrize("engine", GENERATIONS, indirect=True)
+
+
+class TestTensorRt:
+    @every_generation
+    @pytest.mark.parametrize("count", [1, 3, 8])
+    def test_labels_are_those_of_the_artefact(self, engine, truth, count):
+        batch = frames_of(count)
+        with opened(engine) as backend:
+            np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+        engine[1].check_races()
+
+    @every_generation
+    def test_batches_overlap_and_come_back_in_order(self, engine, truth):
+        batches = [frames_of(1 + index % 3, index) for index in range(9)]
+        with opened(engine, num_slots=3) as backend:
+            tickets, results = [], []
+            for batch in batches:
+                if len(tickets) == 3:
+                    results.append(backend.collect(tickets.pop(0))[0].copy())
+                tickets.append(backend.submit(batch))
+            results += [backend.collect(ticket)[0].copy() for ticket in tickets]
+        for batch, labels in zip(batches, results, strict=True):
+            np.testing.assert_array_equal(labels, truth(batch))
+
+    @every_generation
+    def test_it_replays_graphs(self, engine, truth):
+        with opened(engine, num_slots=1) as backend:
+            for seed in range(5):
+                batch = frames_of(2, seed)
+                np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+        assert (engine[1].captures, engine[1].launches) == (1, 4)
+
+    def test_results_of_infer_are_the_callers_own(self, engine):
+        with opened(engine, num_slots=1) as backend:
+            first = backend.infer(frames_of(1, 1))[0]
+            kept = first.copy()
+            backend.infer(frames_of(1, 2))
+            np.testing.assert_array_equal(first, kept)
+
+    def test_it_says_what_it_is(self, engine):
+        with opened(engine) as backend:
+            assert (backend.name, backend.precision) == ("tensorrt", "fp32")
+            assert backend.device == "NVIDIA Fake 3060 (fake)"
+            assert backend.card.batch == (1, 1, 8)
+
+    def test_a_segmenter_runs_it_on_frames_of_any_size(self, engine):
+        with Segmenter(opened(engine)) as segmenter:
+            frames = np.random.default_rng(0).integers(0, 256, (11, 40, 60, 3), np.uint8)
+            assert segmenter.segment(frames).shape == (11, 40, 60)
+
+    @pytest.mark.parametrize("count", [0, 9])
+    def test_a_batch_outside_the_profile_is_refused(self, engine, count):
+        with (
+            opened(engine) as backend,
+            pytest.raises(InvalidInput, match=f"batch of {count} frames"),
+        ):
+            backend.infer(frames_of(count))
+
+    def test_a_frame_of_the_wrong_size_is_refused(self, engine):
+        with opened(engine) as backend, pytest.raises(InvalidInput, match="must be uint8"):
+            backend.infer(np.zeros((1, 32, 32, 3), np.uint8))
+
+    def test_everything_is_freed_and_close_may_be_called_twice(self, engine):
+        backend = opened(engine)
+        backend.infer(frames_of(1))
+        backend.close()
+        backend.close()
+        assert not engine[1].alive
+        assert engine[1].close_calls == 1
+
+    def test_a_closed_backend_says_so(self, engine):
+        backend = opened(engine)
+        backend.close()
+        with pytest.raises(InvalidInput, match="is closed"):
+            backend.infer(frames_of(1))
+
+    @pytest.mark.parametrize("at", [0, 3, 7])
+    def test_out_of_memory_while_opening_frees_all(self, engine, at):
+        engine[1].fail_allocation_at = at
+        with pytest.raises(CudaError, match="memory is full"):
+            opened(engine)
+        assert not engine[1].alive
+        assert engine[1].closed
+
+    def test_a_gpu_lost_in_the_middle_is_told_and_the_rest_is_closed(self, engine):
+        backend = opened(engine)
+        backend.infer(frames_of(1))
+        engine[1].lost_after = 0
+        with pytest.raises(CudaError, match="ILLEGAL_ADDRESS"):
+            backend.infer(frames_of(1))
+
+    def test_an_engine_that_refuses_a_shape_is_told(self, engine):
+        engine[2].state.run = lambda *_: False
+        with (
+            opened(engine) as backend,
+            pytest.raises(CudaError, match="could not enqueue a batch of 1"),
+        ):
+            backend.infer(frames_of(1))
+
+    def test_another_gpu_is_refused_with_the_rebuild(self, engine):
+        engine[1].sm = (6, 1)
+        with pytest.raises(
+            EngineMismatch, match=r"is for compute capability 8\.6, .* has 6\.1"
+        ) as caught:
+            opened(engine)
+        assert caught.value.hint == "build it again: esnet-export build-engine small.onnx --fp32"
+        assert engine[1].closed
+
+    def test_another_tensorrt_is_refused_before_it_is_asked(self, engine, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt("11.4.0"))
+        with pytest.raises(
+            EngineMismatch, match=r"was built by tensorrt 10\.3\.0, here is tensorrt 11\.4\.0"
+        ):
+            opened(engine)
+
+    def test_an_edited_engine_is_refused_before_it_is_loaded(self, engine):
+        path, _, module = engine
+        path.write_bytes(path.read_bytes() + b"x")
+        loaded = module.state.loaded
+        with pytest.raises(EngineMismatch, match="its sha256 is another"):
+            opened(engine)
+        assert module.state.loaded == loaded
+
+    def test_another_precision_cannot_be_had(self, engine):
+        with pytest.raises(InvalidInput, match="cannot run fp16 on this engine"):
+            opened(engine, precision="fp16")
+
+    def test_without_a_gpu_the_reason_is_told(self, engine, monkeypatch):
+        path, _, _ = engine
+        monkeypatch.setattr("runtime.cuda.device._has", lambda module: False)
+        with pytest.raises(BackendUnavailable, match="pycuda is not installed; cuda-bindings"):
+            open_backend(path)
+
+    def test_an_engine_names_the_backends_that_do_not_run_it(self, engine):
+        with pytest.raises(InvalidInput, match=r"does not run .*, an engine of tensorrt"):
+            open_backend(engine[0], "onnxruntime")
+
+    def test_an_onnx_file_is_not_run_as_an_engine(self, make_artefact):
+        with pytest.raises(InvalidInput, match="'tensorrt' runs engines") as caught:
+            open_backend(make_artefact(), "tensorrt")
+        assert "build-engine" in caught.value.hint
+
+
+class FakeOrt:
+    """ONNX Runtime with a CUDA provider whose memory is the fake GPU's."""
+
+    __version__ = "1.31.1"
+    SessionOptions = ort.SessionOptions
+
+    class RunOptions:
+        def __init__(self):
+            self.entries = {}
+
+        def add_run_config_entry(self, key, value):
+            self.entries[key] = value
+
+    def __init__(
+        self,
+        device,
+        *,
+        falls_back=False,
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+    ):
+        self.device, self.falls_back, self.providers = device, falls_back, providers
+        self.runs = []
+
+    def get_available_providers(self):
+        return list(self.providers)
+
+    def InferenceSession(self, path, sess_options, providers):
+        return FakeSession(self, path, providers)
+
+
+class FakeSession:
+    def __init__(self, fake, path, providers):
+        ((self.provider, self.options),) = providers
+        self.fake = fake
+        self.real = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def get_providers(self):
+        return (
+            ["CPUExecutionProvider"]
+            if self.fake.falls_back
+            else [self.provider, "CPUExecutionProvider"]
+        )
+
+    def io_binding(self):
+        return FakeBinding()
+
+    def run_with_iobinding(self, binding, options):
+        assert options.entries == {"disable_synchronize_execution_providers": "1"}
+        device, (_, shape, frames) = self.fake.device, binding.inputs["frames"]
+        self.fake.runs.append(shape)
+
+        def kernel():
+            batch = device.at(frames)[: int(np.prod(shape))].reshape(shape)
+            for (name, (_, _, address)), array in zip(
+                binding.outputs.items(),
+                self.real.run(list(binding.outputs), {"frames": batch}),
+                strict=True,
+            ):
+                assert name
+                device.at(address)[: array.nbytes] = array.view(np.uint8).ravel()
+
+        written = [address for _, _, address in binding.outputs.values()]
+        device.launch(kernel, (frames,), written, int(self.options["user_compute_stream"]))
+
+
+class FakeBinding:
+    def __init__(self):
+        self.inputs, self.outputs = {}, {}
+
+    def bind_input(self, name, device, index, dtype, shape, address):
+        assert (device, index) == ("cuda", 0)
+        self.inputs[name] = dtype, shape, address
+
+    def bind_output(self, name, device, index, dtype, shape, address):
+        assert (device, index) == ("cuda", 0)
+        self.outputs[name] = dtype, shape, address
+
+
+@pytest.fixture
+def use_ort(monkeypatch):
+    """Put a fake ONNX Runtime in place, and only the GPU build of it."""
+
+    def use(**settings):
+        device = FakeDevice()
+        fake = FakeOrt(device, **settings)
+        monkeypatch.setattr(onnxruntime_cuda, "ort", fake)
+        monkeypatch.setattr(
+            onnxruntime_cuda, "_is_installed", lambda name: name == "onnxruntime-gpu"
+        )
+        return fake
+
+    return use
+
+
+def cuda_session(fake, path, **settings) -> OnnxRuntimeCudaBackend:
+    return OnnxRuntimeCudaBackend(path, ModelCard.from_file(path), device=fake.device, **settings)
+
+
+class TestOnnxRuntimeCuda:
+    @pytest.mark.parametrize("count", [1, 5, 8])
+    def test_labels_are_those_of_the_artefact(self, use_ort, make_artefact, truth, count):
+        fake, batch = use_ort(), frames_of(count)
+        with cuda_session(fake, make_artefact()) as backend:
+            np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+        fake.device.check_races()
+
+    def test_batches_overlap(self, use_ort, make_artefact, truth):
+        fake = use_ort()
+        with cuda_session(fake, make_artefact(), num_slots=3) as backend:
+            batches = [frames_of(2, seed) for seed in range(3)]
+            tickets = [backend.submit(batch) for batch in batches]
+            assert fake.device.synchronised == 0
+            for ticket, batch in zip(tickets, batches, strict=True):
+                np.testing.assert_array_equal(backend.collect(ticket)[0], truth(batch))
+
+    def test_everything_is_freed(self, use_ort, make_artefact):
+        fake = use_ort()
+        backend = cuda_session(fake, make_artefact())
+        backend.infer(frames_of(1))
+        backend.close()
+        assert not fake.device.alive
+
+    def test_it_runs_at_the_artefacts_precision(self, use_ort, make_artefact):
+        fake = use_ort()
+        with cuda_session(fake, make_artefact(precision="fp16")) as backend:
+            assert backend.precision == "fp16"
+        with pytest.raises(InvalidInput, match="cannot run bf16"):
+            cuda_session(use_ort(), make_artefact(), precision="bf16")
+
+    def test_a_fall_back_to_the_cpu_is_an_error(self, use_ort, make_artefact):
+        fake = use_ort(falls_back=True)
+        with pytest.raises(BackendUnavailable, match="fell back to the CPU") as caught:
+            cuda_session(fake, make_artefact())
+        assert "onnxruntime-gpu[cuda,cudnn]" in caught.value.hint
+        assert not fake.device.alive
+
+    def test_both_packages_together_are_named(self, use_ort, make_artefact, monkeypatch):
+        fake = use_ort()
+        monkeypatch.setattr(onnxruntime_cuda, "_is_installed", lambda name: True)
+        with pytest.raises(BackendUnavailable, match="both installed and overwrite each other"):
+            cuda_session(fake, make_artefact())
+
+    def test_the_cpu_build_is_told_apart(self, make_artefact):
+        if "CUDAExecutionProvider" in ort.get_available_providers():
+            pytest.skip("this ONNX Runtime has CUDA")
+        with pytest.raises(BackendUnavailable, match="has no CUDA provider") as caught:
+            open_backend(make_artefact(), "onnxruntime-cuda")
+        assert "onnxruntime-gpu" in caught.value.hint
+
+    def test_it_is_never_chosen_by_itself(self, make_artefact):
+        with open_backend(make_artefact()) as backend:
+            assert backend.name != "onnxruntime-cuda"
