@@ -163,14 +163,18 @@ def _stress(device: CudaDevice, batch: int, use_graphs: bool, frames: int) -> di
                 stream.handle,
             )
 
-    wrong, free_bytes, overhead = 0, [], []
-    with device.current(), SlotRing(device, layout, enqueue, use_graphs=use_graphs) as ring:
+    wrong, free_bytes, overhead, stages = 0, [], [], 0.0
+    with (
+        device.current(),
+        SlotRing(device, layout, enqueue, use_graphs=use_graphs, timing=True) as ring,
+    ):
         tickets: list[tuple[int, int]] = []
         started = time.perf_counter()
         total = max(frames // batch, _LATE_BATCHES * 2)
         for number in range(total):
             if ring.free_slots == 0:
                 wrong += _collect_one(ring, tickets, expected)
+                stages += sum(ring.stage_times_ms())
             before = time.perf_counter_ns()
             ticket = ring.submit(pictures[number % 16])
             overhead.append((time.perf_counter_ns() - before) / 1e3)
@@ -179,12 +183,14 @@ def _stress(device: CudaDevice, batch: int, use_graphs: bool, frames: int) -> di
                 free_bytes.append(device.memory_bytes()[0])
         while tickets:
             wrong += _collect_one(ring, tickets, expected)
+            stages += sum(ring.stage_times_ms())
         seconds = time.perf_counter() - started
         notes = list(getattr(ring, "notes", []))
     return {
         "frames": total * batch,
         "wrong": wrong,
         "frames_per_second": round(total * batch / seconds),
+        "stage_times_over_wall_time": round(stages / 1e3 / seconds, 2),
         "memory_drift_bytes": int(max(free_bytes[1:]) - min(free_bytes[1:]))
         if len(free_bytes) > 1
         else 0,

@@ -17,7 +17,9 @@ from esnet.checkpoint import load_checkpoint
 from export.engine import EnginePlan, build_engine
 from export.plan import ExportPlan
 from export.to_onnx import export_onnx
-from runtime.backend import open_backend
+from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from runtime.backends.tensorrt import TensorRtBackend
+from runtime.card import ModelCard
 from runtime.errors import RunError
 
 Route = Callable[[np.ndarray], np.ndarray]
@@ -42,7 +44,8 @@ def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> 
     for precision in ("fp32", "fp16"):
         path = _artefact(weights, folder, precision)
         try:
-            backend = open_backend(path, "onnxruntime-cuda")
+            card = ModelCard.from_file(path)
+            backend = OnnxRuntimeCudaBackend(path, card, timing=True)
         except RunError as error:
             notes.append(f"ours {precision}: {error}")
             continue
@@ -64,7 +67,7 @@ def engine_run(
     artefact = _artefact(weights, folder, "fp32")
     plan = EnginePlan(precision="fp16", tensorrt=kind)
     report = build_engine(artefact, None, plan, command=["gpu-check"], force=True)
-    with open_backend(report.path) as backend:
+    with TensorRtBackend(report.path, report.record.card, timing=True) as backend:
         routes = {
             "torch eager fp32": _torch_route(weights, torch.float32),
             "torch eager fp16": _torch_route(weights, torch.float16),
@@ -109,23 +112,23 @@ def _throughput(backend: Any, frames: FrameSet, seconds: float) -> dict[str, Any
     batch = np.stack([frames.frames[i % len(frames.frames)] for i in range(count)])
     for _ in range(4):  # every slot warm, every graph captured
         backend.infer(batch)
-    in_flight, done, started = 0, 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        if in_flight == backend.ring.num_slots:
+    in_flight, done, stages, started = 0, 0, 0.0, time.perf_counter()
+    while in_flight or time.perf_counter() - started < seconds:
+        is_time_up = time.perf_counter() - started >= seconds
+        if in_flight == backend.ring.num_slots or is_time_up:
             backend.collect()
+            stages += sum(backend.ring.stage_times_ms())
             in_flight -= 1
             done += 1
-        backend.submit(batch)
-        in_flight += 1
-    while in_flight:
-        backend.collect()
-        in_flight -= 1
-        done += 1
+        if not is_time_up:
+            backend.submit(batch)
+            in_flight += 1
     wall = time.perf_counter() - started
     return {
         "batch": count,
         "frames_per_second": round(done * count / wall, 1),
         "ms_per_batch": round(1e3 * wall / done, 3),
+        "stage_times_over_wall_time": round(stages / 1e3 / wall, 2),
         "notes": list(getattr(backend.ring, "notes", [])),
     }
 

@@ -34,6 +34,7 @@ class OnnxRuntimeCudaBackend(CardBackend):
         threads: int | None = None,
         num_slots: int = 3,
         device: CudaDevice | None = None,
+        timing: bool = False,
     ) -> None:
         """Open a session on a stream of our own, and set up the ring around it.
 
@@ -44,6 +45,7 @@ class OnnxRuntimeCudaBackend(CardBackend):
             threads: Ignored: the GPU computes.
             num_slots: Batches in flight.
             device: The GPU; ``None`` opens the first. The backend owns it and closes it.
+            timing: Whether the ring measures its stages; see ``SlotRing.stage_times_ms``.
 
         Raises:
             BackendUnavailable: ONNX Runtime has no CUDA here, or fell back to the CPU; or no CUDA library.
@@ -55,12 +57,12 @@ class OnnxRuntimeCudaBackend(CardBackend):
         _require_cuda()
         self._closers: list[Callable[[], None]] = []
         try:
-            self._open(path, device, num_slots)
+            self._open(path, device, num_slots, timing)
         except BaseException:
             self._release()
             raise
 
-    def _open(self, path: Path, device: CudaDevice | None, num_slots: int) -> None:
+    def _open(self, path: Path, device: CudaDevice | None, num_slots: int, timing: bool) -> None:
         self._cuda = device or open_device()
         self._closers.append(self._cuda.close)
         self.device = f"{self._cuda.name} ({self._cuda.library})"
@@ -84,6 +86,7 @@ class OnnxRuntimeCudaBackend(CardBackend):
                 num_slots=num_slots,
                 use_graphs=False,
                 compute_stream=self._stream,
+                timing=timing,
             )
         self._closers.append(self.ring.close)
 

@@ -45,6 +45,7 @@ class TensorRtBackend(CardBackend):
         threads: int | None = None,
         num_slots: int = _NUM_SLOTS,
         device: CudaDevice | None = None,
+        timing: bool = False,
     ) -> None:
         """Check engine, library and GPU against the record, load, and set up the ring.
 
@@ -55,6 +56,7 @@ class TensorRtBackend(CardBackend):
             threads: Ignored: the GPU computes.
             num_slots: Batches in flight.
             device: The GPU; ``None`` opens the first. The backend owns it and closes it.
+            timing: Whether the ring measures its stages; see ``SlotRing.stage_times_ms``.
 
         Raises:
             EngineMismatch: Changed, of another TensorRT, or for another GPU; the hint rebuilds it.
@@ -71,7 +73,7 @@ class TensorRtBackend(CardBackend):
         check_library(path, record, kind=trt.kind, version=trt.version)
         self._closers: list[Callable[[], None]] = []
         try:
-            self._open(path, record, trt, device, num_slots)
+            self._open(path, record, trt, device, num_slots, timing)
         except BaseException:
             self._release()
             raise
@@ -83,6 +85,7 @@ class TensorRtBackend(CardBackend):
         trt: TensorRt,
         device: CudaDevice | None,
         num_slots: int,
+        timing: bool,
     ) -> None:
         self._cuda = device or open_device()
         self._closers.append(self._cuda.close)
@@ -102,6 +105,7 @@ class TensorRtBackend(CardBackend):
                 self._enqueue,
                 num_slots=num_slots,
                 use_graphs=not keeps_graphs,
+                timing=timing,
             )
         self._closers.append(ring.close)
         self.ring = ring
