@@ -29,8 +29,10 @@ def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     found = [f"{name} {version}" for name, version in diagnosis.installed.items() if version]
     console.print(f"\ninstalled: {', '.join(found)}", markup=False)
     console.print(f"not installed: {', '.join(missing) or 'nothing'}", markup=False)
-    for line in diagnosis.gpus:
-        console.print(f"gpu: {line}", markup=False)
+    for gpu in diagnosis.gpus:
+        console.print(f"gpu: {gpu.support}", markup=False)
+        for install in gpu.installs:
+            console.print(f"     TensorRT for it: {install}", markup=False)
     for warning in diagnosis.warnings:
         console.print(f"warning: {warning}", markup=False)
     if not diagnosis.can_run:

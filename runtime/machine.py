@@ -7,7 +7,22 @@ import platform
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NvidiaCard:
+    """An NVIDIA card, as its driver describes it."""
+
+    name: str
+    """Name, such as ``NVIDIA GeForce RTX 3060``."""
+    driver: str
+    """Driver version, such as ``580.95.05``."""
+    memory: str
+    """Memory with its unit, such as ``12288 MiB``."""
+    compute_capability: str | None
+    """Such as ``8.6``; ``None`` where the driver is too old to tell."""
 
 
 def cpu_name() -> str:
@@ -32,17 +47,31 @@ def nvidia_gpus() -> tuple[str, ...]:
     return _ask_nvidia_smi("name,driver_version,memory.total")
 
 
-def gpu_capabilities() -> tuple[str, ...]:
-    """List the compute capability of each NVIDIA card, such as ``8.6``; empty where the driver is too old."""
-    found = _ask_nvidia_smi("compute_cap") if shutil.which("nvidia-smi") else ()
-    return found if all(re.fullmatch(r"\d+\.\d", text) for text in found) else ()
+def nvidia_cards() -> tuple[NvidiaCard, ...]:
+    """List the NVIDIA cards with their compute capability; empty where ``nvidia-smi`` is silent."""
+    lines = nvidia_gpus()
+    # Asked apart: a driver before R470 does not know the field, and then answers nothing at all.
+    told = _ask_nvidia_smi("compute_cap") if lines else ()
+    capabilities = told if len(told) == len(lines) else ("",) * len(lines)
+    return tuple(map(_card, lines, capabilities))
+
+
+def _card(line: str, capability: str) -> NvidiaCard:
+    name, driver, memory = (part.strip() for part in f"{line},,".split(",")[:3])
+    is_told = re.fullmatch(r"\d+\.\d", capability.strip())
+    return NvidiaCard(
+        name=name,
+        driver=driver,
+        memory=memory,
+        compute_capability=is_told[0] if is_told else None,
+    )
 
 
 def _ask_nvidia_smi(fields: str) -> tuple[str, ...]:
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except subprocess.SubprocessError:
+    except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(result.stdout.strip().splitlines())
 

@@ -27,6 +27,19 @@ def test_the_json_is_json_alone():
     assert set(found) == {"machine", "installed", "checks", "warnings", "gpus", "can_run"}
 
 
+def test_a_card_can_be_asked_about_that_is_not_here():
+    done = run(TOOL, "--gpu", "GTX 1080 Ti")
+    assert done.returncode == 0, done.stderr
+    assert "gpu: GTX 1080 Ti (SM 6.1): TensorRT 8.6.1 at most" in done.stdout
+
+
+def test_an_unknown_card_is_bad_input_with_a_hint():
+    done = run(TOOL, "--gpu", "RTX 3065")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "error: unknown GPU 'RTX 3065'"
+    assert "RTX 3060" in done.stderr.splitlines()[1]
+
+
 def test_without_a_backend_it_ends_with_3_and_the_pip_line():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('openvino', 'onnxruntime', 'torch'))); "
