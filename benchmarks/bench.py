@@ -16,6 +16,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
 from benchmarks.latency import END_TO_END, ENGINE, Protocol, Subject, cycle, measure_latency
 from benchmarks.statistics import Summary, label_agreement
+from runtime.backend import identify_artefact
 from runtime.files import sha256_of
 from runtime.frames import batch_from_frames
 from runtime.segmenter import Segmenter
@@ -104,7 +105,7 @@ def bench_models(
         models: Artefacts.
         frames: What they are timed on.
         backends: Names; ``None`` is the fastest that is installed.
-        precisions: Names; ``None`` is the artefact's own.
+        precisions: Names; ``None`` is the artefact's own. INT8 and engines have no other.
         protocol: When to stop.
         target_fps: Rate to hold the end-to-end median against.
         on_turn: Told of progress.
@@ -122,8 +123,11 @@ def bench_models(
     with ExitStack() as stack:
         opened: list[tuple[Path, Segmenter]] = []
         for path in models:
+            card, builder = identify_artefact(path)
+            # INT8 and engines have their precision in them: there is nothing to choose.
+            is_fixed = card.precision == "int8" or builder is not None
             for backend in backends:
-                for precision in precisions:
+                for precision in [None] if is_fixed else precisions:
                     segmenter = Segmenter.open(path, backend=backend, precision=precision)
                     opened.append((path, stack.enter_context(segmenter)))
                     on_open(segmenter)

@@ -29,6 +29,7 @@ def main() -> None:
     frames = _choose_frames(parser.parse_args().frames)
     OUT.mkdir(parents=True, exist_ok=True)
     model = OUT / "camvid_512x1024_fp32.onnx"
+    int8 = OUT / "camvid_512x1024_int8.onnx"
     source = open_source(frames)
     is_video = source.fps is not None
     pictures = OUT / ("overlay.mp4" if is_video else "overlays")
@@ -49,12 +50,17 @@ def main() -> None:
                 frames,
             ],
         ),
+        (
+            "Quantize to INT8, checked against fp32 on every backend here",
+            ["esnet-export", "quantize", model, "-o", int8],
+        ),
         ("Segment the frames", ["esnet-segment", frames, "--model", model, "-o", pictures]),
         (
             f"Time it ({_BENCH_SECONDS} s a row here; 20 s without --max-seconds)",
             [
                 "esnet-bench",
                 model,
+                int8,
                 *(word for precision in precisions for word in ("--precision", precision)),
                 *(
                     "--frames",

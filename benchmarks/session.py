@@ -16,7 +16,7 @@ from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.frames import load_frames
 from benchmarks.latency import Protocol, Subject
 from benchmarks.report import print_report, write_json
-from runtime.advice import form_advice
+from runtime.advice import form_advice, quantization_advice
 from runtime.segmenter import Segmenter
 
 
@@ -135,5 +135,6 @@ def _check_folders(*paths: Path | None) -> None:
 
 
 def _warn_of_form(segmenter: Segmenter) -> None:
-    if advice := form_advice(segmenter.card, segmenter.backend.name):
-        print(f"warning: {advice}", file=sys.stderr)
+    for advise in (form_advice, quantization_advice):
+        if advice := advise(segmenter.card, segmenter.backend.name):
+            print(f"warning: {advice}", file=sys.stderr)

@@ -23,6 +23,11 @@ from esnet.model import ESNet
 
 SHIPPED_WEIGHTS: Mapping[str, str] = MappingProxyType({"camvid": "esnet_camvid.safetensors"})
 
+SHIPPED_RANGES: Mapping[str, Path] = MappingProxyType(
+    {"camvid": Path(__file__).parent / "weights" / "esnet_camvid.ranges.json"}
+)
+"""Ranges of activations for INT8, by the name of the shipped weights that they belong to."""
+
 _WRAPPERS = ("module.", "model.", "network.", "net.", "_orig_mod.")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 

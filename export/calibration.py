@@ -5,8 +5,10 @@ A table belongs to weights, normalisation and calibration, not to a graph: it se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,7 +161,8 @@ def measure_ranges(
                 values[name].append(array)
             done += 1
             on_batch(done)
-        collector.collect(values)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every call
+            collector.collect(values)
     if not done:
         raise CalibrationError(
             "no frames to calibrate on", hint="give a folder, list or video with frames"
@@ -172,7 +175,7 @@ def measure_ranges(
 def _range_of(histogram: Sequence[Any], method: str, collector: HistogramCollector) -> Range:
     """Choose a range from a tensor's histogram: counts, edges, smallest, largest value."""
     counts, edges = np.asarray(histogram[0]), np.asarray(histogram[1])
-    low, high = float(histogram[2]), float(histogram[3])
+    low, high = min(float(histogram[2]), 0.0), float(histogram[3])
     if high <= low:
         return low, high
     if method == "max":
@@ -186,7 +189,8 @@ def _range_of(histogram: Sequence[Any], method: str, collector: HistogramCollect
         return float(max(lower, low)), float(min(upper, high))
     if method == "mse":
         return _least_squares(counts, edges, low, high)
-    threshold = collector.get_entropy_threshold((counts, edges), 128)
+    bounds = np.float32(low), np.float32(high)  # the collector wants numpy's own
+    threshold = collector.get_entropy_threshold((counts, edges, *bounds), 128)
     return float(max(float(threshold[0]), low)), float(min(float(threshold[1]), high))
 
 

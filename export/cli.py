@@ -33,6 +33,22 @@ class Upsample(str, enum.Enum):
     mixed = "mixed"
 
 
+class Method(str, enum.Enum):
+    """How a range is chosen from what occurred."""
+
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
+    max = "max"
+
+
+class SchemeName(str, enum.Enum):
+    """How activations are written as 8 bits."""
+
+    tensorrt = "tensorrt"
+    cpu = "cpu"
+
+
 class TensorRtKind(str, enum.Enum):
     """Which TensorRT builds."""
 
@@ -141,6 +157,65 @@ def to_onnx(
     typer.echo(text_from_export(report))
 
 
+@app.command("quantize")
+def quantize(
+    model: Annotated[Path, typer.Argument(help="An fp32 artefact of to-onnx.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output-file", "-o", help="File to write; default: beside the artefact."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Real frames: folder, video, list file; default: the weights' own table."
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Range table to use, or to write after measuring.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Calibration frames.")] = 128,
+    method: Annotated[
+        Method, typer.Option(help="How a range is chosen from what occurred.")
+    ] = Method.percentile,
+    scheme: Annotated[
+        SchemeName | None,
+        typer.Option(help="tensorrt: symmetric int8; cpu: uint8. Default: by the artefact's form."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Block or convolution that stays float; may be given several times."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder: check mIoU on its val split.")
+    ] = None,
+    max_miou_drop: Annotated[
+        float, typer.Option(min=0, help="Points of mIoU that INT8 may cost on --data.")
+    ] = 0.5,
+) -> None:
+    """Quantize MODEL to INT8, and check it on every backend at hand before it is written."""
+    from export.quantize import as_rows
+    from export.quantize import quantize as run_quantize
+    from export.quantize_session import open_labelled, progress_of
+    from export.report import block
+
+    with progress_of(is_shown=is_terminal()) as on_frame:
+        report = run_quantize(
+            model,
+            output,
+            calibration=calibration,
+            table_path=table,
+            count=count,
+            method=method.value,
+            scheme_name=scheme.value if scheme else None,
+            keep=keep or (),
+            labelled=open_labelled(model, data),
+            max_miou_drop=max_miou_drop,
+            command=["esnet-export", *sys.argv[1:]],
+            on_frame=on_frame,
+        )
+    typer.echo(block(as_rows(report)))
+
+
 @app.command("build-engine")
 def build_engine(
     model: Annotated[Path, typer.Argument(help="Artefact of to-onnx or quantize (.onnx).")],
@@ -184,11 +259,10 @@ def build_engine(
     precision = _one_of(fp32=fp32, fp16=fp16, int8=int8)
     batch_range = parse_batch(batch) if batch else None
     workspace_bytes = parse_bytes(workspace) if workspace else None
-    from runtime.targets import sm_of
-
     from export.engine import EnginePlan
     from export.engine import build_engine as build
     from export.engine_session import text_from_engine, waiter
+    from runtime.targets import sm_of
 
     plan = EnginePlan(
         precision=precision,

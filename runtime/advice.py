@@ -15,6 +15,9 @@ _FORM_OF = {
 }
 
 
+_EXECUTES_QDQ = ("openvino", "onnxruntime", "onnxruntime-cuda")
+
+
 def form_advice(card: ModelCard, backend_name: str) -> str | None:
     """Say in one line how to export an artefact again for the engine that runs it.
 
@@ -23,13 +26,24 @@ def form_advice(card: ModelCard, backend_name: str) -> str | None:
         backend_name: Key of ``runtime.backend.BACKENDS``.
 
     Returns:
-        The line, with the command; ``None`` where the form is the engine's own, or the best is not known.
+        The line, with the command; ``None`` where the form is the engine's own, or none is known.
     """
     engine = _FORM_OF.get(backend_name)
     if engine is None or engine in (card.target, *card.form.get("suits", ())):
         return None
     command = shlex.join([*_export_command(card), "--for", engine])
     return f"the graph has the form that suits {card.target}; for {backend_name}: {command}"
+
+
+def quantization_advice(card: ModelCard, backend_name: str) -> str | None:
+    """Warn of a backend that did not execute an INT8 artefact rightly; ``None`` where all is well."""
+    passed = card.quantization.get("backends")
+    if passed is None or backend_name in passed or backend_name not in _EXECUTES_QDQ:
+        return None
+    return (
+        f"{backend_name} did not pass the check of this INT8 artefact, {', '.join(passed) or 'none'} did: "
+        "its labels may be wrong; --scheme cpu of esnet-export quantize suits CPUs"
+    )
 
 
 def _export_command(card: ModelCard) -> list[str]:

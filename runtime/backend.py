@@ -193,7 +193,7 @@ def open_backend(
             one thread.
         BackendUnavailable: Its library is not installed, or does not load.
     """
-    card, builder = _identify(Path(path))
+    card, builder = identify_artefact(Path(path))
     name = name or builder or _fastest()
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
@@ -218,8 +218,8 @@ def open_backend(
     return backend
 
 
-def _identify(path: Path) -> tuple[ModelCard, str | None]:
-    """Read an artefact's card, and for an engine the name of the backend that runs it."""
+def identify_artefact(path: Path) -> tuple[ModelCard, str | None]:
+    """Read an artefact's card, and for an engine the name of the backend that runs it, else ``None``."""
     if path.suffix.lower() not in SUFFIXES:
         return ModelCard.from_file(path), None
     record = read_record(path)

@@ -54,7 +54,7 @@ class ModelCard:
     ignore_index: int
     """Label value of the dataset that counts as no class."""
     precision: str
-    """``fp32`` or ``fp16``, the type of the weights and arithmetic in the graph."""
+    """``fp32``, ``fp16`` or ``int8``: the type of the weights and arithmetic in the graph."""
     target: str
     """Engine whose form the graph has: ``tensorrt``, ``openvino`` or ``onnxruntime``."""
     form: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +62,8 @@ class ModelCard:
     it suits."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Weights: file name, sha256, family, and what the file says of its training."""
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    """Of an INT8 artefact: scheme, calibration, what stays float, and which backends execute it rightly."""
     parity: Mapping[str, Any] = field(default_factory=dict)
     """How far the artefact was from the checkpoint when it was exported; empty if unchecked."""
     created: Mapping[str, Any] = field(default_factory=dict)
@@ -136,7 +138,7 @@ _VALUES: Mapping[str, tuple[object, ...]] = {
     "outputs": ((LABELS,), (LABELS, CONFIDENCE), (LOGITS,)),
     "color": ("RGB",),
     "resize": ("bilinear",),
-    "precision": ("fp32", "fp16"),
+    "precision": ("fp32", "fp16", "int8"),
 }
 _EXPORT = "make the artefact with: esnet-export to-onnx WEIGHTS -o model.onnx"
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from runtime.advice import form_advice
+from runtime.advice import form_advice, quantization_advice
 from runtime.console import is_terminal
 from runtime.errors import InvalidInput
 from runtime.overlay import colors_from_labels
@@ -125,8 +125,9 @@ def segment_source(
 
 
 def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator[str]:
-    if advice := form_advice(segmenter.card, segmenter.backend.name):
-        yield advice
+    for advise in (form_advice, quantization_advice):
+        if advice := advise(segmenter.card, segmenter.backend.name):
+            yield advice
     if source.num_frames and count + len(source.skipped) < source.num_frames:
         yield (
             f"{source.path} ended after {_frames(count)}, its header promises {source.num_frames}: "

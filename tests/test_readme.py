@@ -32,7 +32,9 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_option_in_the_readme_exists(command):
-    subcommand = [word for word in command[1:2] if word in ("to-onnx", "inspect", "build-engine")]
+    subcommand = [
+        word for word in command[1:2] if word in ("to-onnx", "inspect", "build-engine", "quantize")
+    ]
     program = [str(BIN / command[0]), *subcommand, "--help"]
     environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": str(BIN)}
     result = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)

@@ -35,8 +35,8 @@ class OnnxRuntimeBackend(CardBackend):
                 hint="pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
             )
         # The CPU provider computes an fp16 graph in fp32, through casts.
-        require_precision(precision, ("fp32",), backend=self.name, device="the CPU")
-        self.precision = "fp32"
+        self.precision = "int8" if card.precision == "int8" else "fp32"
+        require_precision(precision, (self.precision,), backend=self.name, device="the CPU")
         self.device = cpu_name()
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET

@@ -12,7 +12,8 @@ from runtime.card import ModelCard
 from runtime.errors import ModelFileError
 from runtime.machine import cpu_name
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+# Of an INT8 artefact, what is not quantized runs in fp32.
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoBackend(CardBackend):
@@ -38,8 +39,10 @@ class OpenVinoBackend(CardBackend):
         core = ov.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         offered = ("fp32", "bf16") if has_bf16 else ("fp32",)
+        if card.precision == "int8":
+            offered = ("int8",)
         require_precision(precision, offered, backend=self.name, device=self.device)
-        self.precision = precision or "fp32"
+        self.precision = precision or offered[0]
         self._core = core
         self._config: dict[str, object] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],

@@ -1,0 +1,525 @@
+"""INT8: where Q/DQ stands, what the numbers are, where ranges come from, and that no wrong label passes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from esnet.checkpoint import load_checkpoint
+from esnet.data.datasets import open_split
+from esnet.data.scenes import street_scene
+from esnet.labels import label_set_for
+from export.calibration import METHODS, RangeTable, measure_ranges
+from export.errors import CalibrationError, ExportError, GraphError, ParityError
+from export.graph.qdq import (
+    CPU_SCHEME,
+    SCHEMES,
+    TENSORRT_SCHEME,
+    activation_scale,
+    insert_qdq,
+    quantizable_tensors,
+    quantized_convolutions,
+)
+from export.metadata import card_from_plan, with_card
+from export.plan import ExportPlan, graph_from_network
+from export.quantize import quantize
+from export.trt_builder import BuildOptions, build_plan
+from runtime.advice import quantization_advice
+from runtime.backend import open_backend
+from runtime.card import ModelCard
+from runtime.tensorrt_api import load_tensorrt
+
+SIZE = (64, 128)
+
+
+def frames_of(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Make street scenes, which the shipped weights know; a random network quantizes badly."""
+    return [street_scene(SIZE, seed=seed + index).image[None] for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory) -> Path:
+    """The shipped weights as a small artefact for CPUs."""
+    plan, checkpoint = ExportPlan(size_hw=SIZE, target="openvino"), load_checkpoint("camvid")
+    path = tmp_path_factory.mktemp("camvid") / "small.onnx"
+    source = {"sha256": checkpoint.sha256}
+    card = card_from_plan(plan, label_set_for(11), name="small", source=source)
+    onnx.save(with_card(graph_from_network(checkpoint.network, plan), card), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(camvid) -> onnx.ModelProto:
+    return onnx.load(camvid)
+
+
+@pytest.fixture(scope="module")
+def ranges(model):
+    return measure_ranges(model, frames_of(4), "max")[0]
+
+
+def producers(model):
+    return {tensor: node for node in model.graph.node for tensor in node.output}
+
+
+def run(model: onnx.ModelProto, frames: list[np.ndarray], *, optimized=False) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return [session.run(None, {"frames": frame})[0] for frame in frames]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+class TestPlacement:
+    def test_every_convolution_reads_8_bits(self, model, ranges, scheme):
+        quantized = insert_qdq(model, ranges, scheme)
+        convs = [node.name for node in model.graph.node if "Conv" in node.op_type]
+        assert list(quantized_convolutions(quantized)) == convs
+        assert len(convs) == 66
+
+    def test_nothing_stands_between_a_convolution_and_its_relu(self, model, ranges, scheme):
+        quantized = insert_qdq(model, ranges, scheme)
+        made = producers(quantized)
+        for node in quantized.graph.node:
+            if node.op_type == "QuantizeLinear":
+                assert "Conv" not in made[node.input[0]].op_type
+
+    def test_biases_stay_float(self, model, ranges, scheme):
+        quantized = insert_qdq(model, ranges, scheme)
+        constants = {tensor.name: tensor for tensor in quantized.graph.initializer}
+        for node in quantized.graph.node:
+            if "Conv" in node.op_type:
+                assert constants[node.input[2]].data_type == TensorProto.FLOAT
+
+    def test_weights_are_int8_with_a_scale_a_channel_on_the_right_axis(self, model, ranges, scheme):
+        quantized = insert_qdq(model, ranges, scheme)
+        made, constants = producers(quantized), {t.name: t for t in quantized.graph.initializer}
+        for node in quantized.graph.node:
+            if "Conv" not in node.op_type:
+                continue
+            dequantize = made[node.input[1]]
+            weight, scale, zero = (constants[name] for name in dequantize.input)
+            axis = {"Conv": 0, "ConvTranspose": 1}[node.op_type]
+            assert dequantize.attribute[0].i == axis
+            assert weight.data_type == zero.data_type == TensorProto.INT8
+            assert tuple(scale.dims) == (weight.dims[axis],)
+            assert not numpy_helper.to_array(zero).any()
+
+    def test_a_tensor_is_quantized_once(self, model, ranges, scheme):
+        quantized = insert_qdq(model, ranges, scheme)
+        sources = [
+            node.input[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"
+        ]
+        assert len(sources) == len(set(sources)) == len(quantizable_tensors(model))
+
+    def test_the_labels_come_straight_from_the_last_layer(self, model, ranges, scheme):
+        quantized = insert_qdq(model, ranges, scheme)
+        sources = [
+            node.input[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"
+        ]
+        assert not [name for name in sources if name.startswith(("decoder.output_conv", "head"))]
+
+    def test_what_is_kept_stays_as_it_was(self, model, ranges, scheme):
+        kept = ("encoder.initial_block.conv", "decoder.output_conv")
+        quantized = insert_qdq(model, ranges, scheme, keep=kept)
+        assert not set(kept) & set(quantized_convolutions(quantized))
+        assert len(quantized_convolutions(quantized)) == 64
+
+    def test_labels_stay_close_to_the_float_graphs(self, model, ranges, scheme):
+        frames = frames_of(3, seed=9)
+        plain, coarse = run(model, frames), run(insert_qdq(model, ranges, scheme), frames)
+        assert np.mean([np.mean(a == b) for a, b in zip(plain, coarse, strict=True)]) > 0.9
+
+    def test_the_opset_is_what_tensorrt_8_6_reads(self, model, ranges, scheme):
+        assert insert_qdq(model, ranges, scheme).opset_import[0].version == 17
+
+    def test_the_model_is_not_changed(self, model, ranges, scheme):
+        before = model.SerializeToString()
+        insert_qdq(model, ranges, scheme)
+        assert model.SerializeToString() == before
+
+
+def test_skips_of_residual_adds_pass_through_8_bits_for_tensorrt_alone(model, ranges):
+    def quantized_skips(scheme):
+        graph = insert_qdq(model, ranges, scheme)
+        made = producers(graph)
+        kinds = [
+            {made[t].op_type for t in n.input if t in made}
+            for n in graph.graph.node
+            if n.op_type == "Add"
+        ]
+        return sum("DequantizeLinear" in kind for kind in kinds)
+
+    assert quantized_skips(TENSORRT_SCHEME) == 12  # the 9 FCUs' and the first of each PFCU's
+    assert quantized_skips(CPU_SCHEME) == 0
+
+
+def test_a_real_tensorrt_parser_takes_the_graph(model, ranges):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    quantized = insert_qdq(model, ranges, TENSORRT_SCHEME)
+    options = BuildOptions(precision="int8", batch=(1, 1, 1), sms=((8, 9),))
+    # It parses and compiles; that TensorRT-RTX then computes in float is why build-engine refuses it there.
+    built = build_plan(load_tensorrt("tensorrt-rtx"), quantized.SerializeToString(), options)
+    assert built.plan[:4] == b"vtrt"
+
+
+@settings(deadline=None)
+@given(low=st.floats(-100, 100), high=st.floats(-100, 100), symmetric=st.booleans())
+def test_a_scale_covers_its_range_and_holds_zero_exactly(low, high, symmetric):
+    low, high = min(low, high), max(low, high)
+    scale, zero = activation_scale((low, high), TENSORRT_SCHEME if symmetric else CPU_SCHEME)
+    least, most = (-127, 127) if symmetric else (0, 255)
+    assert scale > 0
+    assert least <= zero <= most
+    if high > low:
+        assert (most - zero) * scale >= max(high, 0) - scale
+        assert (least - zero) * scale <= min(low, 0) + scale
+
+
+def test_a_channel_that_is_always_zero_has_a_scale():
+    assert activation_scale((0.0, 0.0), TENSORRT_SCHEME) == (1.0, 0)
+    assert activation_scale((0.0, 0.0), CPU_SCHEME) == (1.0, 0)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, float("nan")), (0.0, float("inf"))])
+def test_a_range_that_is_not_finite_is_refused(bounds):
+    with pytest.raises(GraphError, match="is not finite"):
+        activation_scale(bounds, CPU_SCHEME)
+
+
+def test_a_quantized_graph_is_not_quantized_again(model, ranges):
+    with pytest.raises(GraphError, match="quantized already"):
+        insert_qdq(insert_qdq(model, ranges, CPU_SCHEME), ranges, CPU_SCHEME)
+
+
+def test_a_table_of_another_network_is_refused(model):
+    with pytest.raises(GraphError, match="the table is of another network"):
+        insert_qdq(model, {}, CPU_SCHEME)
+
+
+def test_nan_in_a_weight_is_refused(model, ranges):
+    spoilt = onnx.ModelProto()
+    spoilt.CopyFrom(model)
+    tensor = next(t for t in spoilt.graph.initializer if len(t.dims) == 4)
+    array = numpy_helper.to_array(tensor).copy()
+    array[0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    with pytest.raises(GraphError, match="holds NaN or Inf"):
+        insert_qdq(spoilt, ranges, CPU_SCHEME)
+
+
+class TestRanges:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_gives_a_range_within_what_occurred(self, model, ranges, method):
+        chosen, count, _ = measure_ranges(model, frames_of(4), method)
+        assert count == 4
+        assert chosen.keys() == ranges.keys()
+        for name, (low, high) in chosen.items():
+            assert min(ranges[name][0], 0) - 1e-4 <= low <= high <= ranges[name][1] + 1e-4
+
+    def test_they_are_named_by_module_path_so_that_one_table_serves_every_form(
+        self, make_artefact, ranges
+    ):
+        for settings_of in ({"target": "openvino"}, {"size_hw": (32, 64)}, {"batch": (2, 2, 2)}):
+            other = onnx.load(make_artefact(**settings_of))
+            assert set(quantizable_tensors(other)) <= set(ranges)
+
+    def test_no_frames_are_refused(self, model):
+        with pytest.raises(CalibrationError, match="no frames"):
+            measure_ranges(model, [], "max")
+
+    def test_a_table_comes_back_as_it_was_saved(self, ranges, tmp_path):
+        table = table_of(ranges)
+        table.save(tmp_path / "t.json")
+        assert RangeTable.load(tmp_path / "t.json") == table
+
+    @pytest.mark.parametrize(
+        "text", ["", "{}", "[]", '{"schema": 9}', '{"schema": 1, "ranges": {"a": [1]}}']
+    )
+    def test_a_damaged_table_is_refused(self, tmp_path, text):
+        (tmp_path / "t.json").write_text(text)
+        with pytest.raises(CalibrationError):
+            RangeTable.load(tmp_path / "t.json")
+
+    def test_a_table_of_other_weights_is_refused(self, ranges):
+        with pytest.raises(CalibrationError, match="the range table is of weights 000000000000"):
+            table_of(ranges).require(weights_sha256="1" * 64, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def table_of(ranges, weights: str = "0" * 64) -> RangeTable:
+    return RangeTable(
+        weights_sha256=weights,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        size_hw=SIZE,
+        method="max",
+        num_frames=4,
+        frames_sha256="0" * 64,
+        ranges={name: (float(low), float(high)) for name, (low, high) in ranges.items()},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Calibration frames."""
+    path = tmp_path / "frames"
+    path.mkdir()
+    for index, frame in enumerate(frames_of(3)):
+        cv2.imwrite(str(path / f"{index}.png"), frame[0, ..., ::-1])
+    return path
+
+
+@pytest.fixture
+def artefact(camvid, tmp_path) -> Path:
+    path = tmp_path / "small.onnx"
+    path.write_bytes(camvid.read_bytes())
+    return path
+
+
+class TestQuantize:
+    def test_the_file_is_checked_on_every_backend_and_the_card_says_which_passed(
+        self, artefact, folder
+    ):
+        report = quantize(artefact, None, calibration=folder)
+        assert report.path.name == "small_int8-cpu.onnx"
+        card = ModelCard.from_file(report.path)
+        assert card.precision == "int8"
+        assert card.quantization["scheme"] == "cpu"
+        assert set(card.quantization["backends"]) == {"openvino", "onnxruntime"}
+        assert all(check.agreement > 0.98 for check in report.checks)
+        assert report.path.stat().st_size < artefact.stat().st_size / 3
+
+    @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+    def test_it_runs_like_any_artefact(self, artefact, folder, backend):
+        path = quantize(artefact, None, calibration=folder).path
+        with open_backend(path, backend) as opened:
+            assert opened.precision == "int8"
+            assert opened.infer(frames_of(1)[0])[0].shape == (1, *SIZE)
+
+    def test_few_frames_are_remarked_on(self, artefact, folder):
+        assert (
+            "3 calibration frames are few" in quantize(artefact, None, calibration=folder).notes[0]
+        )
+
+    def test_a_table_is_written_and_used_again(self, artefact, folder, tmp_path):
+        table = tmp_path / "t.json"
+        first = quantize(artefact, tmp_path / "a.onnx", calibration=folder, table_path=table)
+        second = quantize(artefact, tmp_path / "b.onnx", table_path=table)
+        assert second.table == first.table
+        assert second.notes == ()
+
+    def test_a_backend_that_strays_is_not_among_those_that_passed(
+        self, artefact, folder, monkeypatch
+    ):
+        spoil_backend(monkeypatch, "openvino")
+        report = quantize(artefact, None, calibration=folder, scheme_name="tensorrt")
+        passed = ModelCard.from_file(report.path).quantization["backends"]
+        assert passed == ["onnxruntime"]
+        advice = quantization_advice(report.card, "openvino")
+        assert "openvino did not pass the check" in advice
+        assert quantization_advice(report.card, "onnxruntime") is None
+
+    def test_the_cpu_scheme_fails_where_a_cpu_backend_strays(self, artefact, folder, monkeypatch):
+        spoil_backend(monkeypatch, "openvino")
+        with pytest.raises(ParityError, match="openvino strays from the reference"):
+            quantize(artefact, None, calibration=folder)
+        assert not list(artefact.parent.glob("*int8*"))
+
+    def test_the_accuracy_budget_is_kept_or_nothing_is_written(
+        self, artefact, folder, small_camvid
+    ):
+        labelled = open_split("camvid", small_camvid, "val")
+        report = quantize(artefact, None, calibration=folder, labelled=labelled, max_miou_drop=50)
+        assert report.miou_fp32 is not None
+        assert all(check.miou is not None for check in report.checks)
+        assert report.card.quantization["restored"] == []
+        with pytest.raises(ParityError, match="mIoU drops by"):
+            quantize(artefact, None, calibration=folder, labelled=labelled, max_miou_drop=-50)
+
+    def test_over_budget_the_most_sensitive_blocks_go_back_to_float(
+        self, artefact, folder, small_camvid, monkeypatch
+    ):
+        monkeypatch.setattr("export.quantize._worst_drop", scripted([3.0, 2.0, 0.1]))
+        labelled = open_split("camvid", small_camvid, "val")
+        report = quantize(artefact, None, calibration=folder, labelled=labelled)
+        worst = list(report.sensitivity)[:2]
+        assert report.card.quantization["restored"] == worst
+        assert len(report.sensitivity) == 18
+        assert all(
+            any(name.startswith(b) for b in worst) for name in report.card.quantization["kept"]
+        )
+
+    def test_a_block_may_stay_float(self, artefact, folder):
+        report = quantize(artefact, None, calibration=folder, keep=["encoder.layers.0"])
+        assert len(report.card.quantization["kept"]) == 4
+
+    @pytest.mark.parametrize(
+        ("settings_of", "error", "message"),
+        [
+            pytest.param(
+                {"keep": ["encoder.layers.99"]}, ExportError, "no convolution is called", id="keep"
+            ),
+            pytest.param(
+                {"method": "guess"}, CalibrationError, "unknown method 'guess'", id="method"
+            ),
+            pytest.param(
+                {"calibration": None},
+                CalibrationError,
+                "no ranges are shipped for 'small'",
+                id="none",
+            ),
+        ],
+    )
+    def test_bad_requests_are_refused(self, artefact, folder, settings_of, error, message):
+        with pytest.raises(error, match=message):
+            quantize(artefact, None, **{"calibration": folder, **settings_of})
+
+    def test_black_frames_are_no_frames(self, artefact, tmp_path):
+        black = tmp_path / "black"
+        black.mkdir()
+        cv2.imwrite(str(black / "a.png"), np.zeros((*SIZE, 3), np.uint8))
+        report = quantize(artefact, None, calibration=black)
+        assert "calibration frames are few" in report.notes[0]
+
+    @pytest.mark.parametrize("precision", ["fp16"])
+    def test_only_fp32_is_quantized(self, make_artefact, folder, tmp_path, precision):
+        path = tmp_path / "half.onnx"
+        path.write_bytes(make_artefact(precision=precision).read_bytes())
+        with pytest.raises(ExportError, match=f"is {precision} already"):
+            quantize(path, None, calibration=folder)
+
+    def test_the_command_is_one_line_on_bad_input(self, artefact, tmp_path):
+        (tmp_path / "empty").mkdir()
+        code = "from export.cli import main; main()"
+        words = ["quantize", str(artefact), "--calibration", str(tmp_path / "empty")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+
+
+def scripted(values):
+    left = list(values)
+    return lambda checks, miou: left.pop(0)
+
+
+def spoil_backend(monkeypatch, name: str) -> None:
+    """Let a backend execute quantized files wrongly."""
+    real = open_backend
+
+    class Wrong:
+        def __init__(self, backend):
+            self.backend, self.card = backend, backend.card
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.backend.close()
+
+        def infer(self, batch):
+            return tuple(255 - output for output in self.backend.infer(batch))
+
+    def opened(path, backend, **settings_of):
+        found = real(path, backend, **settings_of)
+        is_spoilt = backend == name and found.card.precision == "int8"
+        return Wrong(found) if is_spoilt else found
+
+    monkeypatch.setattr("export.quantize.open_backend", opened)
+
+
+def test_openvino_executes_symmetric_int8_behind_a_concat_wrongly():
+    """To report upstream, OpenVINO 2026.4 on a CPU: Concat, QuantizeLinear (int8, 0), DequantizeLinear, Conv.
+
+    Expected: y as ONNX defines it, and as ONNX Runtime without optimisations computes it. Found: a third of
+    the largest value off. With uint8 and a zero-point the same graph is right, and so it is with Max(x, 0)
+    between Concat and QuantizeLinear, which changes no value here. In ESNet the downsamplers' concat feeds
+    the first convolution of the next unit: 7 to 16 points of mIoU. When this test fails, OpenVINO was mended,
+    and ``--scheme tensorrt`` may be offered on it.
+    """
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    if tuple(map(int, openvino.__version__.split(".")[:2])) > (2026, 4):
+        pytest.skip("another OpenVINO than the one this was found with")
+    errors = {
+        name: error_behind_concat(openvino, scheme, with_max=with_max)
+        for name, scheme, with_max in (
+            ("int8", TENSORRT_SCHEME, False),
+            ("int8 with max", TENSORRT_SCHEME, True),
+            ("uint8", CPU_SCHEME, False),
+        )
+    }
+    assert errors["int8"] > 0.1
+    assert errors["int8 with max"] < 0.01
+    assert errors["uint8"] < 0.01
+
+
+def error_behind_concat(openvino, scheme, *, with_max: bool) -> float:
+    random = np.random.default_rng(0)
+    constants = {
+        "w": random.normal(0, 0.3, (16, 16, 3, 1)),
+        "b": np.zeros(16),
+        "zero": np.zeros(()),
+    }
+    nodes = [
+        helper.make_node("Relu", ["x"], ["x1"], name="relu1"),
+        helper.make_node("Relu", ["z"], ["z1"], name="relu2"),
+        helper.make_node("Concat", ["x1", "z1"], ["joined"], name="concat", axis=1),
+        *([helper.make_node("Max", ["joined", "zero"], ["data"], name="max")] if with_max else []),
+        helper.make_node(
+            "Conv",
+            ["data" if with_max else "joined", "w", "b"],
+            ["y"],
+            name="conv",
+            pads=[1, 0, 1, 0],
+        ),
+    ]
+    shapes = {"x": [1, 13, 32, 48], "z": [1, 3, 32, 48], "y": [1, 16, 32, 48]}
+    edges = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, s)
+        for name, s in shapes.items()
+    }
+    graph = helper.make_graph(
+        nodes,
+        "concat",
+        [edges["x"], edges["z"]],
+        [edges["y"]],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    quantized = insert_qdq(
+        model, {"data": (0.0, 3.0), "joined": (0.0, 3.0)}, scheme
+    ).SerializeToString()
+    inputs = {name: random.normal(0, 1, shapes[name]).astype(np.float32) for name in ("x", "z")}
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
+    truth = session.run(None, inputs)[0]
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(quantized), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return float(np.abs(compiled(inputs)[0] - truth).max() / np.abs(truth).max())
+
+
+def test_the_shipped_table_is_of_the_shipped_weights():
+    from esnet.checkpoint import SHIPPED_RANGES, resolve_weights
+    from runtime.files import sha256_of
+
+    for name, path in SHIPPED_RANGES.items():
+        table = json.loads(path.read_text())
+        assert table["weights_sha256"] == sha256_of(resolve_weights(name))
+        assert table["num_frames"] >= 128
