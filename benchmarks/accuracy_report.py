@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,50 @@ def print_accuracy(report: AccuracyReport, console: Console | None = None) -> No
     )
 
 
-def write_accuracy_json(report: AccuracyReport, path: Path) -> None:
-    """Write the whole report, whole or not at all."""
+def print_accuracies(reports: Sequence[AccuracyReport], console: Console | None = None) -> None:
+    """Print several models on one split side by side, each held against the first."""
+    console = console or Console(highlight=False)
+    first = reports[0]
+    console.print(f"{first.dataset} {first.split}, {first.num_images} images", markup=False)
+    for number, report in enumerate(reports, start=1):
+        line = f"  ({number})  {report.model}  sha256 {report.sha256[:12]}"
+        console.print(line, markup=False, soft_wrap=True)
+    console.print()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("IoU, %")
+    for number in range(1, len(reports) + 1):
+        table.add_column(f"({number})", justify="right")
+    columns = [report.matrix.iou_per_class for report in reports]
+    for index, name in enumerate(first.class_names):
+        table.add_row(escape(name), *(_percent(column[index]) for column in columns))
+    table.add_section()
+    table.add_row("mIoU", *(_percent(report.miou) for report in reports))
+    table.add_row("pixel accuracy", *(_percent(r.matrix.pixel_accuracy) for r in reports))
+    gains = [f"{100 * (report.miou - first.miou):+.2f}" for report in reports]
+    table.add_row("mIoU over (1)", "", *gains[1:])
+    worst = [_worst_class(report, first) for report in reports]
+    table.add_row("class that loses most", "", *worst[1:])
+    console.print(table)
+
+
+def _percent(share: float) -> str:
+    return "n/a" if np.isnan(share) else f"{100 * share:.2f}"
+
+
+def _worst_class(report: AccuracyReport, reference: AccuracyReport) -> str:
+    gains = report.matrix.iou_per_class - reference.matrix.iou_per_class
+    if np.isnan(gains).all():
+        return "n/a"
+    index = int(np.nanargmin(gains))
+    return f"{escape(report.class_names[index])} {100 * gains[index]:+.2f}"
+
+
+def write_accuracy_json(reports: Sequence[AccuracyReport], path: Path) -> None:
+    """Write the whole report, or a list of them under ``reports``, whole or not at all."""
+    plain = [report.as_dict() for report in reports]
+    content = plain[0] if len(plain) == 1 else {"reports": plain}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def draw_confusion(report: AccuracyReport, path: Path) -> None:

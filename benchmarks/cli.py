@@ -95,9 +95,11 @@ def run(
 @eval_app.command()
 def evaluate(
     model: Annotated[
-        str,
+        list[str],
         typer.Option(
-            "--model", "-m", help="Checkpoint, exported model, or name of shipped weights."
+            "--model",
+            "-m",
+            help="Checkpoint, exported model, or name of shipped weights; several stand side by side.",
         ),
     ],
     data: Annotated[Path, typer.Option(help="The dataset's folder.")],
@@ -113,7 +115,8 @@ def evaluate(
         str | None, typer.Option(help="Exported models: backend; default: the fastest here.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Exported models: arithmetic; default: the model's.")
+        list[str] | None,
+        typer.Option(help="Exported models: arithmetic; may be given several times."),
     ] = None,
     max_images: Annotated[
         int | None, typer.Option(min=1, help="Evaluate so many, spread over the split.")
@@ -133,7 +136,7 @@ def evaluate(
         split=split,
         size_hw=parse_size(size) if size else None,
         backend=backend,
-        precision=precision,
+        precisions=precision or [None],
         max_images=max_images,
         json_path=json_file,
         confusion_path=confusion,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.accuracy import AccuracyReport, evaluate, open_predictor, open_split_for
-from benchmarks.accuracy_report import draw_confusion, print_accuracy, write_accuracy_json
+from benchmarks.accuracy_report import (
+    draw_confusion,
+    print_accuracies,
+    print_accuracy,
+    write_accuracy_json,
+)
 from benchmarks.bench import BenchReport, bench_models
 from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.frames import load_frames
@@ -71,48 +76,63 @@ def run_bench(
 
 
 def run_evaluation(
-    model: str,
+    models: Sequence[str],
     data_dir: Path,
     *,
     dataset: str | None,
     split: str,
     size_hw: tuple[int, int] | None,
     backend: str | None,
-    precision: str | None,
+    precisions: Sequence[str | None],
     max_images: int | None,
     json_path: Path | None,
     confusion_path: Path | None,
     show_progress: bool,
-) -> AccuracyReport:
-    """Evaluate, print, write; arguments are the command's options.
+) -> list[AccuracyReport]:
+    """Evaluate each model at each precision, print, write; arguments are the command's options.
 
     Raises:
         BenchmarkError: Options that do not go together, or a report without a folder to go to.
         DatasetError: The split is not there, or a picture cannot be read.
     """
     _check_folders(json_path, confusion_path)
-    with ExitStack() as stack:
-        predictor = open_predictor(model, size_hw=size_hw, backend=backend, precision=precision)
-        stack.callback(predictor.close)
-        labelled = open_split_for(predictor, data_dir, dataset, split)
-        for note in labelled.notes:
-            print(f"note: {note}", file=sys.stderr)
-        progress = stack.enter_context(_progress(show_progress))
-        task = progress.add_task("evaluating", total=None)
-        report = evaluate(
-            predictor,
-            labelled,
-            max_images=max_images,
-            on_image=lambda done, total: progress.update(task, total=total, completed=done),
+    wanted = [(model, precision) for model in models for precision in precisions]
+    if confusion_path is not None and len(wanted) > 1:
+        raise BenchmarkError(
+            f"--confusion draws one model, got {len(wanted)}", hint="give one --model"
         )
-    print_accuracy(report)
+    reports: list[AccuracyReport] = []
+    notes: set[str] = set()
+    for model, precision in wanted:
+        with ExitStack() as stack:
+            predictor = open_predictor(model, size_hw=size_hw, backend=backend, precision=precision)
+            stack.callback(predictor.close)
+            labelled = open_split_for(predictor, data_dir, dataset, split)
+            for note in set(labelled.notes) - notes:
+                print(f"note: {note}", file=sys.stderr)
+            notes |= set(labelled.notes)
+            on_image = stack.enter_context(_counted(f"evaluating {model}", show_progress))
+            report = evaluate(predictor, labelled, max_images=max_images, on_image=on_image)
+            reports.append(report)
+    if len(reports) == 1:
+        print_accuracy(reports[0])
+    else:
+        print_accuracies(reports)
     if json_path is not None:
-        write_accuracy_json(report, json_path)
+        write_accuracy_json(reports, json_path)
         print(f"wrote {json_path}")
     if confusion_path is not None:
-        draw_confusion(report, confusion_path)
+        draw_confusion(reports[0], confusion_path)
         print(f"wrote {confusion_path}")
-    return report
+    return reports
+
+
+@contextmanager
+def _counted(what: str, is_shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while pictures are counted."""
+    with _progress(is_shown) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, total=total, completed=done)
 
 
 def _progress(is_shown: bool) -> Progress:

@@ -191,11 +191,20 @@ def quantize(
     max_miou_drop: Annotated[
         float, typer.Option(min=0, help="Points of mIoU that INT8 may cost on --data.")
     ] = 0.5,
+    trt_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-trt-cache", help="Write the ranges as a calibration cache of TensorRT 8.6."
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(help="Measure each block alone, and draw what it costs here (.png, .svg)."),
+    ] = None,
 ) -> None:
     """Quantize MODEL to INT8, and check it on every backend at hand before it is written."""
-    from export.quantize import as_rows
     from export.quantize import quantize as run_quantize
-    from export.quantize_session import open_labelled, progress_of
+    from export.quantize_session import as_rows, open_labelled, progress_of
     from export.report import block
 
     with progress_of(is_shown=is_terminal()) as on_frame:
@@ -210,6 +219,8 @@ def quantize(
             keep=keep or (),
             labelled=open_labelled(model, data),
             max_miou_drop=max_miou_drop,
+            trt_cache_path=trt_cache,
+            sensitivity_path=sensitivity,
             command=["esnet-export", *sys.argv[1:]],
             on_frame=on_frame,
         )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from export.errors import ExportError
 from export.graph.qdq import Range, Scheme, insert_qdq
+from export.simulate import simulate
+from runtime.files import atomic_path
 
 
 def blocks_of(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -39,11 +42,11 @@ def block_sensitivity(
     """
     blocks = blocks_of(model)
     convolutions = [node.name for node in model.graph.node if "Conv" in node.op_type]
-    truth = _labels(model, batches)
+    truth = simulate(model, batches)
     losses = {}
     for done, block in enumerate(blocks, start=1):
         others = [name for name in convolutions if _block(name) != block]
-        labels = _labels(insert_qdq(model, ranges, scheme, keep=others), batches)
+        labels = simulate(insert_qdq(model, ranges, scheme, keep=others), batches)
         losses[block] = float(
             np.mean([np.mean(a != b) for a, b in zip(labels, truth, strict=True)])
         )
@@ -51,19 +54,35 @@ def block_sensitivity(
     return dict(sorted(losses.items(), key=lambda item: -item[1]))
 
 
+def draw_sensitivity(
+    shares: Mapping[str, float], path: Path, *, restored: Collection[str] = ()
+) -> None:
+    """Draw what each block alone costs, the worst on top; blocks that went back to float are in grey.
+
+    Raises:
+        ExportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ExportError(
+            "--sensitivity draws with matplotlib, which is not installed",
+            hint="pip install matplotlib",
+        ) from error
+    figure = Figure(figsize=(7, 0.6 + 0.28 * len(shares)), layout="constrained")
+    axis = figure.add_subplot()
+    names = list(shares)[::-1]
+    colours = ["#9aa0a6" if name in restored else "#1f77b4" for name in names]
+    bars = axis.barh(names, [100 * shares[name] for name in names], color=colours)
+    axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axis.set_xlabel("labels that change when this block alone is in 8 bits, %")
+    axis.margins(x=0.1)
+    axis.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
 def _block(name: str) -> str:
     """Get the block of a convolution: encoder.layers.3.conv is in encoder.layers.3, a head is one itself."""
     parts = name.split(".")
     return ".".join(parts[:3]) if parts[1:2] == ["layers"] else ".".join(parts[:2])
-
-
-def _labels(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # No fusion may hide what the graph says.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    return [session.run(None, {name: batch})[0] for batch in batches]

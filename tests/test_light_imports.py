@@ -96,3 +96,14 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error():
 def test_the_packages_are_marked_as_typed():
     root = Path(__file__).parents[1]
     assert all((root / name / "py.typed").is_file() for name in ("esnet", "export", "runtime"))
+
+
+def test_every_package_goes_into_the_wheel():
+    root = Path(__file__).parents[1]
+    listed = (root / "pyproject.toml").read_text().partition("packages = [")[2].partition("]")[0]
+    found = {
+        ".".join(file.parent.relative_to(root).parts)
+        for name in ("benchmarks", "esnet", "export", "runtime")
+        for file in (root / name).rglob("__init__.py")
+    }
+    assert found == set(listed.replace('"', "").replace(",", " ").split())

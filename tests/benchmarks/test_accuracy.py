@@ -82,6 +82,24 @@ def test_the_confusion_matrix_is_drawn(weights, small_camvid, tmp_path):
     assert min(cv2.imread(str(out)).shape[:2]) > 500
 
 
+def test_several_models_stand_side_by_side(weights, make_artefact, small_camvid, tmp_path):
+    out = tmp_path / "eval.json"
+    path = make_artefact()
+    done = run_eval("-m", path, "-m", path, "--data", small_camvid, "--json", out)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(out.read_text())["reports"]
+    assert first["miou"] == second["miou"]
+    assert "mIoU over (1)" in done.stdout
+    assert "+0.00" in done.stdout
+
+
+def test_a_confusion_matrix_is_of_one_model(weights, small_camvid):
+    options = ["-m", weights, "-m", weights, "--data", small_camvid, "--confusion", "c.png"]
+    done = run_eval(*options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --confusion draws one model, got 2")
+
+
 def test_some_images_are_spread_over_the_split():
     assert spread_indices(101, 3) == [0, 50, 100]
     assert spread_indices(3, 8) == [0, 1, 2]

@@ -1,6 +1,7 @@
 """INT8: where Q/DQ stands, what the numbers are, where ranges come from, and that no wrong label passes."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.scenes import street_scene
 from esnet.labels import label_set_for
-from export.calibration import METHODS, RangeTable, measure_ranges
+from export.calibration import METHODS, RangeTable, measure_ranges, write_trt_cache
 from export.errors import CalibrationError, ExportError, GraphError, ParityError
 from export.graph.qdq import (
     CPU_SCHEME,
@@ -32,6 +33,7 @@ from export.graph.qdq import (
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
 from export.quantize import quantize
+from export.quantize_session import as_rows
 from export.trt_builder import BuildOptions, build_plan
 from runtime.advice import quantization_advice
 from runtime.backend import open_backend
@@ -253,6 +255,16 @@ class TestRanges:
         with pytest.raises(CalibrationError):
             RangeTable.load(tmp_path / "t.json")
 
+    def test_tensorrt_8_6_reads_it_as_its_own_calibration_cache(self, tmp_path):
+        write_trt_cache(table_of({"a": (-2.64, 1.0), "b": (0.0, 12.7)}), tmp_path / "c.cache")
+        first, second, third = (tmp_path / "c.cache").read_text().splitlines()
+        assert first == "TRT-8601-EntropyCalibration2"
+        # The line of a published cache: input: 3caa54fc is 2.64 / 127.
+        name, bits = second.split(": ")
+        assert name == "a"
+        assert struct.unpack(">f", bytes.fromhex(bits))[0] == pytest.approx(2.64 / 127, rel=1e-6)
+        assert third == f"b: {struct.pack('>f', 0.1).hex()}"
+
     def test_a_table_of_other_weights_is_refused(self, ranges):
         with pytest.raises(CalibrationError, match="the range table is of weights 000000000000"):
             table_of(ranges).require(weights_sha256="1" * 64, mean=(0, 0, 0), std=(1, 1, 1))
@@ -390,8 +402,16 @@ class TestQuantize:
         black = tmp_path / "black"
         black.mkdir()
         cv2.imwrite(str(black / "a.png"), np.zeros((*SIZE, 3), np.uint8))
-        report = quantize(artefact, None, calibration=black)
-        assert "calibration frames are few" in report.notes[0]
+        with pytest.raises(CalibrationError, match="each of the 1 calibration frames is of one"):
+            quantize(artefact, None, calibration=black)
+        assert not list(artefact.parent.glob("*int8*"))
+
+    def test_what_each_block_costs_is_told_and_drawn(self, artefact, folder, tmp_path):
+        picture = tmp_path / "blocks.png"
+        report = quantize(artefact, None, calibration=folder, sensitivity_path=picture)
+        assert len(report.sensitivity) == 18
+        assert sum(name == "blocks" for name, _ in as_rows(report)) == 1
+        assert min(cv2.imread(str(picture)).shape[:2]) > 400
 
     @pytest.mark.parametrize("precision", ["fp16"])
     def test_only_fp32_is_quantized(self, make_artefact, folder, tmp_path, precision):
@@ -439,7 +459,7 @@ def spoil_backend(monkeypatch, name: str) -> None:
         is_spoilt = backend == name and found.card.precision == "int8"
         return Wrong(found) if is_spoilt else found
 
-    monkeypatch.setattr("export.quantize.open_backend", opened)
+    monkeypatch.setattr("export.quantize_check.open_backend", opened)
 
 
 def test_openvino_executes_symmetric_int8_behind_a_concat_wrongly():
