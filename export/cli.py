@@ -176,7 +176,7 @@ def quantize(
     count: Annotated[int, typer.Option(min=1, help="Calibration frames.")] = 128,
     method: Annotated[
         Method, typer.Option(help="How a range is chosen from what occurred.")
-    ] = Method.percentile,
+    ] = Method.mse,
     scheme: Annotated[
         SchemeName | None,
         typer.Option(help="tensorrt: symmetric int8; cpu: uint8. Default: by the artefact's form."),

@@ -66,7 +66,7 @@ def quantize(
     calibration: Path | str | None = None,
     table_path: Path | None = None,
     count: int = 128,
-    method: str = "percentile",
+    method: str = "mse",
     scheme_name: str | None = None,
     keep: Sequence[str] = (),
     labelled: LabelledSplit | None = None,
