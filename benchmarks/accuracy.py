@@ -44,13 +44,13 @@ class Predictor(Protocol):
         ...
 
 
-class ArtefactPredictor:
+class OpenPredictor:
     """An exported model through ``Segmenter``, as its users run it."""
 
-    def __init__(self, path: Path, *, backend: str | None, precision: str | None) -> None:
-        """Open the artefact; errors are those of ``Segmenter.open``."""
-        self._segmenter = Segmenter.open(path, backend=backend, precision=precision)
-        card, opened = self._segmenter.card, self._segmenter.backend
+    def __init__(self, segmenter: Segmenter, path: Path) -> None:
+        """Take an open artefact, and the file it is of."""
+        self._segmenter = segmenter
+        card, opened = segmenter.card, segmenter.backend
         self.class_names, self.label_set = card.class_names, card.label_set
         self.size_hw: tuple[int, int] | None = card.size_hw
         self.description = f"{path.name}, {opened.name} {opened.precision} on {opened.device}"
@@ -175,7 +175,8 @@ def open_predictor(
                 "--size is for checkpoints: an artefact works at the size it was exported for",
                 hint=f"esnet-export to-onnx WEIGHTS --size {size_hw[0]}x{size_hw[1]}",
             )
-        return ArtefactPredictor(Path(model), backend=backend, precision=precision)
+        segmenter = Segmenter.open(model, backend=backend, precision=precision)
+        return OpenPredictor(segmenter, Path(model))
     if backend is not None or precision is not None:
         raise BenchmarkError(
             f"{model} is a checkpoint, run by torch in fp32: --backend and --precision are for artefacts",

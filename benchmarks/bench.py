@@ -1,4 +1,4 @@
-"""``esnet-bench``'s first mode: latency of artefacts, engine and end to end, against the published target."""
+"""``esnet-bench``: models with one frame in flight, pipelined, or behind a camera, against the target."""
 
 from __future__ import annotations
 
@@ -11,52 +11,86 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import describe_environment, peak_memory_bytes
+from benchmarks.camera import CameraResult, measure_camera
+from benchmarks.environment import describe_environment, describe_gpu_state, peak_memory_bytes
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
-from benchmarks.latency import END_TO_END, ENGINE, Protocol, Subject, cycle, measure_latency
-from benchmarks.statistics import Summary, label_agreement
-from runtime.backend import identify_artefact
-from runtime.files import sha256_of
+from benchmarks.latency import (
+    END_TO_END,
+    ENGINE,
+    TRANSFER,
+    Protocol,
+    Subject,
+    cycle,
+    measure_latency,
+)
+from benchmarks.opened import Identity, OpenModel, check_labels, identify, open_models
+from benchmarks.statistics import Summary, summarize
+from benchmarks.throughput import ThroughputResult, measure_throughput
+from benchmarks.waterfall import Waterfall, measure_waterfall
 from runtime.frames import batch_from_frames
 from runtime.segmenter import Segmenter
 
 TARGET_FPS = 63.0
 TARGET_SOURCE = "published for a GTX 1080 Ti with PyTorch, arXiv 1906.09826"
+SCHEMA = 2
+LATENCY, THROUGHPUT, CAMERA = "latency", "throughput", "camera"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyResult(Identity):
+    """One model on one backend at one precision, one frame in flight."""
+
+    engine: Summary
+    """On a CPU: a prepared batch in, outputs out. On a GPU: kernels alone, by the device's clock."""
+    transfer: Summary | None
+    """On a GPU: a prepared batch on the host in, outputs on the host out. ``None`` on a CPU, where
+    nothing is transferred."""
+    end_to_end: Summary
+    """Decoded frame in, class map of the frame's size out."""
+    waterfall: Waterfall
+    """Where the time of a frame goes, from its file to its overlay."""
+
+    @property
+    def scopes(self) -> dict[str, Summary]:
+        """What was measured, by scope."""
+        found = {ENGINE: self.engine, TRANSFER: self.transfer, END_TO_END: self.end_to_end}
+        return {scope: summary for scope, summary in found.items() if summary is not None}
+
+
+Result = LatencyResult | ThroughputResult | CameraResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelResult:
-    """One model on one backend at one precision."""
+class BenchOptions:
+    """What to measure, and how."""
 
-    model: str
-    """File name."""
-    sha256: str
-    """Hash of the file that was timed."""
-    name: str
-    """For tables: what tells it from the others."""
-    backend: str
-    """Backend that ran it."""
-    precision: str
-    """Arithmetic that really ran."""
-    device: str
-    """What it ran on."""
-    size_hw: tuple[int, int]
-    """Input size of the artefact."""
-    engine: Summary
-    """Batch of one in the artefact's own form in, its outputs on the host out."""
-    end_to_end: Summary
-    """Decoded frame in, class map of the frame's size out."""
-    agreement: float
-    """Share of pixels labelled as the first model labels them, 0 to 1."""
+    mode: str = LATENCY
+    """``latency``, ``throughput`` or ``camera``."""
+    camera_fps: float = 30.0
+    """Pace of the camera."""
+    backends: Sequence[str | None] = (None,)
+    """Names; ``None`` is the fastest that is installed."""
+    precisions: Sequence[str | None] = (None,)
+    """Names; ``None`` is the artefact's own. INT8 and engines have no other."""
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
+    """When to stop."""
+    target_fps: float = TARGET_FPS
+    """Rate to hold the end-to-end figure against."""
+    reference: Path | None = None
+    """fp32 artefact whose labels the others are held against; ``None`` looks beside each model."""
+    measure_miou: Callable[[OpenModel], float] | None = None
+    """Measures mIoU, 0 to 1; ``None`` leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchReport:
     """What ``esnet-bench`` found."""
 
-    results: tuple[ModelResult, ...]
-    """One for each model, backend and precision."""
+    mode: str
+    """``latency``, ``throughput`` or ``camera``."""
+    results: tuple[Result, ...]
+    """One for each model, backend and precision, all of one kind."""
     frames: str
     """What was timed on."""
     protocol: Protocol
@@ -67,129 +101,194 @@ class BenchReport:
     """Rate to reach."""
     peak_memory_bytes: int
     """Largest resident size of the process."""
+    overhead_us: float
+    """Time of a call to a backend that computes nothing: what the harness itself adds."""
 
     @property
     def target_ms(self) -> float:
         """Time a frame may take."""
         return 1e3 / self.target_fps
 
-    def meets_target(self, result: ModelResult) -> bool:
-        """Tell whether even the upper end of the median's interval, end to end, is fast enough."""
-        return result.end_to_end.p50_high <= self.target_ms
+    def meets_target(self, result: Result) -> bool:
+        """Tell whether a model is fast enough end to end, its interval's slow end included.
+
+        Behind a camera: whether every frame was labelled before the next one came.
+        """
+        if isinstance(result, LatencyResult):
+            return result.end_to_end.p50_high <= self.target_ms
+        if isinstance(result, ThroughputResult):
+            return result.end_to_end.fps_low >= self.target_fps
+        return result.keeps_up
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         verdicts = [self.meets_target(result) for result in self.results]
-        return {
-            "schema": 1,
-            "mode": "latency",
-            **dataclasses.asdict(self),
-            "meets_target": verdicts,
-        }
+        return {"schema": SCHEMA, **dataclasses.asdict(self), "meets_target": verdicts}
 
 
 def bench_models(
     models: Sequence[Path],
     frames: FrameSet,
+    options: BenchOptions | None = None,
     *,
-    backends: Sequence[str | None] = (None,),
-    precisions: Sequence[str | None] = (None,),
-    protocol: Protocol | None = None,
-    target_fps: float = TARGET_FPS,
-    on_turn: Callable[[Subject, float], None] = lambda subject, share: None,
+    on_part: Callable[[str, float], None] = lambda text, share: None,
     on_open: Callable[[Segmenter], None] = lambda segmenter: None,
 ) -> BenchReport:
-    """Time every model on every backend at every precision, interleaved.
+    """Measure every model on every backend at every precision; latency is measured in turns.
 
     Args:
         models: Artefacts.
         frames: What they are timed on.
-        backends: Names; ``None`` is the fastest that is installed.
-        precisions: Names; ``None`` is the artefact's own. INT8 and engines have no other.
-        protocol: When to stop.
-        target_fps: Rate to hold the end-to-end median against.
-        on_turn: Told of progress.
+        options: What to measure; ``None`` takes latency by the documented rules.
+        on_part: Told what is measured, and how far that is, 0 to 1.
         on_open: Told of each model that was opened.
 
     Raises:
         ModelFileError: A model cannot be opened.
         InvalidInput: A backend or precision is not to be had.
-        BenchmarkError: A target that is not positive.
+        BenchmarkError: A target or a camera that is not positive, or a reference that does not run.
     """
-    if target_fps <= 0:
-        raise BenchmarkError(f"the target must be above 0 frames a second, got {target_fps}")
+    options = options or BenchOptions()
+    _check(options)
     environment = describe_environment()
-    protocol = protocol or Protocol()
     with ExitStack() as stack:
-        opened: list[tuple[Path, Segmenter]] = []
-        for path in models:
-            card, builder = identify_artefact(path)
-            # INT8 and engines have their precision in them: there is nothing to choose.
-            is_fixed = card.precision == "int8" or builder is not None
-            for backend in backends:
-                for precision in [None] if is_fixed else precisions:
-                    segmenter = Segmenter.open(path, backend=backend, precision=precision)
-                    opened.append((path, stack.enter_context(segmenter)))
-                    on_open(segmenter)
-        names = _names(opened)
-        subjects = [
-            subject
-            for name, (_, segmenter) in zip(names, opened, strict=True)
-            for subject in _subjects(name, segmenter, frames)
-        ]
-        summaries = measure_latency(subjects, protocol, on_turn=on_turn)
-        labels = [_labels(segmenter, frames) for _, segmenter in opened]
-        results = tuple(
-            ModelResult(
-                model=path.name,
-                sha256=sha256_of(path),
-                name=names[index],
-                backend=segmenter.backend.name,
-                precision=segmenter.backend.precision,
-                device=segmenter.backend.device,
-                size_hw=segmenter.card.size_hw,
-                engine=summaries[2 * index],
-                end_to_end=summaries[2 * index + 1],
-                agreement=label_agreement(labels[index], labels[0]),
-            )
-            for index, (path, segmenter) in enumerate(opened)
+        opened = open_models(
+            models,
+            options.backends,
+            options.precisions,
+            stack,
+            reference=options.reference,
+            on_open=on_open,
         )
+        on_part("labels against the reference", 0.0)
+        identities = []
+        for model, agreement in zip(opened, check_labels(opened, frames), strict=True):
+            on_part(f"{model.name}: mIoU" if options.measure_miou else model.name, 0.0)
+            miou = options.measure_miou(model) if options.measure_miou else None
+            identities.append(identify(model, agreement, miou))
+        results: list[Result]
+        if options.mode == LATENCY:
+            results = list(_latencies(opened, identities, frames, options.protocol, on_part))
+        elif options.mode == THROUGHPUT:
+            results = [
+                measure_throughput(
+                    model,
+                    identity,
+                    frames,
+                    protocol=options.protocol,
+                    on_part=lambda text: on_part(text, 0.0),
+                )
+                for model, identity in zip(opened, identities, strict=True)
+            ]
+        else:
+            results = []
+            for model, identity in zip(opened, identities, strict=True):
+                on_part(f"{model.name} behind a camera", 0.0)
+                seconds = min(10.0, options.protocol.cap_seconds)
+                segment = model.segmenter.segment
+                results.append(
+                    measure_camera(identity, segment, frames, options.camera_fps, seconds=seconds)
+                )
     return BenchReport(
-        results=results,
+        mode=options.mode,
+        results=tuple(results),
         frames=frames.description,
-        protocol=protocol,
-        environment=environment,
-        target_fps=target_fps,
+        protocol=options.protocol,
+        environment={**environment, "gpu after": describe_gpu_state()},
+        target_fps=options.target_fps,
         peak_memory_bytes=peak_memory_bytes(),
+        overhead_us=measure_overhead_us(models[0], frames),
     )
 
 
-def _names(opened: Sequence[tuple[Path, Segmenter]]) -> list[str]:
-    """Name each subject by backend and the precision it runs at, and by its file if there are several."""
-    is_one_file = len({path for path, _ in opened}) == 1
-    return [
-        ("" if is_one_file else f"{path.stem}, ")
-        + f"{segmenter.backend.name} {segmenter.backend.precision}"
-        for path, segmenter in opened
-    ]
+def measure_overhead_us(model: Path, frames: FrameSet) -> float:
+    """Time calls to the null backend, which opens any artefact and computes nothing: median, microseconds."""
+    with Segmenter.open(model, backend="null") as segmenter:
+        batch = batch_from_frames(
+            [frames.frames[0]] * segmenter.card.batch[0],
+            segmenter.card,
+            dtype=segmenter.backend.input.dtype,
+        )
+        idle = Subject(name="null", scope=ENGINE, call=lambda index: segmenter.backend.infer(batch))
+        brief = Protocol(warmup_seconds=0.02, min_seconds=0.1, cap_seconds=0.5)
+        return 1e3 * measure_latency([idle], brief)[0].p50
 
 
-def _subjects(name: str, segmenter: Segmenter, frames: FrameSet) -> tuple[Subject, Subject]:
-    """Make the two scopes of a model: prepared batches into the backend, and frames into the segmenter."""
-    card, dtype = segmenter.card, segmenter.backend.input.dtype
-    low = card.batch[0]
-    batches = cycle(
-        [
-            np.ascontiguousarray(batch_from_frames([frame] * low, card, dtype=dtype))
-            for frame in frames.frames
-        ]
+def _check(options: BenchOptions) -> None:
+    if options.target_fps <= 0:
+        raise BenchmarkError(
+            f"the target must be above 0 frames a second, got {options.target_fps}"
+        )
+    if options.camera_fps <= 0:
+        raise BenchmarkError(
+            f"a camera gives more than 0 frames a second, got {options.camera_fps}",
+            hint="for example --mode camera:30",
+        )
+
+
+def _latencies(
+    opened: Sequence[OpenModel],
+    identities: Sequence[Identity],
+    frames: FrameSet,
+    protocol: Protocol,
+    on_part: Callable[[str, float], None],
+) -> list[LatencyResult]:
+    """Time all models in turns, and then each one's stages."""
+    timed = [_Timed(model, frames) for model in opened]
+    summaries = measure_latency(
+        [subject for one in timed for subject in one.subjects],
+        protocol,
+        on_turn=lambda subject, share: on_part(f"{subject.name}, {subject.scope}", share),
     )
-    pictures = cycle(frames.frames)
-    return (
-        Subject(name=name, scope=ENGINE, call=lambda i: segmenter.backend.infer(batches(i))),
-        Subject(name=name, scope=END_TO_END, call=lambda i: segmenter.segment(pictures(i))),
-    )
+    results = []
+    for index, (one, identity) in enumerate(zip(timed, identities, strict=True)):
+        first, end_to_end = summaries[2 * index : 2 * index + 2]
+        on_part(f"{identity.name}, stages", 0.0)
+        device = one.device_summary(first.n)
+        results.append(
+            LatencyResult(
+                **dataclasses.asdict(identity),
+                engine=device or first,
+                transfer=first if device else None,
+                end_to_end=end_to_end,
+                waterfall=measure_waterfall(one.model.segmenter, frames),
+            )
+        )
+    return results
 
 
-def _labels(segmenter: Segmenter, frames: FrameSet) -> list[np.ndarray]:
-    return [segmenter.segment(frame) for frame in frames.frames]
+class _Timed:
+    """The two clocked scopes of a model; on a GPU the device's own clock runs along."""
+
+    def __init__(self, model: OpenModel, frames: FrameSet) -> None:
+        self.model = model
+        self._ring = getattr(model.segmenter.backend, "ring", None)
+        self._device_ms: list[float] = []
+        backend, card = model.segmenter.backend, model.segmenter.card
+        self._batches = cycle(
+            [
+                np.ascontiguousarray(
+                    batch_from_frames([frame] * card.batch[0], card, dtype=backend.input.dtype)
+                )
+                for frame in frames.frames
+            ]
+        )
+        pictures = cycle(frames.frames)
+        scope = ENGINE if self._ring is None else TRANSFER
+        self.subjects = (
+            Subject(name=model.name, scope=scope, call=self._infer),
+            Subject(
+                name=model.name,
+                scope=END_TO_END,
+                call=lambda index: model.segmenter.segment(pictures(index)),
+            ),
+        )
+
+    def device_summary(self, count: int) -> Summary | None:
+        """Summarize the kernels' time of the last ``count`` calls; ``None`` on a CPU."""
+        return summarize(self._device_ms[-count:]) if self._device_ms else None
+
+    def _infer(self, index: int) -> None:
+        self.model.segmenter.backend.infer(self._batches(index))
+        if self._ring is not None:
+            self._device_ms.append(self._ring.stage_times_ms()[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,17 +28,6 @@ app = new_app("Measure exported models.", cls=_DefaultGroup)
 eval_app = new_app("Measure accuracy on a dataset.")
 
 
-class Mode(str, enum.Enum):
-    """How requests follow one another."""
-
-    latency = "latency"
-
-
-@app.callback()
-def _group() -> None:
-    """Keep the group a group while it has one command."""
-
-
 @app.command(_DEFAULT_COMMAND)
 def run(
     models: Annotated[
@@ -60,9 +48,22 @@ def run(
         list[str] | None,
         typer.Option(help="Arithmetic; may be given several times. Default: the model's."),
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="latency: one frame in flight.")] = Mode.latency,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="latency: one frame in flight; throughput: pipelined; camera:30: paced arrivals."
+        ),
+    ] = "latency",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="fp32 model whose labels the others are held against; default: beside."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder: measure mIoU on its val split, too.")
+    ] = None,
+    miou: Annotated[bool, typer.Option(help="With --data: whether to measure mIoU.")] = True,
     target_fps: Annotated[
-        float, typer.Option(help="Rate to hold the end-to-end median against.")
+        float, typer.Option(help="Rate to hold the end-to-end figure against.")
     ] = 63.0,
     must_meet: Annotated[
         bool, typer.Option("--assert", help="Exit with 1 unless every model meets the target.")
@@ -74,22 +75,134 @@ def run(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the whole report here.")
     ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table here.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write tables and verdict here.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with pictures here.")
+    ] = None,
 ) -> None:
     """Time MODELS on frames: p50 to p99, engine and end to end, against 63 FPS."""
-    from benchmarks.session import run_bench
+    from benchmarks.bench import BenchOptions
+    from benchmarks.latency import Protocol
+    from benchmarks.session import Outputs, run_bench
+
+    kind, camera_fps = _parse_mode(mode)
+    options = BenchOptions(
+        mode=kind,
+        camera_fps=camera_fps,
+        backends=backend or [None],
+        precisions=precision or [None],
+        protocol=Protocol(cap_seconds=max_seconds),
+        target_fps=target_fps,
+        reference=reference,
+    )
 
     run_bench(
         models,
         frames=frames,
         size_hw=None if size == "native" else parse_size(size),
-        backends=backend or [None],
-        precisions=precision or [None],
-        max_seconds=max_seconds,
-        target_fps=target_fps,
+        options=options,
+        data_dir=data if miou else None,
         must_meet=must_meet,
-        json_path=json_file,
+        outputs=Outputs(
+            json_path=json_file,
+            csv_path=csv_file,
+            markdown_path=markdown_file,
+            html_path=html_file,
+        ),
         show_progress=is_terminal(),
     )
+
+
+@app.command()
+def roofline(
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="Exported ONNX model; default: the shipped weights, exported for it."),
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="GPU by name, or 'all' of the table.")] = "GTX 1080 Ti",
+    size: Annotated[
+        str | None, typer.Option(help="Shipped weights: HEIGHTxWIDTH; default 512x1024.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Measure this machine's peaks and the model on it, too.")
+    ] = True,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show every layer, not every block.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole report here.")
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write what is printed here.")
+    ] = None,
+) -> None:
+    """Tell the least time MODEL can take on a GPU, and on this machine beside what it does take."""
+    from benchmarks.roofline_report import run_roofline
+
+    run_roofline(
+        model,
+        gpu=gpu,
+        size_hw=parse_size(size) if size else None,
+        measure=measure,
+        show_layers=layers,
+        json_path=json_file,
+        markdown_path=markdown_file,
+    )
+
+
+@app.command()
+def compare(
+    weights: Annotated[str, typer.Argument(help="Checkpoint, or shipped weights.")] = "camvid",
+    frames: Annotated[
+        Path | None, typer.Option(help="Image, folder or video; default: generated street scenes.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH, multiples of 8.")] = "512x1024",
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder: measure mIoU on its val split, too.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Frames for INT8 ranges; default: those shipped with the weights."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds, at least 20.")] = 20,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole report here.")
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write table and environment here.")
+    ] = None,
+) -> None:
+    """Time WEIGHTS by every route at hand: torch, the plain export, and ours, in one run."""
+    from benchmarks.session import run_comparison
+
+    run_comparison(
+        weights,
+        frames=frames,
+        size_hw=parse_size(size),
+        data_dir=data,
+        calibration=calibration,
+        rounds=rounds,
+        json_path=json_file,
+        markdown_path=markdown_file,
+        show_progress=is_terminal(),
+    )
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="Report of esnet-bench --json.")],
+    after: Annotated[Path, typer.Argument(help="A later one of the same mode.")],
+    max_slower: Annotated[
+        str, typer.Option(help="How much slower a figure may be: 5%. More exits with 1.")
+    ] = "5%",
+) -> None:
+    """Compare two reports; a slow-down beyond the limit, intervals apart, exits with 1."""
+    from benchmarks.session import run_diff
+
+    run_diff(before, after, max_slower=_parse_percent(max_slower))
 
 
 @eval_app.command()
@@ -144,9 +257,38 @@ def evaluate(
     )
 
 
+def _parse_mode(text: str) -> tuple[str, float]:
+    """Read ``latency``, ``throughput`` or ``camera:FPS``."""
+    kind, _, pace = text.partition(":")
+    if (text in ("latency", "throughput")) or (kind == "camera" and not pace):
+        return kind, 30.0
+    try:
+        if kind == "camera":
+            return kind, float(pace)
+    except ValueError:
+        pass  # said below, with the other ways to be wrong
+    raise BenchmarkError(
+        f"unknown mode {text!r}", hint="latency, throughput, or camera:30 for a camera of 30 FPS"
+    )
+
+
+def _parse_percent(text: str) -> float:
+    """Read ``5%`` or ``5`` as 0.05."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 10:
+        raise BenchmarkError(f"{text!r} is not a percentage", hint="for example --max-slower 5%")
+    return share
+
+
 def main() -> None:
     """Entry point of ``esnet-bench``."""
-    run_app(app, BenchmarkError, RunError)
+    from esnet.errors import EsnetError
+    from export.errors import ExportError
+
+    run_app(app, BenchmarkError, RunError, EsnetError, ExportError)
 
 
 def eval_main() -> None:

@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from runtime.machine import cpu_name, nvidia_gpus
+from runtime.machine import cpu_name, nvidia_gpus, nvidia_states
 
 _LIBRARIES = (
     "esnet-deploy",
@@ -34,6 +34,7 @@ def describe_environment() -> dict[str, str]:
     return {
         "cpu": cpu_name(),
         "gpu": "; ".join(nvidia_gpus()) or "none",
+        "gpu before": describe_gpu_state(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load": "{:.2f} {:.2f} {:.2f} (1, 5, 15 minutes, before the run)".format(*os.getloadavg()),
         "governor": _first_line_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -44,6 +45,11 @@ def describe_environment() -> dict[str, str]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def describe_gpu_state() -> str:
+    """Read clocks, temperature, power and reasons for throttling of every NVIDIA card; ``none`` without."""
+    return "; ".join(nvidia_states()) or "none"
 
 
 def peak_memory_bytes() -> int:

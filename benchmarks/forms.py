@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.bench import bench_models
+from benchmarks.bench import BenchOptions, bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
 from benchmarks.latency import Protocol
@@ -40,13 +40,12 @@ def main(
             path = Path(folder) / f"{upsample}.onnx"
             export_onnx(weights, path, ExportPlan(target=backend, upsample=upsample), verify=False)
             paths.append(path)
-        report = bench_models(
-            paths,
-            frame_set,
+        options = BenchOptions(
             backends=[backend],
             precisions=[precision],
             protocol=Protocol(cap_seconds=max_seconds),
         )
+        report = bench_models(paths, frame_set, options)
     print_report(report)
     if json_file is not None:
         write_json(report, json_file)

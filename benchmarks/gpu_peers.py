@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from benchmarks.frames import FrameSet
 from benchmarks.latency import END_TO_END, Protocol, Subject, cycle, measure_latency
+from benchmarks.routes import Route, backend_route, gpu_torch_route, plain_onnx_route
 from benchmarks.statistics import label_agreement
 from esnet.checkpoint import load_checkpoint
 from export.engine import EnginePlan, build_engine
@@ -22,9 +22,9 @@ from runtime.backends.tensorrt import TensorRtBackend
 from runtime.card import ModelCard
 from runtime.errors import RunError
 
-Route = Callable[[np.ndarray], np.ndarray]
 _SIZE_HW = (512, 1024)
 _BATCH = 8
+_CUDA = "CUDAExecutionProvider"
 
 
 def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> dict[str, Any]:
@@ -35,10 +35,12 @@ def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> 
         own path throughput at batch 8.
     """
     routes: dict[str, Route] = {
-        "torch eager fp32": _torch_route(weights, torch.float32),
-        "torch eager fp16": _torch_route(weights, torch.float16),
-        "torch.compile fp16": _torch_route(weights, torch.float16, is_compiled=True),
-        "plain ONNX Runtime CUDA": _plain_route(weights, folder),
+        "torch eager fp32": gpu_torch_route(weights, torch.float32),
+        "torch eager fp16": gpu_torch_route(weights, torch.float16),
+        "torch.compile fp16": gpu_torch_route(weights, torch.float16, compiled=True),
+        "plain ONNX Runtime CUDA": plain_onnx_route(
+            load_checkpoint(weights), _SIZE_HW, folder / "plain.onnx", provider=_CUDA
+        ),
     }
     opened, notes = [], []
     for precision in ("fp32", "fp16"):
@@ -50,7 +52,7 @@ def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> 
             notes.append(f"ours {precision}: {error}")
             continue
         opened.append((precision, backend))
-        routes[f"ours, ONNX Runtime CUDA {precision}"] = _backend_route(backend)
+        routes[f"ours, ONNX Runtime CUDA {precision}"] = backend_route(backend)
     try:
         measured = _timed(routes, frames, seconds)
         rates = {precision: _throughput(backend, frames, seconds) for precision, backend in opened}
@@ -69,9 +71,9 @@ def engine_run(
     report = build_engine(artefact, None, plan, command=["gpu-check"], force=True)
     with TensorRtBackend(report.path, report.record.card, timing=True) as backend:
         routes = {
-            "torch eager fp32": _torch_route(weights, torch.float32),
-            "torch eager fp16": _torch_route(weights, torch.float16),
-            f"ours, {kind} fp16": _backend_route(backend),
+            "torch eager fp32": gpu_torch_route(weights, torch.float32),
+            "torch eager fp16": gpu_torch_route(weights, torch.float16),
+            f"ours, {kind} fp16": backend_route(backend),
         }
         return {
             "kernels": dict(report.record.kernels),
@@ -131,60 +133,6 @@ def _throughput(backend: Any, frames: FrameSet, seconds: float) -> dict[str, Any
         "stage_times_over_wall_time": round(stages / 1e3 / wall, 2),
         "notes": list(getattr(backend.ring, "notes", [])),
     }
-
-
-def _torch_route(weights: str, dtype: torch.dtype, *, is_compiled: bool = False) -> Route:
-    checkpoint = load_checkpoint(weights)
-    layout = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
-    network: Any = checkpoint.network.cuda().to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
-    if is_compiled:
-        network = torch.compile(network, mode="max-autotune-no-cudagraphs")
-    mean = torch.tensor(checkpoint.family.mean, device="cuda").view(1, 3, 1, 1)
-    std = torch.tensor(checkpoint.family.std, device="cuda").view(1, 3, 1, 1)
-
-    def run(frame: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            x = torch.from_numpy(frame).cuda().permute(2, 0, 1)[None].float() / 255
-            x = ((x - mean) / std).to(dtype=dtype, memory_format=layout)
-            labels: np.ndarray = network(x)[0].argmax(0).to(torch.uint8).cpu().numpy()
-        return labels
-
-    return run
-
-
-def _plain_route(weights: str, folder: Path) -> Route:
-    """Export as the tutorials do, float in and logits out, from pageable memory."""
-    import onnxruntime as ort
-
-    path = folder / "plain.onnx"
-    checkpoint = load_checkpoint(weights)
-    if not path.is_file():
-        torch.onnx.export(
-            checkpoint.network,
-            (torch.zeros(1, 3, *_SIZE_HW),),
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=["input"],
-            output_names=["logits"],
-        )
-    session = ort.InferenceSession(str(path), providers=["CUDAExecutionProvider"])
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError("ONNX Runtime fell back to the CPU")
-    mean = np.array(checkpoint.family.mean, np.float32)
-    std = np.array(checkpoint.family.std, np.float32)
-
-    def run(frame: np.ndarray) -> np.ndarray:
-        scaled = (frame.astype(np.float32) / np.float32(255) - mean) / std
-        x = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
-        labels: np.ndarray = session.run(None, {"input": x})[0][0].argmax(0).astype(np.uint8)
-        return labels
-
-    return run
-
-
-def _backend_route(backend: Any) -> Route:
-    return lambda frame: np.asarray(backend.infer(frame[None])[0][0])
 
 
 def _artefact(weights: str, folder: Path, precision: str) -> Path:

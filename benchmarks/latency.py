@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.statistics import Summary, summarize
 
-ENGINE, END_TO_END = "engine", "end to end"
+ENGINE, TRANSFER, END_TO_END = "engine", "transfer", "end to end"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class Subject:
     name: str
     """For the table."""
     scope: str
-    """What is inside the clock: ``engine`` or ``end to end``."""
+    """What is inside the clock: ``engine``, ``transfer`` or ``end to end``."""
     call: Callable[[int], object]
     """Does the work for the i-th frame, and returns only when it is done."""
 
@@ -62,6 +62,19 @@ class _Run:
             self.samples_ms.append(self._call())
             if time.perf_counter() >= ends:
                 return
+
+    def block(self, min_calls: int) -> list[float]:
+        """Take one block: an untimed call, then timed ones."""
+        self._call()
+        times = [self._call() for _ in range(min_calls)]
+        while sum(times) < self.protocol.block_seconds * 1e3:
+            times.append(self._call())
+        return times
+
+    def warm_up_briefly(self) -> None:
+        """Call three times."""
+        for _ in range(3):
+            self._call()
 
     def warm_up(self) -> None:
         """Call until warm (see ``Protocol``)."""
@@ -115,6 +128,40 @@ def measure_latency(
             run.turn()
             on_turn(run.subject, _progress(run))
     return [summarize(run.samples_ms) for run in runs]
+
+
+def measure_rounds(
+    subjects: Sequence[Subject],
+    rounds: int,
+    *,
+    block_seconds: float = 0.2,
+    min_calls: int = 2,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> list[list[list[float]]]:
+    """Time subjects in rounds: in each, every subject has one block of calls, its first call not timed.
+
+    Args:
+        subjects: What to compare; each is called three times before the first round.
+        rounds: How many.
+        block_seconds: A block lasts at least so long,
+        min_calls: and at least so many timed calls.
+        on_round: Told after each round.
+
+    Returns:
+        Milliseconds: for each subject, for each round, those of its calls.
+    """
+    protocol = Protocol(
+        min_seconds=float("inf"), cap_seconds=float("inf"), block_seconds=block_seconds
+    )
+    runs = [_Run(subject, protocol) for subject in subjects]
+    for run in runs:
+        run.warm_up_briefly()
+    blocks: list[list[list[float]]] = [[] for _ in runs]
+    for done in range(1, rounds + 1):
+        for run, own in zip(runs, blocks, strict=True):
+            own.append(run.block(min_calls))
+        on_round(done)
+    return blocks
 
 
 def cycle(items: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:

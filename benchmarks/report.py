@@ -1,8 +1,11 @@
-"""Print a bench report for people, and write it for machines."""
+"""A bench report for people on the screen, and for machines and papers in files."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
@@ -10,83 +13,198 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.bench import TARGET_SOURCE, BenchReport, ModelResult
-from benchmarks.latency import END_TO_END, ENGINE
+from benchmarks.bench import TARGET_SOURCE, BenchReport, LatencyResult, Result
+from benchmarks.camera import CameraResult
 from benchmarks.statistics import MIN_SAMPLES_FOR_P99, Summary
+from benchmarks.throughput import Rate, ThroughputResult
+from benchmarks.waterfall import Waterfall
 from runtime.files import atomic_path
 
-_COLUMNS = ("n", "p50", "95 % CI", "p90", "p95", "p99", "min", "max", "FPS", "speed", "agree")
 _MIN_WIDTH = 120
+_TITLES = {
+    "latency": "latency, one frame in flight, milliseconds",
+    "throughput": "throughput, frames in flight, frames a second",
+    "camera": "camera, frames arrive at {camera_fps:g} FPS, the oldest is dropped, milliseconds",
+}
+_COLUMNS = {
+    "latency": ("scope", "n", "p50", "95 % CI", "p90", "p95", "p99", "min", "max", "FPS", "speed"),
+    "throughput": ("scope", "frames", "FPS", "95 % CI", "speed"),
+    "camera": ("offered", "done", "dropped", "missed", "age p50", "p90", "p99", "max"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table as text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def result_grid(report: BenchReport) -> Grid:
+    """Lay out one row for each model and scope, ratios to the first model."""
+    has_miou = any(result.miou is not None for result in report.results)
+    extra = ("labels", *(("mIoU",) if has_miou else ()))
+    rows = []
+    for result in report.results:
+        own = [labels_text(result), *([_miou_text(result)] if has_miou else [])]
+        cells = _cells(result, report.results[0])
+        for index, row in enumerate(cells):
+            is_last = index == len(cells) - 1
+            name = "" if index else result.name
+            rows.append([name, *row, *(own if is_last else [""] * len(own))])
+    first = report.results[0]
+    title = _TITLES[report.mode].format(camera_fps=getattr(first, "camera_fps", 0))
+    return Grid(title, ("model", *_COLUMNS[report.mode], *extra), rows)
+
+
+def waterfall_grid(name: str, waterfall: Waterfall, target_ms: float) -> Grid:
+    """Lay out where the time of a frame goes."""
+    rows = [
+        [
+            stage.name,
+            f"{stage.ms:.2f}",
+            f"{100 * stage.share:.0f} %",
+            f"{100 * stage.ms / target_ms:.0f} %",
+            stage.hint,
+        ]
+        for stage in waterfall.stages
+    ]
+    budget = f"{100 * waterfall.total_ms / target_ms:.0f} %"
+    rows.append(["file to overlay", f"{waterfall.total_ms:.2f}", "100 %", budget, ""])
+    columns = ("stage", "ms", "share", f"of {target_ms:.2f} ms", "what would shrink it")
+    return Grid(f"{name}: one frame after the other, from {waterfall.decoded}", columns, rows)
 
 
 def print_report(report: BenchReport, console: Console | None = None) -> None:
-    """Print environment, table, notes and verdict."""
-    console = console or Console(highlight=False)
-    if console.width < _MIN_WIDTH:
-        console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
-    for key, value in report.environment.items():
+    """Print environment, tables, notes and verdict."""
+    console = wide_console(console)
+    facts = {
+        **report.environment,
+        "frames": report.frames,
+        "peak RSS": f"{report.peak_memory_bytes / 1e9:.2f} GB",
+        "harness": f"{report.overhead_us:.1f} us a call, with a backend that computes nothing",
+    }
+    for key, value in facts.items():
         console.print(f"{key:>10}  {value}", markup=False, soft_wrap=True)
-    console.print(f"{'frames':>10}  {report.frames}", markup=False, soft_wrap=True)
-    console.print(f"{'peak RSS':>10}  {report.peak_memory_bytes / 1e9:.2f} GB", markup=False)
     console.print()
-    console.print(latency_table(report))
+    console.print(as_table(result_grid(report)))
+    for result in report.results:
+        if isinstance(result, LatencyResult):
+            console.print(as_table(waterfall_grid(result.name, result.waterfall, report.target_ms)))
     for note in notes(report):
         console.print(note, markup=False, soft_wrap=True)
     for result in report.results:
         console.print(verdict(report, result), markup=False, soft_wrap=True)
 
 
-def latency_table(report: BenchReport) -> Table:
-    """Lay out one row for each model and scope, times in milliseconds, ratios to the first model."""
+def wide_console(console: Console | None = None) -> Console:
+    """Get a console that a table fits into."""
+    console = console or Console(highlight=False)
+    if console.width < _MIN_WIDTH:
+        console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
+    return console
+
+
+def as_table(grid: Grid) -> Table:
+    """Turn a grid into a table for the screen; text is to the left, figures to the right."""
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="latency, one frame in flight, milliseconds",
+        title=escape(grid.title),
         title_justify="left",
         pad_edge=False,
         padding=(0, 1),
         collapse_padding=True,
     )
-    table.add_column("model", overflow="fold")
-    table.add_column("scope", no_wrap=True)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    first = report.results[0]
-    for result in report.results:
-        agreement = f"{100 * result.agreement:.2f} %"
-        name = escape(result.name)
-        table.add_row(name, ENGINE, *_cells(result.engine, first.engine), "")
-        table.add_row("", END_TO_END, *_cells(result.end_to_end, first.end_to_end), agreement)
+    for index, column in enumerate(grid.columns):
+        is_text = index == 0 or column in ("scope", "what would shrink it", "route")
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            no_wrap=index > 0 and column != "what would shrink it",
+            overflow="fold",
+        )
+    for row in grid.rows:
+        table.add_row(*map(escape, row))
     return table
 
 
 def notes(report: BenchReport) -> list[str]:
-    """Explain what the table cannot: missing p99, unstable runs, what the scopes are."""
-    lines = [
-        "engine: prepared input to outputs on the host. end to end: decoded frame to class map of its size. "
-        "speed and agree: against the first row."
-    ]
-    summaries = [summary for r in report.results for summary in (r.engine, r.end_to_end)]
+    """Explain what the tables cannot: scopes, missing p99, unstable runs, unchecked labels."""
+    lines = []
+    if report.mode == "latency":
+        lines.append(
+            "engine: prepared input to outputs (on a GPU: kernels alone, by its own clock; transfer: "
+            "with the copies). end to end: decoded frame to class map of its size. speed: against the "
+            "first row."
+        )
+    summaries = [summary for _, summary in _summaries(report)]
     if any(summary.p99 is None for summary in summaries):
         cap = report.protocol.cap_seconds
         lines.append(
             f"p99 n/a: fewer than {MIN_SAMPLES_FOR_P99} samples within the {cap:g} s cap of a row."
         )
     lines.extend(
-        f"unstable: {result.name}, {scope}: its median moved by more than 5 % during the run."
-        for result in report.results
-        for scope, summary in ((ENGINE, result.engine), (END_TO_END, result.end_to_end))
+        f"unstable: {what}: its median moved by more than 5 % during the run."
+        for what, summary in _summaries(report)
         if not summary.is_stable
     )
+    for result in report.results:
+        if isinstance(result, ThroughputResult):
+            tried = ", ".join(f"{layout}: {fps:.1f}" for layout, fps in result.trials.items())
+            lines.append(f"{result.name}: {result.layout} was the fastest of {tried} FPS.")
+            lines.extend(
+                f"unstable: {result.name}, {scope}: its rate moved by more than 5 % during the run."
+                for scope, rate in _rates(result)
+                if not rate.is_stable
+            )
+        if isinstance(result, LatencyResult) and result.transfer is not None:
+            lines.extend(_clock_note(result, result.transfer))
+        if result.reference is None:
+            lines.append(
+                f"unchecked: {result.name}: no fp32 artefact of the same weights and size lies beside it; "
+                "--reference names one."
+            )
+    if advice := int8_advice(report):
+        lines.append(advice)
     return lines
 
 
-def verdict(report: BenchReport, result: ModelResult) -> str:
+def int8_advice(report: BenchReport) -> str:
+    """Advise against INT8 where half precision is as fast; empty where nothing is to be said."""
+    timed = [result for result in report.results if isinstance(result, LatencyResult)]
+    int8 = [result for result in timed if result.precision == "int8"]
+    half = [result for result in timed if result.precision in ("fp16", "bf16")]
+    if not int8 or not half:
+        return ""
+    eight = min(int8, key=lambda result: result.engine.p50)
+    sixteen = min(half, key=lambda result: result.engine.p50)
+    gain = sixteen.engine.p50 / eight.engine.p50 - 1
+    if gain >= 0.05:
+        return ""
+    return (
+        f"advice: {eight.name} is {100 * gain:+.1f} % faster than {sixteen.name}, less than 5 %: take "
+        f"{sixteen.precision}, it needs no calibration."
+    )
+
+
+def verdict(report: BenchReport, result: Result) -> str:
     """Hold a model against the target, naming this device and the target's own."""
     word = "PASS" if report.meets_target(result) else "MISS"
-    summary = result.end_to_end
+    if isinstance(result, CameraResult):
+        return (
+            f"{word}: {result.done} of {result.offered} frames of a {result.camera_fps:g} FPS camera "
+            f"labelled, {result.missed} late, on {result.device} with {result.name}"
+        )
+    if isinstance(result, ThroughputResult):
+        reached = f"{result.end_to_end.fps:.1f} FPS sustained"
+    else:
+        summary = result.end_to_end
+        reached = f"{summary.fps:.1f} FPS ({summary.p50:.1f} ms)"
     return (
-        f"{word}: {summary.fps:.1f} FPS ({summary.p50:.1f} ms) end to end on {result.device} with "
-        f"{result.name}; target {report.target_fps:g} FPS ({report.target_ms:.2f} ms), {TARGET_SOURCE}"
+        f"{word}: {reached} end to end on {result.device} with {result.name}; target "
+        f"{report.target_fps:g} FPS ({report.target_ms:.2f} ms), {TARGET_SOURCE}"
     )
 
 
@@ -96,17 +214,124 @@ def write_json(report: BenchReport, path: Path) -> None:
         temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
 
 
-def _cells(summary: Summary, first: Summary) -> list[str]:
-    p99 = "n/a" if summary.p99 is None else f"{summary.p99:.1f}"
+def write_csv(grid: Grid, path: Path) -> None:
+    """Write a grid as CSV; empty names are filled from above, so that each row stands alone."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(grid.columns)
+        name = ""
+        for row in grid.rows:
+            name = row[0] or name
+            writer.writerow([name, *row[1:]])
+
+
+def markdown_from_grid(grid: Grid) -> str:
+    """Write a grid as a Markdown table."""
+    lines = [
+        "| " + " | ".join(grid.columns) + " |",
+        "|---|" + "---:|" * (len(grid.columns) - 1),
+    ]
+    lines += [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid.rows
+    ]
+    return "\n".join(lines)
+
+
+def write_markdown(report: BenchReport, path: Path) -> None:
+    """Write tables, notes, verdicts and environment as Markdown."""
+    grids = [result_grid(report)]
+    grids += [
+        waterfall_grid(result.name, result.waterfall, report.target_ms)
+        for result in report.results
+        if isinstance(result, LatencyResult)
+    ]
+    parts = [f"**{grid.title}**\n\n{markdown_from_grid(grid)}" for grid in grids]
+    parts.append("\n".join(f"- {verdict(report, result)}" for result in report.results))
+    parts.append("\n".join(f"- {note}" for note in notes(report)))
+    facts = {**report.environment, "frames": report.frames}
+    parts.append("\n".join(f"- {key}: {value}" for key, value in facts.items()))
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n")
+
+
+def labels_text(result: Result) -> str:
+    """Say how far a model labels as its reference does."""
+    if result.agreement is None:
+        return "unchecked"
+    is_itself = result.reference == result.model and result.precision == "fp32"
+    return "reference" if is_itself else f"{100 * result.agreement:.2f} %"
+
+
+def _miou_text(result: Result) -> str:
+    return "" if result.miou is None else f"{100 * result.miou:.2f} %"
+
+
+def _cells(result: Result, first: Result) -> list[list[str]]:
+    """Get the rows of one result, less name and accuracy."""
+    if isinstance(result, LatencyResult):
+        own = first.scopes if isinstance(first, LatencyResult) else {}
+        return [
+            [scope, *_summary_cells(summary, own.get(scope))]
+            for scope, summary in result.scopes.items()
+        ]
+    if isinstance(result, ThroughputResult):
+        rates = dict(_rates(first)) if isinstance(first, ThroughputResult) else {}
+        return [
+            [
+                scope,
+                str(rate.num_frames),
+                f"{rate.fps:.1f}",
+                f"{rate.fps_low:.1f}-{rate.fps_high:.1f}",
+                f"{rate.fps / rates[scope].fps:.2f}x",
+            ]
+            for scope, rate in _rates(result)
+        ]
+    counts = (result.offered, result.done, result.dropped, result.missed)
+    age = result.age
+    return [
+        [*map(str, counts), f"{age.p50:.1f}", f"{age.p90:.1f}", _p99(age), f"{age.max:.1f}"],
+    ]
+
+
+def _summary_cells(summary: Summary, first: Summary | None) -> list[str]:
     return [
         str(summary.n),
         f"{summary.p50:.1f}",
         f"{summary.p50_low:.1f}-{summary.p50_high:.1f}",
         f"{summary.p90:.1f}",
         f"{summary.p95:.1f}",
-        p99,
+        _p99(summary),
         f"{summary.min:.1f}",
         f"{summary.max:.1f}",
         f"{summary.fps:.1f}",
-        f"{first.p50 / summary.p50:.2f}x",
+        f"{first.p50 / summary.p50:.2f}x" if first else "",
     ]
+
+
+def _p99(summary: Summary) -> str:
+    return "n/a" if summary.p99 is None else f"{summary.p99:.1f}"
+
+
+def _rates(result: ThroughputResult) -> Sequence[tuple[str, Rate]]:
+    return ("engine", result.engine), ("end to end", result.end_to_end)
+
+
+def _summaries(report: BenchReport) -> list[tuple[str, Summary]]:
+    """List every summary of timings, and what it is of."""
+    found = []
+    for result in report.results:
+        if isinstance(result, LatencyResult):
+            found += [(f"{result.name}, {scope}", s) for scope, s in result.scopes.items()]
+        elif isinstance(result, CameraResult):
+            found.append((f"{result.name}, age", result.age))
+    return found
+
+
+def _clock_note(result: LatencyResult, transfer: Summary) -> Sequence[str]:
+    """Hold the device's clock against the host's."""
+    if result.engine.p50 <= transfer.p50:
+        return ()
+    return (
+        f"clocks disagree: {result.name}: {result.engine.p50:.2f} ms on the device within "
+        f"{transfer.p50:.2f} ms on the host; believe neither.",
+    )

@@ -5,22 +5,41 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.accuracy import AccuracyReport, evaluate, open_predictor, open_split_for
+from benchmarks.accuracy import (
+    ARTEFACT_SUFFIXES,
+    AccuracyReport,
+    OpenPredictor,
+    evaluate,
+    open_predictor,
+    open_split_for,
+)
 from benchmarks.accuracy_report import (
     draw_confusion,
     print_accuracies,
     print_accuracy,
     write_accuracy_json,
 )
-from benchmarks.bench import BenchReport, bench_models
+from benchmarks.bench import BenchOptions, BenchReport, bench_models
+from benchmarks.diff import diff_grid, diff_reports
 from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.frames import load_frames
-from benchmarks.latency import Protocol, Subject
-from benchmarks.report import print_report, write_json
+from benchmarks.html_report import require_page_libraries, write_page
+from benchmarks.opened import OpenModel, precisions_of
+from benchmarks.report import (
+    as_table,
+    print_report,
+    result_grid,
+    wide_console,
+    write_csv,
+    write_json,
+    write_markdown,
+)
 from runtime.advice import form_advice, quantization_advice
 from runtime.segmenter import Segmenter
 
@@ -30,49 +49,149 @@ def run_bench(
     *,
     frames: Path | None,
     size_hw: tuple[int, int] | None,
-    backends: Sequence[str | None],
-    precisions: Sequence[str | None],
-    max_seconds: float,
-    target_fps: float,
+    options: BenchOptions,
+    data_dir: Path | None,
     must_meet: bool,
-    json_path: Path | None,
+    outputs: Outputs,
     show_progress: bool,
 ) -> BenchReport:
     """Measure, print, write, assert; arguments are the command's options.
 
     Raises:
         TargetMissed: With ``must_meet``, a model was too slow.
-        BenchmarkError: The report has no folder to go to.
+        BenchmarkError: A report has no folder to go to, or its library is not installed.
     """
-    _check_folders(json_path)
+    outputs.check()
     frame_set = load_frames(frames, size_hw)
-    with ExitStack() as stack:
-        progress = stack.enter_context(_progress(show_progress))
+    if data_dir is not None:
+        options = replace(options, measure_miou=partial(_miou, data_dir=data_dir))
+    with _progress(show_progress) as progress:
         task = progress.add_task("opening models", total=None)
 
-        def on_turn(subject: Subject, share: float) -> None:
-            progress.update(
-                task, description=f"{subject.name}, {subject.scope}", total=1, completed=share
-            )
+        def on_part(text: str, share: float) -> None:
+            progress.update(task, description=text, total=1, completed=share)
 
-        report = bench_models(
-            models,
-            frame_set,
-            backends=backends,
-            precisions=precisions,
-            protocol=Protocol(cap_seconds=max_seconds),
-            target_fps=target_fps,
-            on_turn=on_turn,
-            on_open=_warn_of_form,
-        )
+        report = bench_models(models, frame_set, options, on_part=on_part, on_open=_warn_of_form)
     print_report(report)
-    if json_path is not None:
-        write_json(report, json_path)
-        print(f"wrote {json_path}")
+    for path in outputs.write(report):
+        print(f"wrote {path}")
     missed = [result.name for result in report.results if not report.meets_target(result)]
     if must_meet and missed:
-        raise TargetMissed(f"slower than {target_fps:g} FPS: {'; '.join(missed)}")
+        raise TargetMissed(f"slower than {options.target_fps:g} FPS: {'; '.join(missed)}")
     return report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """Files to write a bench report to; ``None`` leaves one out."""
+
+    json_path: Path | None = None
+    csv_path: Path | None = None
+    markdown_path: Path | None = None
+    html_path: Path | None = None
+
+    def check(self) -> None:
+        """Refuse, before anything is measured, a file without a folder, or a page that cannot be made.
+
+        Raises:
+            BenchmarkError: With what to do.
+        """
+        _check_folders(self.json_path, self.csv_path, self.markdown_path, self.html_path)
+        if self.html_path is not None:
+            require_page_libraries()
+
+    def write(self, report: BenchReport) -> Iterator[Path]:
+        """Write the files and name them."""
+        writers: dict[Path | None, Callable[[BenchReport, Path], None]] = {
+            self.json_path: write_json,
+            self.csv_path: lambda report, path: write_csv(result_grid(report), path),
+            self.markdown_path: write_markdown,
+            self.html_path: write_page,
+        }
+        for path, write in writers.items():
+            if path is not None:
+                write(report, path)
+                yield path
+
+
+def run_comparison(
+    weights: str,
+    *,
+    frames: Path | None,
+    size_hw: tuple[int, int],
+    data_dir: Path | None,
+    calibration: Path | None,
+    rounds: int,
+    json_path: Path | None,
+    markdown_path: Path | None,
+    show_progress: bool,
+) -> None:
+    """Compare, print, write; arguments are the command's options.
+
+    Raises:
+        BenchmarkError: Frames or rounds that do not do, or a report without a folder to go to.
+        EsnetError: The weights cannot be loaded, or the dataset is not there.
+        ExportError: The weights cannot be exported.
+    """
+    from benchmarks import compare
+    from esnet.checkpoint import load_checkpoint
+    from esnet.data.datasets import open_split
+    from esnet.labels import label_set_for
+
+    _check_folders(json_path, markdown_path)
+    frame_set = load_frames(frames, size_hw)
+    labelled = None
+    if data_dir is not None:
+        checkpoint = load_checkpoint(weights)
+        label_set = label_set_for(
+            checkpoint.network.config.num_classes, name=checkpoint.metadata.get("label_set")
+        )
+        labelled = open_split(label_set.name, data_dir, "val")
+    with _progress(show_progress) as progress:
+        task = progress.add_task("loading", total=None)
+        report = compare.compare_weights(
+            weights,
+            frame_set,
+            rounds=rounds,
+            calibration=calibration,
+            labelled=labelled,
+            on_part=lambda text: progress.update(task, description=text),
+        )
+    compare.print_comparison(report)
+    for path, write in (
+        (json_path, compare.write_comparison_json),
+        (markdown_path, compare.write_comparison_markdown),
+    ):
+        if path is not None:
+            write(report, path)
+            print(f"wrote {path}")
+
+
+def run_diff(before: Path, after: Path, *, max_slower: float) -> None:
+    """Compare two reports and print what changed.
+
+    Raises:
+        TargetMissed: Something is slower beyond limit and chance.
+        BenchmarkError: They cannot be compared.
+    """
+    difference = diff_reports(before, after, max_slower)
+    console = wide_console()
+    for warning in difference.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    console.print(as_table(diff_grid(difference)))
+    slower = [change for change in difference.changes if change.is_slow_down]
+    if slower:
+        worst = max(slower, key=lambda change: change.slower)
+        raise TargetMissed(
+            f"{len(slower)} of {len(difference.changes)} figures are slower by more than "
+            f"{100 * max_slower:g} %; the worst: {worst.name}, {100 * worst.slower:+.1f} %"
+        )
+
+
+def _miou(model: OpenModel, *, data_dir: Path) -> float:
+    """Measure mIoU on the val split of the dataset that the model's classes are of."""
+    predictor = OpenPredictor(model.segmenter, model.path)
+    return evaluate(predictor, open_split_for(predictor, data_dir, None, "val")).miou
 
 
 def run_evaluation(
@@ -96,7 +215,7 @@ def run_evaluation(
         DatasetError: The split is not there, or a picture cannot be read.
     """
     _check_folders(json_path, confusion_path)
-    wanted = [(model, precision) for model in models for precision in precisions]
+    wanted = [(model, p) for model in models for p in _precisions(model, precisions)]
     if confusion_path is not None and len(wanted) > 1:
         raise BenchmarkError(
             f"--confusion draws one model, got {len(wanted)}", hint="give one --model"
@@ -133,6 +252,11 @@ def _counted(what: str, is_shown: bool) -> Iterator[Callable[[int, int], None]]:
     with _progress(is_shown) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, total=total, completed=done)
+
+
+def _precisions(model: str, precisions: Sequence[str | None]) -> Sequence[str | None]:
+    is_artefact = Path(model).suffix.lower() in ARTEFACT_SUFFIXES and Path(model).is_file()
+    return precisions_of(Path(model), precisions) if is_artefact else precisions
 
 
 def _progress(is_shown: bool) -> Progress:

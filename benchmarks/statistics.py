@@ -43,6 +43,8 @@ class Summary:
     """Lower end of the bootstrap 95 % interval of the median."""
     p50_high: float
     """Upper end of that interval."""
+    quantiles: tuple[float, ...]
+    """The 0th to the 100th percentile, 101 of them: the whole distribution, for pictures."""
     is_stable: bool
     """Whether the medians of the first, middle and last third lie within 5 % of one another."""
 
@@ -62,7 +64,7 @@ def summarize(samples_ms: Sequence[float]) -> Summary:
         The summary; percentiles are of nearest rank, so that each is a time that was measured.
     """
     times = np.asarray(samples_ms, np.float64)
-    low, high = _median_interval(times)
+    low, high = median_interval(times)
     return Summary(
         n=len(times),
         mean=float(times.mean()),
@@ -76,6 +78,7 @@ def summarize(samples_ms: Sequence[float]) -> Summary:
         p99=percentile(times, 99) if len(times) >= MIN_SAMPLES_FOR_P99 else None,
         p50_low=low,
         p50_high=high,
+        quantiles=tuple(np.quantile(times, np.linspace(0, 1, 101), method="inverted_cdf").tolist()),
         is_stable=_is_stable(times),
     )
 
@@ -91,13 +94,27 @@ def percentile(times: np.ndarray, percent: float) -> float:
     return float(np.partition(times, rank - 1)[rank - 1])
 
 
-def _median_interval(times: np.ndarray) -> tuple[float, float]:
+def median_interval(times: np.ndarray) -> tuple[float, float]:
     """Bootstrap the median: resample with replacement, seed fixed, and cut 2.5 % off both ends."""
-    random = np.random.default_rng(0)
-    picks = random.integers(0, len(times), (_BOOTSTRAP_ROUNDS, len(times)))
-    medians = np.median(times[picks], axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
+    low, high = np.percentile(_bootstrap_medians(times), [2.5, 97.5])
     return float(low), float(high)
+
+
+def ratio_interval(
+    samples_ms: Sequence[float], reference_ms: Sequence[float]
+) -> tuple[float, float, float]:
+    """Tell how many times faster samples are than a reference, by medians, and a bootstrap 95 % interval."""
+    own, other = np.asarray(samples_ms, np.float64), np.asarray(reference_ms, np.float64)
+    ratios = _bootstrap_medians(other, seed=1) / _bootstrap_medians(own)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(other) / np.median(own)), float(low), float(high)
+
+
+def _bootstrap_medians(times: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    picks = random.integers(0, len(times), (_BOOTSTRAP_ROUNDS, len(times)))
+    medians: np.ndarray = np.median(times[picks], axis=1)
+    return medians
 
 
 def _is_stable(times: np.ndarray) -> bool:

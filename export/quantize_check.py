@@ -21,9 +21,10 @@ from runtime.frames import resize_frame, resize_map
 
 CHECK_FRAMES = 6
 """Frames that are generated where no labelled ones are given."""
-_FAITHFUL = 0.98
-"""Smallest share of labels that a backend must have in common with the simulated reference. Rounding costs
-0.5 %; OpenVINO 2026.4 on symmetric int8, which it executes wrongly, has 78 to 86 % in common."""
+_STRAY, _STRAY_FACTOR = 0.02, 1.5
+"""A backend may differ from the simulated reference in 2 % of labels, or 1.5 times as many as quantization
+itself changes: rounding differences cost 0.2 % on frames of 360x480, and more on tiny ones. OpenVINO 2026.4
+on symmetric int8, which it executes wrongly, differs in 5 to 22 % there."""
 
 LabelledFrame = tuple[np.ndarray, np.ndarray | None]
 """Picture RGB uint8 (H, W, 3), and its labels uint8 (H, W) where there are any."""
@@ -39,13 +40,10 @@ class BackendCheck:
     """Share of labels equal to the simulated reference's, 0 to 1."""
     agreement_fp32: float
     """Share of labels equal to the fp32 artefact's, 0 to 1."""
+    is_faithful: bool
+    """Whether it computes what the file says."""
     miou: float | None
     """On labelled data; ``None`` without."""
-
-    @property
-    def is_faithful(self) -> bool:
-        """Whether it computes what the file says."""
-        return self.agreement >= _FAITHFUL
 
 
 def check_set(labelled: LabelledSplit | None) -> list[LabelledFrame]:
@@ -71,6 +69,7 @@ def check_backends(
     truth = [labels[0] for labels in simulate(quantized, as_batches(resized, card))]
     plain = _through(float_path, installed_backends()[0], "fp32", resized)
     miou_fp32 = _miou(plain, frames, labelled)
+    allowed = max(_STRAY, _STRAY_FACTOR * (1 - _agreement(truth, plain)))
     checks, problems = [], []
     for number, backend in enumerate(installed_backends(), start=1):
         on_frame(f"checking {backend}", number, len(installed_backends()))
@@ -79,9 +78,11 @@ def check_backends(
         except RunError as error:
             problems.append(f"{backend} does not run it: {error}")
             continue
+        agreement = _agreement(labels, truth)
         check = BackendCheck(
             backend=backend,
-            agreement=_agreement(labels, truth),
+            agreement=agreement,
+            is_faithful=1 - agreement <= allowed,
             agreement_fp32=_agreement(labels, plain),
             miou=_miou(labels, frames, labelled),
         )

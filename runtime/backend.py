@@ -176,6 +176,7 @@ def open_backend(
     *,
     precision: str | None = None,
     threads: int | None = None,
+    timing: bool = False,
 ) -> Backend:
     """Open an artefact.
 
@@ -185,6 +186,7 @@ def open_backend(
             built it.
         precision: Arithmetic to run at; ``None`` takes the card's.
         threads: CPU threads; ``None`` leaves it to the library.
+        timing: Whether a GPU is to measure its stages; see ``SlotRing.stage_times_ms``.
 
     Raises:
         ModelFileError: The file is missing, damaged, or without a card.
@@ -214,7 +216,9 @@ def open_backend(
             f"{entry.module} is installed but does not load: {error}",
             hint="esnet-doctor tells more; --backend takes another",
         ) from error
-    backend: Backend = opener(Path(path), card, precision=precision, threads=threads)
+    has_ring = entry.extra in ("gpu", "rtx")
+    options = {"timing": timing} if has_ring else {}
+    backend: Backend = opener(Path(path), card, precision=precision, threads=threads, **options)
     return backend
 
 

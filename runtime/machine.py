@@ -56,6 +56,23 @@ def nvidia_cards() -> tuple[NvidiaCard, ...]:
     return tuple(map(_card, lines, capabilities))
 
 
+def nvidia_states() -> tuple[str, ...]:
+    """Describe what each NVIDIA card is doing now: clock, temperature, power, and what throttles it.
+
+    Returns:
+        Such as ``1980 of 1980 MHz, 45 C, 312.10 W, throttle 0x0``; the bits are NVML's, 0x1 is idle. Reading
+        changes nothing on the card.
+    """
+    fields = "clocks.sm,clocks.max.sm,temperature.gpu,power.draw,clocks_throttle_reasons.active"
+    return tuple(map(_state, _ask_nvidia_smi(fields) if nvidia_gpus() else ()))
+
+
+def _state(line: str) -> str:
+    clock, top, heat, power, reasons = (part.strip() for part in f"{line},,,,".split(",")[:5])
+    bits = reasons.lower().removeprefix("0x").lstrip("0") or "0"
+    return f"{clock.removesuffix(' MHz')} of {top}, {heat} C, {power}, throttle 0x{bits}"
+
+
 def _card(line: str, capability: str) -> NvidiaCard:
     name, driver, memory = (part.strip() for part in f"{line},,".split(",")[:3])
     is_told = re.fullmatch(r"\d+\.\d", capability.strip())

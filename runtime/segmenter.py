@@ -37,9 +37,10 @@ class Segmenter:
         backend: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        timing: bool = False,
     ) -> Segmenter:
         """Open an artefact; arguments and errors are those of ``runtime.backend.open_backend``."""
-        return cls(open_backend(path, backend, precision=precision, threads=threads))
+        return cls(open_backend(path, backend, precision=precision, threads=threads, timing=timing))
 
     @property
     def card(self) -> ModelCard:

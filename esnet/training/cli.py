@@ -69,6 +69,12 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Weights to begin with; default: from scratch.")
     ] = None,
+    qat: Annotated[
+        bool,
+        typer.Option(
+            "--qat", help="Fine-tune --init for INT8: 3 epochs with its rounding, at a low rate."
+        ),
+    ] = False,
     train_split: Annotated[str, typer.Option(help="Split to learn.")] = "train",
     val_split: Annotated[str, typer.Option(help="Split to measure.")] = "val",
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
@@ -82,7 +88,10 @@ def train(
     crop: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH, multiples of 8; default: the recipe's.")
     ] = None,
-    validate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs between validations; default: 5, 1 with --qat."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Source of all chance.")] = 0,
     accelerator: Annotated[Accelerator, typer.Option(help="Where to train.")] = Accelerator.auto,
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on the CPU.")] = 1,
@@ -95,11 +104,13 @@ def train(
     ] = 1,
 ) -> None:
     """Train ESNet. The same command continues a run that was stopped."""
-    from esnet.training.recipe import recipe_named
+    from esnet.training.recipe import quantization_aware, recipe_named
     from esnet.training.run import RunSettings
     from esnet.training.run import train as run_training
 
     chosen = recipe_named(recipe.value if recipe else dataset.value)
+    if qat:
+        chosen = quantization_aware(chosen)
     changes: dict[str, Any] = {
         "epochs": epochs,
         "encoder_epochs": encoder_epochs,
@@ -117,7 +128,7 @@ def train(
             ),
             train_split=train_split,
             val_split=val_split,
-            validate_every=validate_every,
+            validate_every=validate_every or (1 if qat else 5),
             init=init,
             seed=seed,
             accelerator=accelerator.value,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from esnet.data.augment import Augmentation
 from esnet.errors import TrainingError
+
+QUANTIZATIONS = ("tensorrt", "cpu")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,9 @@ class Recipe:
     """The Lovász loss looks at every such pixel in both directions."""
     ema_decay: float | None = None
     """Decay a step of the moving average that is validated and kept; ``None`` keeps the last weights."""
+    quantization: str | None = None
+    """One of ``QUANTIZATIONS``, the schemes of ``esnet-export quantize``: train and validate with its
+    rounding, batch statistics frozen and no dropout. ``None`` trains in float."""
 
     def __post_init__(self) -> None:
         height, width = self.augmentation.crop_hw
@@ -56,6 +61,16 @@ class Recipe:
                 raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < 1:
             raise TrainingError(f"learning rate must lie between 0 and 1, got {self.learning_rate}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise TrainingError(
+                f"unknown quantization {self.quantization!r}",
+                hint=f"schemes: {', '.join(QUANTIZATIONS)}",
+            )
+        if self.quantization and self.encoder_epochs:
+            raise TrainingError(
+                f"{self.encoder_epochs} epochs of the encoder alone cannot be quantization-aware",
+                hint="fine-tune the whole network: encoder_epochs 0",
+            )
 
     @property
     def all_epochs(self) -> int:
@@ -129,6 +144,21 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise TrainingError(f"unknown recipe {name!r}", hint=f"recipes: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def quantization_aware(recipe: Recipe) -> Recipe:
+    """Turn a recipe into a short fine-tuning for INT8, from weights that are trained already.
+
+    The rounding is TensorRT's, the coarser of the two schemes: weights that bear it bear the other as well.
+    """
+    return replace(
+        recipe,
+        quantization="tensorrt",
+        epochs=3,
+        encoder_epochs=0,
+        learning_rate=1e-4,
+        warmup_steps=0,
+    )
 
 
 def _jittered(crop_hw: tuple[int, int], *, scale: tuple[float, float]) -> Augmentation:

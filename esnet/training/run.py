@@ -22,6 +22,7 @@ from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.labelled import LabelledSplit
 from esnet.errors import TrainingError
+from esnet.families import AUTHORS
 from esnet.model import ESNet, NetworkConfig
 from esnet.training.allocator import keep_freed_memory
 from esnet.training.class_weights import class_weights, label_counts
@@ -101,7 +102,8 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     Raises:
         DatasetError: The dataset is not as it should be.
         CheckpointError: ``init`` is not an ESNet's weights.
-        TrainingError: The folder holds a run with other settings, or the machine lacks what was asked for.
+        TrainingError: The folder holds a run with other settings, the machine lacks what was asked for, or
+            there are no weights to make fit for INT8.
     """
     recipe, run_dir = settings.recipe, settings.run_dir
     if recipe.batch_size % settings.devices:
@@ -190,6 +192,8 @@ def _trainer(settings: RunSettings, accelerator: str, others: Sequence[Callback]
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    if recipe.quantization:
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings(
         "ignore", message=".*LeafSpec.*is deprecated.*"
     )  # Lightning 2.6 with torch 2.13
@@ -257,6 +261,11 @@ def _cpu_flags() -> set[str]:
 def _network(settings: RunSettings, num_classes: int) -> tuple[ESNet, str]:
     """Make the network, with the weights to begin from, and say where they come from."""
     if settings.init is None:
+        if settings.recipe.quantization:
+            raise TrainingError(
+                "quantization-aware training begins with trained weights, none are given",
+                hint="name them: --init runs/camvid/best.ckpt, or --init camvid for those that are shipped",
+            )
         return ESNet(NetworkConfig(num_classes=num_classes)), "scratch"
     checkpoint = load_checkpoint(settings.init)
     found = checkpoint.network.config.num_classes
@@ -264,6 +273,11 @@ def _network(settings: RunSettings, num_classes: int) -> tuple[ESNet, str]:
         raise TrainingError(
             f"{checkpoint.path} scores {found} classes, {settings.dataset} has {num_classes}",
             hint="begin from weights of the same classes, or leave --init away",
+        )
+    if checkpoint.family is not AUTHORS:
+        raise TrainingError(
+            f"{checkpoint.path} has the {checkpoint.family.name} layout, training saves that of the authors",
+            hint="begin from weights of esnet-train or of the authors, or leave --init away",
         )
     return checkpoint.network, f"{checkpoint.path.name} sha256 {checkpoint.sha256}"
 
@@ -337,7 +351,7 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = ""
 
 def _metadata(settings: RunSettings, config: dict[str, Any]) -> dict[str, str]:
     """Say in a checkpoint what it was trained on; values are text, as safetensors has it."""
-    size_hw = settings.recipe.size_hw
+    size_hw, quantization = settings.recipe.size_hw, settings.recipe.quantization
     return {
         "architecture": "esnet",
         "label_set": settings.dataset,
@@ -349,6 +363,11 @@ def _metadata(settings: RunSettings, config: dict[str, Any]) -> dict[str, str]:
         "init": config["init"],
         "revision": config["made_with"]["revision"],
         "input": "RGB/255",
+        **(
+            {"quantization_aware": f"int8, scheme {quantization}; val_miou is with its rounding"}
+            if quantization
+            else {}
+        ),
     }
 
 
@@ -397,7 +416,8 @@ def _print_plan(
     recipe = settings.recipe
     counts = ", ".join(f"{len(split)} {split.split}" for split in (train_split, val_split))
     print(f"data      {settings.dataset}: {counts}")
-    print(f"recipe    {recipe.name}, {recipe.all_epochs} epochs, batch {recipe.batch_size}")
+    aware = f", rounding as INT8 for {recipe.quantization}" if recipe.quantization else ""
+    print(f"recipe    {recipe.name}, {recipe.all_epochs} epochs, batch {recipe.batch_size}{aware}")
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     print(f"machine   {trainer.num_devices} x {kind}, {trainer.precision}")
     print(f"run       {settings.run_dir}{', continued' if resumed_from else ''}", flush=True)

@@ -18,13 +18,16 @@ from esnet.data.labelled import LabelledSplit
 from esnet.metrics import ConfusionMatrix
 from esnet.model import ESNet
 from esnet.training.losses import cross_entropy, lovasz_softmax
+from esnet.training.qat import FakeQuantization
 from esnet.training.recipe import Recipe
 
 METADATA_KEY = "esnet"
+_RANGES_KEY = "quantization_ranges"
+_STATE_KEYS = ("state_dict", "current_model_state")  # the second where weights are averaged
 
 
 class SegmentationTask(L.LightningModule):
-    """One network, one recipe. Its state dict holds ``network.`` and nothing else.
+    """One network, one recipe. The state dict of its checkpoints holds ``network.`` and nothing else.
 
     Batches are (pictures uint8 (N, H, W, 3) RGB, labels uint8 (N, H, W)).
     """
@@ -50,8 +53,13 @@ class SegmentationTask(L.LightningModule):
             seed: Source of dropout and of the pixels that the Lovász loss looks at.
         """
         super().__init__()
-        # Loaded weights come in evaluation mode, and Lightning keeps the mode it finds.
-        self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Loaded weights come in evaluation mode, and Lightning keeps the mode it finds. Quantization-aware
+        # training stays in it: ranges are those of inference, and what is learnt is to bear the rounding.
+        network = network.train(recipe.quantization is None)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.quantization = (
+            FakeQuantization(network, recipe.quantization) if recipe.quantization else None
+        )
         self.recipe = recipe
         self.ignore_index = split.label_set.ignore_index
         self.metadata, self.seed = dict(metadata), seed
@@ -69,6 +77,9 @@ class SegmentationTask(L.LightningModule):
     def forward(self, images_NHWC: Tensor) -> Tensor:
         """Score pictures uint8 (N, H, W, 3): logits (N, K, H, W), or an eighth of that in the first stage."""
         frames_NCHW = images_NHWC.permute(0, 3, 1, 2).float().div(255)
+        if self.quantization is not None:
+            quantized: Tensor = self.quantization(self.network, frames_NCHW)
+            return quantized
         scored: Tensor = self.network(frames_NCHW, only_encoder=self.trains_encoder_alone)
         return scored
 
@@ -127,13 +138,21 @@ class SegmentationTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say on what the weights were trained, and how well they do."""
+        """Say on what the weights were trained and how well they do, and put ranges of INT8 aside."""
         measured = self.trainer.callback_metrics.get("val_miou")
         checkpoint[METADATA_KEY] = {
             **self.metadata,
             "epoch": str(self.current_epoch + 1),
             **({"val_miou": f"{float(measured):.4f}"} if measured is not None else {}),
         }
+        if self.quantization is not None:
+            states = {name: checkpoint[name] for name in _STATE_KEYS if name in checkpoint}
+            checkpoint[_RANGES_KEY] = {name: _take_ranges(state) for name, state in states.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the ranges back, for a run that goes on."""
+        for name, ranges in checkpoint.get(_RANGES_KEY, {}).items():
+            checkpoint[name].update(ranges)
 
 
 class MovingAverage(WeightAveraging):
@@ -157,6 +176,11 @@ def poly_factor(step: int, steps: int, recipe: Recipe) -> float:
     rise = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     left = max(0.0, 1 - step / max(steps, 1))
     return float(rise * left**recipe.poly_power)
+
+
+def _take_ranges(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move what is not of the network out of a state dict: exporters read ordinary weights."""
+    return {name: state.pop(name) for name in list(state) if not name.startswith("network.")}
 
 
 def _at_size(labels_NHW: Tensor, size_hw: tuple[int, ...]) -> Tensor:

@@ -118,19 +118,17 @@ def _quantized(
 def activation_scale(bounds: Range, scheme: Scheme) -> tuple[float, int]:
     """Get scale and zero-point for a range; 0 is always exact, for convolutions pad with it.
 
-    A range of nothing (a channel that is always 0) takes the scale 1, which is exact for it.
+    A range of nothing (a tensor that is always 0, or closer to it than float32 can tell) takes the scale 1.
     """
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if not np.isfinite(low) or not np.isfinite(high):
         raise GraphError(
             f"the range {bounds} is not finite", hint="check the calibration frames and the weights"
         )
+    span = max(-low, high) / _LEVELS if scheme.is_symmetric else (high - low) / 255
+    scale = span if span >= np.finfo(np.float32).tiny else 1.0
     if scheme.is_symmetric:
-        largest = max(-low, high)
-        return (largest / _LEVELS or 1.0), 0
-    if high == low:
-        return 1.0, 0
-    scale = (high - low) / 255
+        return scale, 0
     return scale, int(np.clip(round(-low / scale), 0, 255))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -10,10 +11,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.bench import bench_models
+from benchmarks.bench import BenchOptions, bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
-from benchmarks.report import notes, print_report, verdict, write_json
+from benchmarks.report import (
+    int8_advice,
+    notes,
+    print_report,
+    result_grid,
+    verdict,
+    write_csv,
+    write_json,
+    write_markdown,
+)
 from benchmarks.statistics import summarize
 from esnet.data.scenes import street_scene
 from runtime.errors import InvalidInput
@@ -25,7 +35,8 @@ SIZE = (64, 128)
 @pytest.fixture(scope="module")
 def report(make_artefact, quick):
     models = [make_artefact(target="openvino"), make_artefact(target="tensorrt")]
-    return bench_models(models, load_frames(None, SIZE), backends=["onnxruntime"], protocol=quick)
+    options = BenchOptions(backends=["onnxruntime"], protocol=quick, reference=models[0])
+    return bench_models(models, load_frames(None, SIZE), options)
 
 
 def printed(report) -> str:
@@ -48,16 +59,69 @@ def test_two_forms_of_the_same_network_agree(report):
 def test_a_network_that_computes_something_else_is_seen(make_artefact, quick):
     models = [make_artefact(), make_artefact(mean=(0.9, 0.1, 0.5))]
     frames = load_frames(None, SIZE)
-    result = bench_models(models, frames, backends=["onnxruntime"], protocol=quick)
+    options = BenchOptions(backends=["onnxruntime"], protocol=quick, reference=models[0])
+    result = bench_models(models, frames, options)
     assert result.results[1].agreement < 0.9
 
 
 def test_backends_and_precisions_are_crossed(make_artefact, quick):
     frames = load_frames(None, SIZE)
-    result = bench_models(
-        [make_artefact()], frames, backends=["onnxruntime", "null"], protocol=quick
-    )
+    options = BenchOptions(backends=["onnxruntime", "null"], protocol=quick)
+    result = bench_models([make_artefact()], frames, options)
     assert [entry.backend for entry in result.results] == ["onnxruntime", "null"]
+
+
+def test_labels_of_garbage_are_not_timed_unknowingly(report, make_artefact, quick):
+    frames = load_frames(None, SIZE)
+    options = BenchOptions(backends=["null"], protocol=quick)
+    idle = bench_models([make_artefact()], frames, options).results[0]
+    assert idle.agreement < 0.9  # of its own fp32 labels: the null backend computes nothing
+
+
+def test_without_a_reference_unchecked_is_said(report):
+    alone = dataclasses.replace(report.results[0], reference=None, agreement=None)
+    lonely = dataclasses.replace(report, results=(alone,))
+    assert any(note.startswith("unchecked: ") for note in notes(lonely))
+    assert result_grid(lonely).rows[-1][-1] == "unchecked"
+
+
+def test_the_harness_costs_little(report):
+    assert report.overhead_us < 200  # 6 us on a quiet machine; CI's is not
+
+
+def test_int8_that_is_no_faster_is_advised_against(report):
+    def at(precision: str, ms: float):
+        summary = summarize([ms] * 20)
+        first = report.results[0]
+        return dataclasses.replace(first, name=precision, precision=precision, engine=summary)
+
+    close = dataclasses.replace(report, results=(at("fp16", 10.3), at("int8", 10.0)))
+    assert "less than 5 %: take fp16" in int8_advice(close)
+    apart = dataclasses.replace(report, results=(at("fp16", 20.0), at("int8", 10.0)))
+    assert int8_advice(apart) == ""
+
+
+def test_every_stage_of_a_frame_has_its_time(report):
+    waterfall = report.results[0].waterfall
+    assert [stage.name for stage in waterfall.stages] == [
+        "decode",
+        "resize",
+        "prepare",
+        "engine",
+        "upscale",
+        "overlay",
+        "other",
+    ]
+    assert sum(stage.share for stage in waterfall.stages) == pytest.approx(1, abs=0.05)
+
+
+def test_the_table_is_written_for_spreadsheets_and_papers(report, tmp_path):
+    write_csv(result_grid(report), tmp_path / "r.csv")
+    rows = list(csv.reader((tmp_path / "r.csv").open()))
+    assert rows[0][:3] == ["model", "scope", "n"]
+    assert [row[0] for row in rows[1:3]] == [report.results[0].name] * 2
+    write_markdown(report, tmp_path / "r.md")
+    assert "| model | scope |" in (tmp_path / "r.md").read_text()
 
 
 def test_the_verdict_names_device_target_and_its_source(report):
@@ -168,11 +232,17 @@ def test_assert_decides_the_exit_code(make_artefact, fps, code):
             ["{model}", "--json", "no/such/r.json"], "does not exist", id="no report folder"
         ),
         pytest.param(["{model}", "--target-fps", "0"], "above 0", id="target of nothing"),
+        pytest.param(["{model}", "--mode", "burst"], "unknown mode 'burst'", id="mode"),
+        pytest.param(["{model}", "--mode", "camera:0"], "more than 0 frames", id="camera"),
+        pytest.param(["{model}", "--reference", "no.onnx"], "no.onnx", id="reference"),
+        pytest.param(["{model}", "--data", "nowhere"], "nowhere", id="data"),
+        pytest.param(["diff", "a.json", "b.json"], "a.json cannot be read", id="diff"),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2(make_artefact, arguments, message):
     words = [word.format(model=make_artefact()) for word in arguments]
-    result = bench(*words, "--max-seconds", "0.2")
+    quickly = [] if words[0] == "diff" else ["--max-seconds", "0.2"]
+    result = bench(*words, *quickly)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr

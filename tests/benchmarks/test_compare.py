@@ -1,0 +1,128 @@
+"""``esnet-bench compare``: the routes label alike, and speed is compared round by round."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.compare import (
+    CompareReport,
+    compare_grid,
+    compare_notes,
+    compare_weights,
+    time_routes,
+    write_comparison_json,
+    write_comparison_markdown,
+)
+from benchmarks.errors import BenchmarkError
+from benchmarks.frames import FrameSet, load_frames
+from benchmarks.routes import RouteSet, plain_onnx_route, plain_openvino_route, torch_route
+from esnet.checkpoint import load_checkpoint
+
+SIZE = (64, 128)
+
+
+@pytest.fixture(scope="module")
+def camvid():
+    return load_checkpoint("camvid")
+
+
+@pytest.fixture(scope="module")
+def frames() -> FrameSet:
+    full = load_frames(None, SIZE)
+    return dataclasses.replace(full, frames=full.frames[:2])
+
+
+@pytest.mark.parametrize("make", [plain_onnx_route, plain_openvino_route])
+def test_the_plain_export_labels_as_torch_does(camvid, tmp_path, frames, make):
+    frame = frames.frames[0]
+    plain, torch = make(camvid, SIZE, tmp_path / "plain.onnx"), torch_route(camvid)
+    assert (plain(frame) == torch(frame)).mean() > 0.98
+
+
+def test_routes_are_compared_with_the_first(camvid, frames):
+    eager = torch_route(camvid)
+    results = time_routes({"torch": eager, "other": lambda f: eager(f) + np.uint8(1)}, frames, 3)
+    assert results[0].speed == 1.0
+    assert [result.agreement for result in results] == [1.0, 0.0]
+    assert results[1].speed_low <= results[1].speed <= results[1].speed_high
+    assert results[0].end_to_end.n >= 6
+
+
+def test_a_route_that_fails_is_left_out_with_its_reason(frames):
+    def broken(frame):
+        raise RuntimeError("no compiler\nand more")
+
+    made = RouteSet()
+    made.add("works", lambda: (lambda frame: frame[..., 0], None), frames.frames[0])
+    made.add("compiled", lambda: (broken, None), frames.frames[0])
+    assert list(made.routes) == ["works"]
+    assert made.left_out == ["compiled: RuntimeError: no compiler"]
+
+
+@pytest.fixture(scope="module")
+def report(frames, small_camvid, tmp_path_factory) -> CompareReport:
+    """Every route there is, on tiny frames, compiled ones apart: a compiler takes its minute."""
+    import benchmarks.compare as module
+    from esnet.data.datasets import open_split
+
+    with pytest.MonkeyPatch.context() as patch:
+        make = module.build_routes
+
+        def without_compiler(*arguments, **options):
+            return make(*arguments, **options, skip=("torch.compile fp32",))
+
+        patch.setattr(module, "build_routes", without_compiler)
+        patch.setattr(module, "MIN_ROUNDS", 2)
+        labelled = open_split("camvid", small_camvid, "val")
+        return compare_weights("camvid", frames, rounds=2, labelled=labelled)
+
+
+def test_every_route_of_this_machine_is_there_with_its_accuracy(report):
+    names = [result.name for result in report.results]
+    for name in (
+        "torch eager fp32",
+        "torch.onnx.export, ONNX Runtime, numpy argmax",
+        "torch.onnx.export, OpenVINO, numpy argmax",
+        "esnet-deploy, openvino fp32",
+        "esnet-deploy, openvino int8",
+        "esnet-deploy, onnxruntime int8",
+    ):
+        assert name in names
+    for result in report.results:
+        assert result.agreement > 0.9, result.name
+        # Frames of 44x52 are too small for INT8's own check, and that is said.
+        is_told = any(f"mIoU of {result.name}" in line for line in report.left_out)
+        assert (result.miou is None) == is_told, result.name
+        assert (result.sha256 is None) == ("torch eager" in result.name or "bf16," in result.name)
+
+
+def test_the_table_has_a_row_for_each_and_says_what_it_is(report, tmp_path):
+    grid = compare_grid(report)
+    assert [row[0] for row in grid.rows] == [result.name for result in report.results]
+    assert grid.columns[-1] == "mIoU"
+    assert any("compute floor of" in note for note in compare_notes(report))
+    write_comparison_markdown(report, tmp_path / "c.md")
+    assert "| esnet-deploy, openvino int8 |" in (tmp_path / "c.md").read_text()
+
+
+def test_the_json_holds_weights_files_and_figures(report, tmp_path):
+    write_comparison_json(report, tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["mode"] == "compare"
+    assert content["weights_sha256"] == report.weights_sha256
+    assert content["results"][1]["end_to_end"]["p50"] > 0
+
+
+def test_few_rounds_are_refused(frames):
+    with pytest.raises(BenchmarkError, match="3 rounds are too few"):
+        compare_weights("camvid", frames, rounds=3)
+
+
+def test_frames_that_no_network_takes_are_refused(frames):
+    odd = dataclasses.replace(frames, frames=(np.zeros((30, 40, 3), np.uint8),))
+    with pytest.raises(BenchmarkError, match="multiples of 8"):
+        compare_weights("camvid", odd)
