@@ -23,6 +23,7 @@ from benchmarks.latency import (
     Subject,
     cycle,
     measure_latency,
+    yardstick,
 )
 from benchmarks.opened import Identity, OpenModel, check_labels, identify, open_models
 from benchmarks.statistics import Summary, summarize
@@ -103,6 +104,8 @@ class BenchReport:
     """Largest resident size of the process."""
     overhead_us: float
     """Time of a call to a backend that computes nothing: what the harness itself adds."""
+    yardstick: Summary
+    """Of a fixed computation on the CPU, in turns with the models: how fast the machine was."""
 
     @property
     def target_ms(self) -> float:
@@ -168,7 +171,8 @@ def bench_models(
             identities.append(identify(model, agreement, miou))
         results: list[Result]
         if options.mode == LATENCY:
-            results = list(_latencies(opened, identities, frames, options.protocol, on_part))
+            latencies, pace = _latencies(opened, identities, frames, options.protocol, on_part)
+            results = list(latencies)
         elif options.mode == THROUGHPUT:
             results = [
                 measure_throughput(
@@ -189,6 +193,8 @@ def bench_models(
                 results.append(
                     measure_camera(identity, segment, frames, options.camera_fps, seconds=seconds)
                 )
+        if options.mode != LATENCY:
+            pace = measure_latency([yardstick()], options.protocol)[0]
     return BenchReport(
         mode=options.mode,
         results=tuple(results),
@@ -198,6 +204,7 @@ def bench_models(
         target_fps=options.target_fps,
         peak_memory_bytes=peak_memory_bytes(),
         overhead_us=measure_overhead_us(models[0], frames),
+        yardstick=pace,
     )
 
 
@@ -232,11 +239,11 @@ def _latencies(
     frames: FrameSet,
     protocol: Protocol,
     on_part: Callable[[str, float], None],
-) -> list[LatencyResult]:
-    """Time all models in turns, and then each one's stages."""
+) -> tuple[list[LatencyResult], Summary]:
+    """Time all models and the yardstick in turns, and then each model's stages."""
     timed = [_Timed(model, frames) for model in opened]
     summaries = measure_latency(
-        [subject for one in timed for subject in one.subjects],
+        [*(subject for one in timed for subject in one.subjects), yardstick()],
         protocol,
         on_turn=lambda subject, share: on_part(f"{subject.name}, {subject.scope}", share),
     )
@@ -254,7 +261,7 @@ def _latencies(
                 waterfall=measure_waterfall(one.model.segmenter, frames),
             )
         )
-    return results
+    return results, summaries[-1]
 
 
 class _Timed:

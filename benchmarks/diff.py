@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import Grid
 
+_STEADY_WITHIN = 0.03
 _SCOPES = {"engine": "engine", "transfer": "transfer", "end_to_end": "end to end", "age": "age"}
 
 
@@ -24,6 +25,8 @@ class Figure:
     """Lower end of its 95 % interval."""
     high: float
     """Upper end."""
+    is_stable: bool
+    """Whether its run called it so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +41,8 @@ class Change:
     """Of the second."""
     max_slower: float
     """Share by which it may be slower."""
+    machine_slower: float
+    """Share by which the machine itself was slower, by the yardstick; 0 where it is not known."""
 
     @property
     def slower(self) -> float:
@@ -51,8 +56,9 @@ class Change:
 
     @property
     def is_slow_down(self) -> bool:
-        """Whether it is slower beyond limit and chance."""
-        return self.is_apart and self.slower > self.max_slower
+        """Whether it is slower beyond limit, chance and what the machine explains."""
+        excess = (1 + self.slower) / (1 + max(0.0, self.machine_slower)) - 1
+        return self.is_apart and excess > self.max_slower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +89,15 @@ def diff_reports(before: Path, after: Path, max_slower: float) -> Difference:
             hint="compare reports of one mode",
         )
     old, new = dict(_figures(first)), dict(_figures(second))
+    machine = _machine_slower(first, second)
     changes = tuple(
-        Change(name=name, before=old[name], after=new[name], max_slower=max_slower)
+        Change(
+            name=name,
+            before=old[name],
+            after=new[name],
+            max_slower=max_slower,
+            machine_slower=machine,
+        )
         for name in old
         if name in new
     )
@@ -115,7 +128,9 @@ def _word(change: Change) -> str:
         return "SLOWER"
     if not change.is_apart:
         return "same"
-    return "within limit" if change.slower > 0 else "faster"
+    if change.slower <= 0:
+        return "faster"
+    return "within limit" if change.slower <= change.max_slower else "machine slower"
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -136,14 +151,29 @@ def _figures(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         for key, scope in _SCOPES.items():
             values = result.get(key)
             if isinstance(values, dict) and "p50" in values:
-                low, high = values["p50_low"], values["p50_high"]
-                yield f"{result['name']}, {scope}", Figure(middle=values["p50"], low=low, high=high)
+                times = [values[name] for name in ("p50", "p50_low", "p50_high")]
             elif isinstance(values, dict) and "fps" in values:
-                times = (1e3 / values[name] for name in ("fps", "fps_high", "fps_low"))
-                yield f"{result['name']}, {scope}", Figure(**dict(zip(_FIELDS, times, strict=True)))
+                times = [1e3 / values[name] for name in ("fps", "fps_high", "fps_low")]
+            else:
+                continue
+            yield (
+                f"{result['name']}, {scope}",
+                Figure(
+                    middle=times[0],
+                    low=times[1],
+                    high=times[2],
+                    is_stable=values.get("is_stable", True),
+                ),
+            )
 
 
-_FIELDS = ("middle", "low", "high")
+def _machine_slower(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """Get by which share the CPU was slower; 0 where a GPU computes, or the reports do not tell."""
+    for report in (first, second):
+        on_cpu = report.get("environment", {}).get("gpu", "none") == "none"
+        if not on_cpu or "yardstick" not in report:
+            return 0.0
+    return float(second["yardstick"]["p50"] / first["yardstick"]["p50"] - 1)
 
 
 def _warnings(
@@ -156,6 +186,12 @@ def _warnings(
         was, now = (report.get("environment", {}).get(key) for report in (first, second))
         if was != now:
             yield f"{key}: {was} before, {now} after"
+    machine = _machine_slower(first, second)
+    if abs(machine) > _STEADY_WITHIN:
+        yield f"the machine itself: the same computation took {100 * machine:+.1f} % time"
+    for name in sorted(old.keys() & new.keys()):
+        if not (old[name].is_stable and new[name].is_stable):
+            yield f"{name}: its run was unstable: measure again before you believe it"
     for name in sorted(old.keys() ^ new.keys()):
         yield f"{name}: only {'before' if name in old else 'after'}"
     hashes = {result["name"]: result.get("sha256") for result in first["results"]}

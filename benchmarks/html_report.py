@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLOURS = ("#1f77b4", "#d1690e", "#2a8a3e", "#8b5fbf", "#b02a37", "#3b8f8f")
+_LEAST_SPAN = 2.0
 _STAGE_COLOURS = {
     "decode": "#8c9bab",
     "resize": "#b9a36b",
@@ -142,7 +143,7 @@ def _distribution(results: Sequence[LatencyResult], target_ms: float) -> Figure:
     axis.annotate(f"{target_ms:.2f} ms", (target_ms, 4), xytext=(4, 0), textcoords="offset points")
     axis.set(xlabel="milliseconds", ylabel="% of frames", ylim=(0, 100))
     axis.set_xlim(left=0)
-    axis.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -166,7 +167,7 @@ def _waterfalls(results: Sequence[LatencyResult], target_ms: float) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel(f"milliseconds; dashed: the budget of {target_ms:.2f} ms")
     axis.margins(x=0.12)
-    axis.legend(frameon=False, ncols=5, loc="upper left", bbox_to_anchor=(0, -0.45))
+    figure.legend(frameon=False, ncols=9, loc="outside upper center", columnspacing=1)
     return figure
 
 
@@ -200,13 +201,20 @@ def _scatter(report: BenchReport) -> Figure:
             continue
         axis.scatter(_fps(result), 100 * share, color=colour, s=48, zorder=3)
         axis.annotate(
-            result.name, (_fps(result), 100 * share), xytext=(7, 4), textcoords="offset points"
+            result.name,
+            (_fps(result), 100 * share),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
         )
     axis.set(
         xlabel="FPS end to end",
         ylabel="mIoU, %" if has_miou else "labels equal to the reference, %",
     )
     axis.margins(x=0.25, y=0.25)
+    low, high = axis.get_ylim()
+    middle, half = (low + high) / 2, max(_LEAST_SPAN, high - low) / 2
+    axis.set_ylim(middle - half, middle + half)  # a tenth of a point must not look like a cliff
     axis.grid(color="#eee")
     return figure
 

@@ -164,6 +164,20 @@ def measure_rounds(
     return blocks
 
 
+def yardstick() -> Subject:
+    """Make a fixed computation that tells how fast the machine is: a product of 512x512 float32 matrices.
+
+    Timed in turns with the models, it shows a neighbour on the same cores or a lower clock, which no
+    statistic of a single run can tell from a slower model.
+    """
+    random = np.random.default_rng(0)
+    left, right = random.random((2, 512, 512), dtype=np.float32)
+    result = np.empty_like(left)
+    return Subject(
+        name="yardstick", scope=ENGINE, call=lambda index: np.matmul(left, right, out=result)
+    )
+
+
 def cycle(items: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:
     """Turn a list into a function of the call number that goes round it."""
     return lambda index: items[index % len(items)]

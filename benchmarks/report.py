@@ -84,6 +84,7 @@ def print_report(report: BenchReport, console: Console | None = None) -> None:
         **report.environment,
         "frames": report.frames,
         "peak RSS": f"{report.peak_memory_bytes / 1e9:.2f} GB",
+        "yardstick": f"{report.yardstick.p50:.2f} ms for a product of 512x512 float32 matrices, in turns",
         "harness": f"{report.overhead_us:.1f} us a call, with a backend that computes nothing",
     }
     for key, value in facts.items():
@@ -146,7 +147,7 @@ def notes(report: BenchReport) -> list[str]:
             f"p99 n/a: fewer than {MIN_SAMPLES_FOR_P99} samples within the {cap:g} s cap of a row."
         )
     lines.extend(
-        f"unstable: {what}: its median moved by more than 5 % during the run."
+        f"unstable: {what}: its median moved by more than 5 % during the run, or is not sure within 3 %."
         for what, summary in _summaries(report)
         if not summary.is_stable
     )

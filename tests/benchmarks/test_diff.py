@@ -48,6 +48,29 @@ def test_a_slow_down_within_the_limit_passes(tmp_path):
     assert diff_grid(difference).rows[0][-1] == "within limit"
 
 
+def test_a_slower_machine_is_told_from_a_slower_model(tmp_path):
+    def paced(name: str, ms: float, pace: float) -> Path:
+        return report_of(tmp_path / name, ms, seed=1, yardstick={"p50": pace})
+
+    before = paced("a.json", 100, 5.0)
+    machine = diff_reports(before, paced("b.json", 119, 5.9), 0.05)
+    assert not any(change.is_slow_down for change in machine.changes)
+    assert diff_grid(machine).rows[0][-1] == "machine slower"
+    assert "the machine itself: the same computation took +18.0 % time" in machine.warnings
+    model = diff_reports(before, paced("c.json", 119, 5.0), 0.05)
+    assert all(change.is_slow_down for change in model.changes)
+
+
+def test_an_unstable_run_is_warned_of(tmp_path):
+    shaky = {"p50": 100, "p50_low": 90, "p50_high": 110, "is_stable": False}
+    results = [{"name": "model", "engine": shaky}]
+    before = report_of(tmp_path / "a.json", 100, seed=1)
+    after = report_of(tmp_path / "b.json", 100, seed=1, results=results)
+    assert any(
+        "its run was unstable" in line for line in diff_reports(before, after, 0.05).warnings
+    )
+
+
 def test_a_rate_is_slower_when_it_falls(tmp_path):
     def rates(fps: float) -> list:
         rate = {"fps": fps, "fps_low": fps * 0.99, "fps_high": fps * 1.01}
