@@ -28,6 +28,7 @@ from benchmarks.latency import (
 from benchmarks.opened import Identity, OpenModel, check_labels, identify, open_models
 from benchmarks.statistics import Summary, summarize
 from benchmarks.throughput import ThroughputResult, measure_throughput
+from benchmarks.trtexec import cross_check, explain, preset_ms, require_preset
 from benchmarks.waterfall import Waterfall, measure_waterfall
 from runtime.frames import batch_from_frames
 from runtime.segmenter import Segmenter
@@ -51,6 +52,8 @@ class LatencyResult(Identity):
     """Decoded frame in, class map of the frame's size out."""
     waterfall: Waterfall
     """Where the time of a frame goes, from its file to its overlay."""
+    trtexec: str = ""
+    """Latency by trtexec's definition, beside its own where it is installed; empty unless asked for."""
 
     @property
     def scopes(self) -> dict[str, Summary]:
@@ -80,6 +83,8 @@ class BenchOptions:
     """Rate to hold the end-to-end figure against."""
     reference: Path | None = None
     """fp32 artefact whose labels the others are held against; ``None`` looks beside each model."""
+    preset: str | None = None
+    """One of ``trtexec.PRESETS``: also tell latency as trtexec defines it."""
     measure_miou: Callable[[OpenModel], float] | None = None
     """Measures mIoU, 0 to 1; ``None`` leaves it out."""
 
@@ -171,7 +176,7 @@ def bench_models(
             identities.append(identify(model, agreement, miou))
         results: list[Result]
         if options.mode == LATENCY:
-            latencies, pace = _latencies(opened, identities, frames, options.protocol, on_part)
+            latencies, pace = _latencies(opened, identities, frames, options, on_part)
             results = list(latencies)
         elif options.mode == THROUGHPUT:
             results = [
@@ -222,6 +227,7 @@ def measure_overhead_us(model: Path, frames: FrameSet) -> float:
 
 
 def _check(options: BenchOptions) -> None:
+    require_preset(options.preset)
     if options.target_fps <= 0:
         raise BenchmarkError(
             f"the target must be above 0 frames a second, got {options.target_fps}"
@@ -237,14 +243,14 @@ def _latencies(
     opened: Sequence[OpenModel],
     identities: Sequence[Identity],
     frames: FrameSet,
-    protocol: Protocol,
+    options: BenchOptions,
     on_part: Callable[[str, float], None],
 ) -> tuple[list[LatencyResult], Summary]:
     """Time all models and the yardstick in turns, and then each model's stages."""
     timed = [_Timed(model, frames) for model in opened]
     summaries = measure_latency(
         [*(subject for one in timed for subject in one.subjects), yardstick()],
-        protocol,
+        options.protocol,
         on_turn=lambda subject, share: on_part(f"{subject.name}, {subject.scope}", share),
     )
     results = []
@@ -259,6 +265,7 @@ def _latencies(
                 transfer=first if device else None,
                 end_to_end=end_to_end,
                 waterfall=measure_waterfall(one.model.segmenter, frames),
+                trtexec=one.as_trtexec(options.preset, first.n) if options.preset else "",
             )
         )
     return results, summaries[-1]
@@ -270,7 +277,7 @@ class _Timed:
     def __init__(self, model: OpenModel, frames: FrameSet) -> None:
         self.model = model
         self._ring = getattr(model.segmenter.backend, "ring", None)
-        self._device_ms: list[float] = []
+        self._device_ms: list[tuple[float, float, float]] = []
         backend, card = model.segmenter.backend, model.segmenter.card
         self._batches = cycle(
             [
@@ -293,9 +300,28 @@ class _Timed:
 
     def device_summary(self, count: int) -> Summary | None:
         """Summarize the kernels' time of the last ``count`` calls; ``None`` on a CPU."""
-        return summarize(self._device_ms[-count:]) if self._device_ms else None
+        kernels = [compute for _, compute, _ in self._device_ms[-count:]]
+        return summarize(kernels) if kernels else None
+
+    def as_trtexec(self, preset: str, count: int) -> str:
+        """Tell the last ``count`` calls by trtexec's definition, and what trtexec itself finds.
+
+        Raises:
+            BenchmarkError: Not on a GPU, or trtexec failed.
+        """
+        if not self._device_ms:
+            raise BenchmarkError(
+                f"--preset {preset}: {self.model.name} runs on a CPU, trtexec measures GPUs",
+                hint="give an engine, or leave --preset away",
+            )
+        ours = float(np.median([preset_ms(preset, times) for times in self._device_ms[-count:]]))
+        is_engine = self.model.segmenter.backend.name == "tensorrt"
+        theirs = (
+            cross_check(self.model.path, self.model.segmenter.card, preset) if is_engine else None
+        )
+        return explain(ours, theirs, preset)
 
     def _infer(self, index: int) -> None:
         self.model.segmenter.backend.infer(self._batches(index))
         if self._ring is not None:
-            self._device_ms.append(self._ring.stage_times_ms()[1])
+            self._device_ms.append(self._ring.stage_times_ms())

@@ -54,6 +54,10 @@ def run(
             help="latency: one frame in flight; throughput: pipelined; camera:30: paced arrivals."
         ),
     ] = "latency",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="On a GPU: also tell latency as trtexec10 or trtexec11 defines it."),
+    ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(help="fp32 model whose labels the others are held against; default: beside."),
@@ -97,6 +101,7 @@ def run(
         protocol=Protocol(cap_seconds=max_seconds),
         target_fps=target_fps,
         reference=reference,
+        preset=preset,
     )
 
     run_bench(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from rich.console import Console
 from benchmarks.environment import describe_environment, describe_gpu_state
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
-from benchmarks.latency import END_TO_END, Subject, cycle, measure_rounds
 from benchmarks.peak import measure_machine
 from benchmarks.report import Grid, as_table, markdown_from_grid, wide_console
 from benchmarks.roofline import network_from_onnx
-from benchmarks.routes import OUR_NAME, Route, build_routes
+from benchmarks.routes import OUR_NAME, route_makers
 from benchmarks.statistics import Summary, label_agreement, median_interval, summarize
+from benchmarks.workers import RouteRequest, RouteWorker
 from esnet.checkpoint import load_checkpoint
 from esnet.data.labelled import LabelledSplit, nearest_size
 from esnet.metrics import ConfusionMatrix
@@ -36,6 +36,8 @@ from runtime.frames import resize_frame, resize_map
 SCHEMA = 1
 MODE = "compare"
 MIN_ROUNDS = 20
+_BLOCK_SECONDS, _BLOCK_CALLS = 0.2, 2
+_IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +108,7 @@ def compare_weights(
     rounds: int = MIN_ROUNDS,
     calibration: Path | None = None,
     labelled: LabelledSplit | None = None,
+    skip: Collection[str] = (),
     on_part: Callable[[str], None] = lambda text: None,
 ) -> CompareReport:
     """Export, open and time every route, and measure how right each is.
@@ -116,6 +119,7 @@ def compare_weights(
         rounds: Interleaved rounds, at least 20.
         calibration: Frames for INT8 ranges; ``None`` takes those that are shipped with the weights.
         labelled: Data to measure mIoU on, at its own size; ``None`` leaves it out.
+        skip: Names of routes not to make.
         on_part: Told what is done.
 
     Raises:
@@ -128,59 +132,61 @@ def compare_weights(
         )
     environment = describe_environment()
     checkpoint = load_checkpoint(weights)
+    left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="esnet-compare-") as name, ExitStack() as stack:
         folder = Path(name)
-        made = build_routes(
-            weights,
-            size_hw,
-            folder,
-            stack,
-            calibration=calibration,
-            on_route=lambda route: on_part(f"making {route}"),
-        )
-        if not made.routes:
-            raise BenchmarkError(f"no route runs here: {'; '.join(made.left_out)}")
-        names = list(made.routes)
-        results = time_routes(
-            made.routes,
-            frames,
-            rounds,
-            on_round=lambda done: on_part(f"round {done} of {rounds}"),
-        )
+        workers = []
+        for route in route_makers(weights, size_hw, folder, stack):
+            if route in skip:
+                continue
+            on_part(f"making {route}")
+            request = RouteRequest(
+                name=route,
+                weights=weights,
+                folder=folder,
+                calibration=calibration,
+                frames=frames.frames,
+            )
+            try:
+                workers.append(stack.enter_context(RouteWorker(request)))
+            except BenchmarkError as error:
+                left_out.append(str(error))
+        if not workers:
+            raise BenchmarkError(f"no route runs here: {'; '.join(left_out)}")
+        on_part("labels")
+        labels = [worker.segment(frames.frames) for worker in workers]
+        blocks: list[list[list[float]]] = [[] for _ in workers]
+        for done in range(rounds):
+            on_part(f"round {done + 1} of {rounds}")
+            for worker, own in zip(workers, blocks, strict=True):
+                own.append(worker.time_block(_BLOCK_SECONDS, _BLOCK_CALLS))
         on_part("peaks of this machine")
         network = network_from_onnx(onnx.load(_plain_graph(weights, size_hw, folder)))
         device = measure_machine(backends=installed_backends())
         mious: dict[str, float] = {}
-        miou_data, left_out = None, list[str]()
+        miou_data = None
         if labelled is not None:
-            sample = labelled[0].image
-            data_hw = nearest_size(sample.shape)
-            other = build_routes(
-                weights,
-                data_hw,
-                folder,
-                stack,
-                calibration=calibration,
-                on_route=lambda route: on_part(f"making {route} for mIoU"),
-            )
-            mious = {
-                route: _miou(other.routes[route], labelled, data_hw, route, on_part)
-                for route in names
-                if route in other.routes
-            }
-            left_out = [f"mIoU of {line}" for line in other.left_out]
+            data_hw = nearest_size(labelled[0].image.shape)
             miou_data = (
                 f"{labelled.dataset} {labelled.split}, {len(labelled)} images, "
                 f"at {data_hw[0]}x{data_hw[1]}"
             )
+            for worker in workers:
+                on_part(f"mIoU of {worker.name}")
+                try:
+                    mious[worker.name] = _miou(worker, labelled, data_hw)
+                except BenchmarkError as error:
+                    left_out.append(f"mIoU of {error}")
+        results = results_of(
+            [worker.name for worker in workers],
+            blocks,
+            labels,
+            mious=mious,
+            sha256={worker.name: worker.sha256 for worker in workers},
+        )
     return CompareReport(
-        results=tuple(
-            dataclasses.replace(
-                result, miou=mious.get(result.name), sha256=made.sha256.get(result.name)
-            )
-            for result in results
-        ),
-        left_out=(*made.left_out, *left_out),
+        results=tuple(results),
+        left_out=tuple(left_out),
         rounds=rounds,
         weights=checkpoint.path.name,
         weights_sha256=checkpoint.sha256,
@@ -196,27 +202,28 @@ def compare_weights(
     )
 
 
-def time_routes(
-    routes: dict[str, Route],
-    frames: FrameSet,
-    rounds: int,
+def results_of(
+    names: Sequence[str],
+    blocks: Sequence[Sequence[Sequence[float]]],
+    labels: Sequence[Sequence[np.ndarray]],
     *,
-    on_round: Callable[[int], None] = lambda done: None,
+    mious: Mapping[str, float],
+    sha256: Mapping[str, str | None],
 ) -> list[RouteResult]:
-    """Time routes in interleaved rounds; the first is the reference of speed and labels.
+    """Compare routes with the first.
 
     Speed is compared within a round, so that a machine that slows down slows all alike.
+
+    Args:
+        names: Of the routes.
+        blocks: For each route, for each round, milliseconds of its calls.
+        labels: For each route, class maps of the same frames.
+        mious: Name to mIoU, where it was measured.
+        sha256: Name to the hash of what ran.
     """
-    pictures = cycle(frames.frames)
-    subjects = [
-        Subject(name=name, scope=END_TO_END, call=lambda i, route=route: route(pictures(i)))  # type: ignore[misc]
-        for name, route in routes.items()
-    ]
-    blocks = measure_rounds(subjects, rounds, on_round=on_round)
     medians = np.array([[np.median(block) for block in own] for own in blocks])
-    labels = [[route(frame) for frame in frames.frames] for route in routes.values()]
     results = []
-    for name, own, per_round, found in zip(routes, blocks, medians, labels, strict=True):
+    for name, own, per_round, found in zip(names, blocks, medians, labels, strict=True):
         ratios = medians[0] / per_round
         low, high = median_interval(ratios)
         results.append(
@@ -227,8 +234,8 @@ def time_routes(
                 speed_low=low,
                 speed_high=high,
                 agreement=label_agreement(found, labels[0]),
-                miou=None,
-                sha256=None,
+                miou=mious.get(name),
+                sha256=sha256.get(name),
             )
         )
     return results
@@ -263,7 +270,8 @@ def compare_notes(report: CompareReport) -> list[str]:
     """Explain the table: what the ratios are of, what is missing."""
     first = report.results[0].name
     lines = [
-        f"speed and labels: against {first}; {report.rounds} interleaved rounds, ratios within a round.",
+        f"speed and labels: against {first}; {report.rounds} interleaved rounds, ratios within a round; "
+        "each route in a process of its own.",
         f"weights {report.weights_sha256[:12]}",
     ]
     floors = ", ".join(f"{name} {ms:.0f} ms" for name, ms in report.compute_floor_ms.items())
@@ -329,19 +337,15 @@ def _plain_graph(weights: str, size_hw: tuple[int, int], folder: Path) -> Path:
     return path
 
 
-def _miou(
-    route: Route,
-    labelled: LabelledSplit,
-    size_hw: tuple[int, int],
-    name: str,
-    on_part: Callable[[str], None],
-) -> float:
-    on_part(f"mIoU of {name}")
+def _miou(worker: RouteWorker, labelled: LabelledSplit, size_hw: tuple[int, int]) -> float:
     matrix = ConfusionMatrix(labelled.label_set.num_classes, labelled.label_set.ignore_index)
-    for index in range(len(labelled)):
-        sample = labelled[index]
-        labels = route(resize_frame(sample.image, size_hw))
-        matrix.update(sample.labels, resize_map(labels, sample.labels.shape[:2]))
+    for start in range(0, len(labelled), _IMAGES_AT_ONCE):
+        stop = min(start + _IMAGES_AT_ONCE, len(labelled))
+        samples = [labelled[index] for index in range(start, stop)]
+        found = worker.segment([resize_frame(sample.image, size_hw) for sample in samples])
+        for labels, sample in zip(found, samples, strict=True):
+            height, width = sample.labels.shape
+            matrix.update(sample.labels, resize_map(labels, (height, width)))
     return matrix.miou
 
 

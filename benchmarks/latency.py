@@ -56,34 +56,21 @@ class _Run:
 
     def turn(self) -> None:
         """Take one turn: an untimed call, then timed ones."""
-        self._call()
+        self.call()
         ends = time.perf_counter() + self.protocol.block_seconds
         while not self.is_done:
-            self.samples_ms.append(self._call())
+            self.samples_ms.append(self.call())
             if time.perf_counter() >= ends:
                 return
 
-    def block(self, min_calls: int) -> list[float]:
-        """Take one block: an untimed call, then timed ones."""
-        self._call()
-        times = [self._call() for _ in range(min_calls)]
-        while sum(times) < self.protocol.block_seconds * 1e3:
-            times.append(self._call())
-        return times
-
-    def warm_up_briefly(self) -> None:
-        """Call three times."""
-        for _ in range(3):
-            self._call()
-
     def warm_up(self) -> None:
         """Call until warm (see ``Protocol``)."""
-        protocol, times = self.protocol, [self._call()]
+        protocol, times = self.protocol, [self.call()]
         while sum(times) < protocol.warmup_cap_seconds * 1e3:
             is_long_enough = sum(times) >= protocol.warmup_seconds * 1e3
             if is_long_enough and len(times) >= protocol.warmup_calls and _is_settled(times):
                 return
-            times.append(self._call())
+            times.append(self.call())
 
     @property
     def is_done(self) -> bool:
@@ -95,7 +82,8 @@ class _Run:
         )
         return is_enough or seconds >= self.protocol.cap_seconds
 
-    def _call(self) -> float:
+    def call(self) -> float:
+        """Call the subject: milliseconds."""
         started = time.perf_counter_ns()
         self.subject.call(self.calls)
         elapsed_ms = (time.perf_counter_ns() - started) / 1e6
@@ -130,38 +118,22 @@ def measure_latency(
     return [summarize(run.samples_ms) for run in runs]
 
 
-def measure_rounds(
-    subjects: Sequence[Subject],
-    rounds: int,
-    *,
-    block_seconds: float = 0.2,
-    min_calls: int = 2,
-    on_round: Callable[[int], None] = lambda done: None,
-) -> list[list[list[float]]]:
-    """Time subjects in rounds: in each, every subject has one block of calls, its first call not timed.
+class TimedBlocks:
+    """Times a subject in blocks, so that others can have their turn between."""
 
-    Args:
-        subjects: What to compare; each is called three times before the first round.
-        rounds: How many.
-        block_seconds: A block lasts at least so long,
-        min_calls: and at least so many timed calls.
-        on_round: Told after each round.
+    def __init__(self, subject: Subject) -> None:
+        """Call it three times to warm up."""
+        self._run = _Run(subject, Protocol())
+        for _ in range(3):
+            self._run.call()
 
-    Returns:
-        Milliseconds: for each subject, for each round, those of its calls.
-    """
-    protocol = Protocol(
-        min_seconds=float("inf"), cap_seconds=float("inf"), block_seconds=block_seconds
-    )
-    runs = [_Run(subject, protocol) for subject in subjects]
-    for run in runs:
-        run.warm_up_briefly()
-    blocks: list[list[list[float]]] = [[] for _ in runs]
-    for done in range(1, rounds + 1):
-        for run, own in zip(runs, blocks, strict=True):
-            own.append(run.block(min_calls))
-        on_round(done)
-    return blocks
+    def take(self, seconds: float, min_calls: int) -> list[float]:
+        """Call it once untimed, then for at least so long and so often: milliseconds of each call."""
+        self._run.call()
+        times = [self._run.call() for _ in range(min_calls)]
+        while sum(times) < seconds * 1e3:
+            times.append(self._run.call())
+        return times
 
 
 def yardstick() -> Subject:

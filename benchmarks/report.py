@@ -162,6 +162,8 @@ def notes(report: BenchReport) -> list[str]:
             )
         if isinstance(result, LatencyResult) and result.transfer is not None:
             lines.extend(_clock_note(result, result.transfer))
+        if isinstance(result, LatencyResult) and result.trtexec:
+            lines.append(f"{result.name}: {result.trtexec}.")
         if result.reference is None:
             lines.append(
                 f"unchecked: {result.name}: no fp32 artefact of the same weights and size lies beside it; "

@@ -7,9 +7,8 @@ out.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.backends.tensorrt import TensorRtBackend
 from runtime.card import ModelCard
 from runtime.errors import RunError
-from runtime.files import sha256_of
 from runtime.segmenter import Segmenter
 from runtime.tensorrt_api import KINDS
 
@@ -40,68 +38,31 @@ _VARIANTS = (
 )
 
 
-@dataclass(kw_only=True)
-class RouteSet:
-    """Routes by name, the first the reference, and what could not be had."""
-
-    routes: dict[str, Route] = field(default_factory=dict)
-    """Name to route."""
-    left_out: list[str] = field(default_factory=list)
-    """One line for each that could not be had here, and why."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Name to the hash of the file that runs; of our own and the plain export."""
-
-    def add(
-        self, name: str, make: Callable[[], tuple[Route, Path | None]], probe: np.ndarray
-    ) -> None:
-        """Make a route and run it once; one that fails is left out with its reason."""
-        try:
-            route, path = make()
-            route(probe)
-        except Exception as error:  # other people's software may fail in any way: say so, and go on
-            reason = next(iter(str(error).strip().splitlines()), "")
-            self.left_out.append(f"{name}: {type(error).__name__}: {reason[:200]}")
-            return
-        self.routes[name] = route
-        if path is not None:
-            self.sha256[name] = sha256_of(path)
+Maker = Callable[[], tuple[Route, Path | None]]
+"""Makes a route, and names the file that it runs; ``None`` for torch, which runs the weights."""
 
 
-def build_routes(
+def route_makers(
     weights: str,
     size_hw: tuple[int, int],
     folder: Path,
     stack: ExitStack,
     *,
     calibration: Path | None = None,
-    skip: Collection[str] = (),
-    on_route: Callable[[str], None] = lambda name: None,
-) -> RouteSet:
-    """Make every route that this machine offers, torch eager first.
+) -> dict[str, Maker]:
+    """List every route that this machine may offer, torch eager first; each is made when it is called.
 
     Args:
         weights: Checkpoint, or the name of shipped weights.
         size_hw: Frame size.
-        folder: Where artefacts go.
+        folder: Where artefacts go; what is there already is used again.
         stack: Closes what is opened.
         calibration: Frames to measure INT8 ranges on; ``None`` takes those that are shipped.
-        skip: Names of routes not to make.
-        on_route: Told of each before it is made.
     """
-    made = RouteSet()
-    probe = np.zeros((*size_hw, 3), np.uint8)
-    makers = [*_cpu_makers(weights, size_hw, folder, stack, calibration)]
+    makers = dict(_cpu_makers(weights, size_hw, folder, stack, calibration))
     if torch.cuda.is_available():
-        makers += _gpu_makers(weights, size_hw, folder, stack)
-    for name, make in makers:
-        if name in skip:
-            continue
-        on_route(name)
-        made.add(name, make, probe)
-    return made
-
-
-Maker = tuple[str, Callable[[], tuple[Route, Path | None]]]
+        makers |= dict(_gpu_makers(weights, size_hw, folder, stack))
+    return makers
 
 
 def _cpu_makers(
@@ -110,7 +71,7 @@ def _cpu_makers(
     folder: Path,
     stack: ExitStack,
     calibration: Path | None,
-) -> Iterator[Maker]:
+) -> Iterator[tuple[str, Maker]]:
     def eager(**options: Any) -> tuple[Route, None]:
         return torch_route(load_checkpoint(weights), **options), None
 
@@ -145,7 +106,7 @@ def _cpu_makers(
 
 def _gpu_makers(
     weights: str, size_hw: tuple[int, int], folder: Path, stack: ExitStack
-) -> Iterator[Maker]:
+) -> Iterator[tuple[str, Maker]]:
     def on_gpu(dtype: torch.dtype, **options: Any) -> tuple[Route, None]:
         return gpu_torch_route(weights, dtype, **options), None
 

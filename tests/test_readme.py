@@ -15,6 +15,7 @@ DOCUMENTS = [
     if not {".venv", "out", "node_modules"} & set(path.parts)
 ]
 BIN = Path(sys.executable).parent
+SUBCOMMANDS = ("to-onnx", "inspect", "build-engine", "quantize", "compare", "diff", "roofline")
 
 
 def commands() -> list[list[str]]:
@@ -32,9 +33,7 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_option_in_the_readme_exists(command):
-    subcommand = [
-        word for word in command[1:2] if word in ("to-onnx", "inspect", "build-engine", "quantize")
-    ]
+    subcommand = [word for word in command[1:2] if word in SUBCOMMANDS]
     program = [str(BIN / command[0]), *subcommand, "--help"]
     environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": str(BIN)}
     result = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
@@ -51,15 +50,20 @@ def test_the_readme_commands_work_one_after_the_other(tmp_path):
         write_image(tmp_path / name, street_scene((64, 128)).image)
     small = {
         "to-onnx": ["--size", "64x128"],
-        "esnet-bench": ["--size", "64x128", "--max-seconds", "0.2"],
+        "roofline": ["--size", "64x128", "--no-measure"],
+        "diff": ["--max-slower", "900%"],  # of two runs of 0.2 s
     }
+    bench = ["--size", "64x128", "--max-seconds", "0.2"]
     for command in commands():
         if any(word.startswith(("drive", "../shared")) for word in command) or "bf16" in command:
             continue  # needs a video, a dataset, or a CPU with bf16
-        extra = [word for key, words in small.items() if key in command[:2] for word in words]
+        is_bench = command[0] == "esnet-bench" and command[1] not in SUBCOMMANDS
+        extra = bench if is_bench else small.get(command[1], [])
         program = [str(BIN / command[0]), *command[1:], *extra]
         result = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert result.returncode == 0, f"{command}: {result.stderr}"
+        if "today.json" in command:
+            (tmp_path / "yesterday.json").write_bytes((tmp_path / "today.json").read_bytes())
 
 
 def test_no_local_path_is_committed():

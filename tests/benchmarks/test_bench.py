@@ -253,3 +253,38 @@ def test_memory_stays_under_the_limit_without_torch(make_artefact, tmp_path):
     bench(make_artefact(), "--max-seconds", "0.2", "--size", "64x128", "--json", path)
     content = json.loads(path.read_text())
     assert content["peak_memory_bytes"] < 1.5e9
+
+
+class TestOnAGpu:
+    """The device's clock beside the host's, through a stand-in for a backend with a ring of slots."""
+
+    class Ring:
+        num_slots = 3
+
+        def stage_times_ms(self):
+            return (0.2, 0.01, 0.1)
+
+    @pytest.fixture
+    def timed(self, make_artefact, quick, monkeypatch):
+        from runtime.backends.null import NullBackend
+
+        monkeypatch.setattr(NullBackend, "ring", self.Ring(), raising=False)
+        options = BenchOptions(backends=["null"], protocol=quick, preset="trtexec10")
+        return bench_models([make_artefact()], load_frames(None, SIZE), options)
+
+    def test_kernels_and_transfers_are_told_apart(self, timed):
+        result = timed.results[0]
+        assert result.engine.p50 == 0.01
+        assert result.transfer.n == result.engine.n
+        assert list(result.scopes) == ["engine", "transfer", "end to end"]
+        stages = {stage.name: stage.ms for stage in result.waterfall.stages}
+        assert (stages["copy in"], stages["engine"], stages["copy out"]) == (0.2, 0.01, 0.1)
+
+    def test_the_figure_is_also_told_as_trtexec_defines_it(self, timed):
+        assert "0.310 ms" in timed.results[0].trtexec
+        assert any("as trtexec10 defines latency" in note for note in notes(timed))
+
+    def test_clocks_that_disagree_are_told(self, timed):
+        slow = dataclasses.replace(timed.results[0], engine=summarize([1e3] * 20))
+        disagreeing = dataclasses.replace(timed, results=(slow,))
+        assert any(note.startswith("clocks disagree") for note in notes(disagreeing))

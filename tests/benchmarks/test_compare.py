@@ -13,14 +13,16 @@ from benchmarks.compare import (
     compare_grid,
     compare_notes,
     compare_weights,
-    time_routes,
+    results_of,
     write_comparison_json,
     write_comparison_markdown,
 )
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet, load_frames
-from benchmarks.routes import RouteSet, plain_onnx_route, plain_openvino_route, torch_route
+from benchmarks.routes import plain_onnx_route, plain_openvino_route, torch_route
+from benchmarks.workers import RouteRequest, RouteWorker
 from esnet.checkpoint import load_checkpoint
+from esnet.data.datasets import open_split
 
 SIZE = (64, 128)
 
@@ -43,42 +45,45 @@ def test_the_plain_export_labels_as_torch_does(camvid, tmp_path, frames, make):
     assert (plain(frame) == torch(frame)).mean() > 0.98
 
 
-def test_routes_are_compared_with_the_first(camvid, frames):
-    eager = torch_route(camvid)
-    results = time_routes({"torch": eager, "other": lambda f: eager(f) + np.uint8(1)}, frames, 3)
-    assert results[0].speed == 1.0
+def test_routes_are_compared_with_the_first_within_a_round():
+    maps = [np.zeros((4, 4), np.uint8)]
+    # The machine halves its speed in the second round: both routes take twice the time.
+    blocks = [[[100.0, 102.0], [200.0, 204.0]], [[50.0, 51.0], [100.0, 102.0]]]
+    results = results_of(["a", "b"], blocks, [maps, [maps[0] + 1]], mious={"b": 0.5}, sha256={})
+    assert [result.speed for result in results] == [1.0, 2.0]
+    assert (results[1].speed_low, results[1].speed_high) == (2.0, 2.0)
     assert [result.agreement for result in results] == [1.0, 0.0]
-    assert results[1].speed_low <= results[1].speed <= results[1].speed_high
-    assert results[0].end_to_end.n >= 6
+    assert [result.miou for result in results] == [None, 0.5]
 
 
-def test_a_route_that_fails_is_left_out_with_its_reason(frames):
-    def broken(frame):
-        raise RuntimeError("no compiler\nand more")
+def request_of(frames, name: str, folder) -> RouteRequest:
+    return RouteRequest(
+        name=name, weights="camvid", folder=folder, calibration=None, frames=frames.frames
+    )
 
-    made = RouteSet()
-    made.add("works", lambda: (lambda frame: frame[..., 0], None), frames.frames[0])
-    made.add("compiled", lambda: (broken, None), frames.frames[0])
-    assert list(made.routes) == ["works"]
-    assert made.left_out == ["compiled: RuntimeError: no compiler"]
+
+def test_a_worker_times_and_labels_in_a_process_of_its_own(camvid, frames, tmp_path):
+    with RouteWorker(request_of(frames, "torch eager fp32", tmp_path)) as worker:
+        assert len(worker.time_block(0.0, 3)) == 3
+        expected = torch_route(camvid)(frames.frames[1])
+        assert (worker.segment(frames.frames)[1] == expected).all()
+        assert worker.segment([np.zeros((32, 40, 3), np.uint8)])[0].shape == (32, 40)
+
+
+def test_a_route_that_fails_tells_why(frames, tmp_path):
+    wrong = dataclasses.replace(request_of(frames, "torch eager fp32", tmp_path), weights="no.pt")
+    with pytest.raises(BenchmarkError, match=r"torch eager fp32: CheckpointError: .*no\.pt"):
+        RouteWorker(wrong)
 
 
 @pytest.fixture(scope="module")
-def report(frames, small_camvid, tmp_path_factory) -> CompareReport:
+def report(frames, small_camvid) -> CompareReport:
     """Every route there is, on tiny frames, compiled ones apart: a compiler takes its minute."""
-    import benchmarks.compare as module
-    from esnet.data.datasets import open_split
-
     with pytest.MonkeyPatch.context() as patch:
-        make = module.build_routes
-
-        def without_compiler(*arguments, **options):
-            return make(*arguments, **options, skip=("torch.compile fp32",))
-
-        patch.setattr(module, "build_routes", without_compiler)
-        patch.setattr(module, "MIN_ROUNDS", 2)
+        patch.setattr("benchmarks.compare.MIN_ROUNDS", 2)
         labelled = open_split("camvid", small_camvid, "val")
-        return compare_weights("camvid", frames, rounds=2, labelled=labelled)
+        skip = ("torch.compile fp32",)
+        return compare_weights("camvid", frames, rounds=2, labelled=labelled, skip=skip)
 
 
 def test_every_route_of_this_machine_is_there_with_its_accuracy(report):
