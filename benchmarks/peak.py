@@ -167,9 +167,10 @@ def _best_seconds(call: Call, least_seconds: float) -> float:
 
 
 def _openvino_calls(channels: int, side: int, threads: int) -> Iterator[tuple[str, Call]]:
-    import openvino as ov
 
-    core = ov.Core()
+    from runtime.backends.openvino import shared_core
+
+    core = shared_core()
     hints = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         del hints["bf16"]

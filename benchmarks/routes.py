@@ -211,10 +211,10 @@ def plain_onnx_route(
 
 def plain_openvino_route(checkpoint: Checkpoint, size_hw: tuple[int, int], path: Path) -> Route:
     """Run the same plain export in OpenVINO with its defaults, which are bf16 on CPUs that have it."""
-    import openvino as ov
+    from runtime.backends.openvino import shared_core
 
     _export_plainly(checkpoint, size_hw, path)
-    compiled = ov.Core().compile_model(str(path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    compiled = shared_core().compile_model(str(path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     return _float_route(checkpoint, lambda x: compiled(x)[0])
 
 

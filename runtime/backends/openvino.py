@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,17 @@ from runtime.errors import ModelFileError
 from runtime.machine import cpu_name
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@functools.cache
+def shared_core() -> ov.Core:
+    """Get the one Core of this process.
+
+    The CPU plugin of OpenVINO 2026.4 installs a signal stack when it loads, and puts back what it found when
+    its Core ends. With two Cores that end in the order they began, what is put back was freed: the next
+    signal, Ctrl-C or the end of a child, would end the process with a segmentation fault.
+    """
+    return ov.Core()
 
 
 class OpenVinoBackend(CardBackend):
@@ -35,7 +47,7 @@ class OpenVinoBackend(CardBackend):
     ) -> None:
         super().__init__(card)
         self.device = cpu_name()
-        core = ov.Core()
+        core = shared_core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         offered = ("fp32", "bf16") if has_bf16 else ("fp32",)
         # Of an INT8 artefact, what is not quantized runs in bf16 where the CPU has it: 13 % less time for the
@@ -45,7 +57,6 @@ class OpenVinoBackend(CardBackend):
             offered = ("int8",)
         require_precision(precision, offered, backend=self.name, device=self.device)
         self.precision = precision or offered[0]
-        self._core = core
         self._config: dict[str, object] = {
             "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision, hint),
             "PERFORMANCE_HINT": "LATENCY",
@@ -69,7 +80,7 @@ class OpenVinoBackend(CardBackend):
         if size not in self._requests:
             model = self._model.clone()
             model.reshape({self.input.name: [size, *self.input.shape[1:]]})
-            compiled = self._core.compile_model(model, "CPU", self._config)
+            compiled = shared_core().compile_model(model, "CPU", self._config)
             self._requests[size] = compiled.create_infer_request()
         return self._requests[size]
 
@@ -79,7 +90,7 @@ class OpenVinoBackend(CardBackend):
 
     def _release(self) -> None:
         self._requests.clear()
-        del self._model, self._core
+        del self._model
 
 
 def _shapes(model: ov.Model) -> dict[str, tuple[int | None, ...]]:

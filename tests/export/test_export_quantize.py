@@ -37,6 +37,7 @@ from export.quantize_session import as_rows
 from export.trt_builder import BuildOptions, build_plan
 from runtime.advice import quantization_advice
 from runtime.backend import open_backend
+from runtime.backends.openvino import shared_core
 from runtime.card import ModelCard
 from runtime.tensorrt_api import load_tensorrt
 
@@ -528,7 +529,7 @@ def error_behind_concat(openvino, scheme, *, with_max: bool) -> float:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
     truth = session.run(None, inputs)[0]
-    core = openvino.Core()
+    core = shared_core()
     compiled = core.compile_model(
         core.read_model(quantized), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

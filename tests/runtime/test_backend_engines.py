@@ -1,5 +1,7 @@
 """OpenVINO and ONNX Runtime: the arithmetic that really runs, and graphs that they cannot open."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -121,3 +123,16 @@ def test_a_graph_that_does_not_fit_its_card_is_refused(corrupt, name, changes, m
     path = corrupt(change_card=lambda card: replace(card, **changes))
     with pytest.raises(ModelFileError, match=f"does not fit its card: {message}"):
         open_backend(path, name)
+
+
+def test_a_signal_is_survived_after_models_were_closed_in_any_order(make_artefact):
+    code = (
+        "import os, signal, sys; from runtime.backend import open_backend\n"
+        "first, second = (open_backend(sys.argv[1], 'openvino') for _ in range(2))\n"
+        "first.close(); second.close()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    command = [sys.executable, "-c", code, str(make_artefact())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
