@@ -18,8 +18,8 @@ from rich.console import Console
 from benchmarks.environment import describe_environment, describe_gpu_state
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
+from benchmarks.grid import Grid, as_table, markdown_from_grid, wide_console
 from benchmarks.peak import measure_machine
-from benchmarks.report import Grid, as_table, markdown_from_grid, wide_console
 from benchmarks.roofline import network_from_onnx
 from benchmarks.routes import OUR_NAME, route_makers
 from benchmarks.statistics import Summary, label_agreement, median_interval, summarize

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.report import Grid
+from benchmarks.grid import Grid
 
 _STEADY_WITHIN = 0.03
 _SCOPES = {"engine": "engine", "transfer": "transfer", "end_to_end": "end to end", "age": "age"}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.bench import BenchReport, LatencyResult
 from benchmarks.errors import BenchmarkError
-from benchmarks.report import Grid, notes, result_grid, verdict, waterfall_grid
+from benchmarks.grid import HINT, TEXT_COLUMNS, Grid
+from benchmarks.report import notes, result_grid, verdict, waterfall_grid
 from benchmarks.throughput import ThroughputResult
 from benchmarks.waterfall import Waterfall
 from runtime.files import atomic_path
@@ -88,8 +89,8 @@ def page_from_report(report: BenchReport) -> str:
             "peak RSS": f"{report.peak_memory_bytes / 1e9:.2f} GB",
             "harness": f"{report.overhead_us:.1f} us a call",
         },
-        text_columns=("scope", "what would shrink it"),
-        hint_column="what would shrink it",
+        text_columns=TEXT_COLUMNS,
+        hint_column=HINT,
     )
 
 

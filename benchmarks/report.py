@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from benchmarks.bench import TARGET_SOURCE, BenchReport, LatencyResult, Result
 from benchmarks.camera import CameraResult
+from benchmarks.grid import HINT, Grid, as_table, markdown_from_grid, wide_console
 from benchmarks.statistics import MIN_SAMPLES_FOR_P99, Summary
 from benchmarks.throughput import Rate, ThroughputResult
 from benchmarks.waterfall import Waterfall
 from runtime.files import atomic_path
 
-_MIN_WIDTH = 120
 _TITLES = {
     "latency": "latency, one frame in flight, milliseconds",
     "throughput": "throughput, frames in flight, frames a second",
@@ -31,15 +26,6 @@ _COLUMNS = {
     "throughput": ("scope", "frames", "FPS", "95 % CI", "speed"),
     "camera": ("offered", "done", "dropped", "missed", "age p50", "p90", "p99", "max"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table as text."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
 
 
 def result_grid(report: BenchReport) -> Grid:
@@ -73,7 +59,7 @@ def waterfall_grid(name: str, waterfall: Waterfall, target_ms: float) -> Grid:
     ]
     budget = f"{100 * waterfall.total_ms / target_ms:.0f} %"
     rows.append(["file to overlay", f"{waterfall.total_ms:.2f}", "100 %", budget, ""])
-    columns = ("stage", "ms", "share", f"of {target_ms:.2f} ms", "what would shrink it")
+    columns = ("stage", "ms", "share", f"of {target_ms:.2f} ms", HINT)
     return Grid(f"{name}: one frame after the other, from {waterfall.decoded}", columns, rows)
 
 
@@ -98,37 +84,6 @@ def print_report(report: BenchReport, console: Console | None = None) -> None:
         console.print(note, markup=False, soft_wrap=True)
     for result in report.results:
         console.print(verdict(report, result), markup=False, soft_wrap=True)
-
-
-def wide_console(console: Console | None = None) -> Console:
-    """Get a console that a table fits into."""
-    console = console or Console(highlight=False)
-    if console.width < _MIN_WIDTH:
-        console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
-    return console
-
-
-def as_table(grid: Grid) -> Table:
-    """Turn a grid into a table for the screen; text is to the left, figures to the right."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=escape(grid.title),
-        title_justify="left",
-        pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
-    for index, column in enumerate(grid.columns):
-        is_text = index == 0 or column in ("scope", "what would shrink it", "route")
-        table.add_column(
-            column,
-            justify="left" if is_text else "right",
-            no_wrap=index > 0 and column != "what would shrink it",
-            overflow="fold",
-        )
-    for row in grid.rows:
-        table.add_row(*map(escape, row))
-    return table
 
 
 def notes(report: BenchReport) -> list[str]:
@@ -215,29 +170,6 @@ def write_json(report: BenchReport, path: Path) -> None:
     """Write the whole report, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-
-
-def write_csv(grid: Grid, path: Path) -> None:
-    """Write a grid as CSV; empty names are filled from above, so that each row stands alone."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(grid.columns)
-        name = ""
-        for row in grid.rows:
-            name = row[0] or name
-            writer.writerow([name, *row[1:]])
-
-
-def markdown_from_grid(grid: Grid) -> str:
-    """Write a grid as a Markdown table."""
-    lines = [
-        "| " + " | ".join(grid.columns) + " |",
-        "|---|" + "---:|" * (len(grid.columns) - 1),
-    ]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid.rows
-    ]
-    return "\n".join(lines)
 
 
 def write_markdown(report: BenchReport, path: Path) -> None:

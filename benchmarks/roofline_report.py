@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from benchmarks.bench import TARGET_FPS, TARGET_SOURCE
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
+from benchmarks.grid import Grid, as_table, markdown_from_grid
 from benchmarks.peak import Measured, measure_machine, measure_model
 from benchmarks.roofline import (
     ITEM_BYTES,
@@ -109,18 +107,6 @@ class RooflineReport:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """A table before it is known where it is shown."""
-
-    title: str
-    """Above it."""
-    header: tuple[str, ...]
-    """The first column is text, the others are figures."""
-    rows: tuple[tuple[str, ...], ...]
-    """One cell a column."""
-
-
 def run_roofline(
     model: Path | None,
     *,
@@ -187,7 +173,7 @@ def print_roofline(
         console.print(f"{key:>10}  {value}", markup=False, soft_wrap=True)
     console.print()
     for grid in grids(report, show_layers=show_layers):
-        console.print(_rich(grid))
+        console.print(as_table(grid))
     for note in notes(report):
         console.print(note, markup=False, soft_wrap=True)
 
@@ -196,9 +182,7 @@ def markdown_from_report(report: RooflineReport, *, show_layers: bool = False) -
     """Write what is printed as a Markdown page."""
     parts = ["# Roofline", "\n".join(f"- {key}: {value}" for key, value in headlines(report))]
     for grid in grids(report, show_layers=show_layers):
-        rule = ("---", *("---:" for _ in grid.header[1:]))
-        rows = ("| " + " | ".join(row) + " |" for row in (grid.header, rule, *grid.rows))
-        parts.append(f"## {grid.title}\n\n" + "\n".join(rows))
+        parts.append(f"## {grid.title}\n\n{markdown_from_grid(grid)}")
     parts.append("\n".join(f"- {note}" for note in notes(report)))
     return "\n\n".join(parts) + "\n"
 
@@ -243,7 +227,7 @@ def gpus_grid(network: Network, devices: Sequence[Device]) -> Grid:
             floor = network.floor(device, precision)
             row += [_ms(floor.ms), f"{floor.fps:.0f}", _needed(floor.needed_efficiency(TARGET_FPS))]
         rows.append(tuple(row))
-    return Grid(title="floors by published peaks", header=tuple(header), rows=tuple(rows))
+    return Grid(title="floors by published peaks", columns=tuple(header), rows=tuple(rows))
 
 
 def device_grid(network: Network, device: Device, measured: Sequence[Measured] = ()) -> Grid:
@@ -268,7 +252,7 @@ def device_grid(network: Network, device: Device, measured: Sequence[Measured] =
             time_ms = times_ms.get(precision)
             row += [_ms(time_ms), f"{time_ms / floor.ms:.2f}"] if time_ms else ["-", "-"]
         rows.append(tuple(row))
-    return Grid(title=f"floor on {device.name}", header=tuple(header), rows=tuple(rows))
+    return Grid(title=f"floor on {device.name}", columns=tuple(header), rows=tuple(rows))
 
 
 def block_grid(network: Network, device: Device) -> Grid:
@@ -298,7 +282,7 @@ def work_grid(network: Network) -> Grid:
         )
         for layer in network.layers
     )
-    return Grid(title="layers", header=header, rows=rows)
+    return Grid(title="layers", columns=header, rows=rows)
 
 
 def notes(report: RooflineReport) -> list[str]:
@@ -390,23 +374,7 @@ def _times_grid(
             bound = "mem" if floor.memory_share > 0.5 else "comp"
             row += [f"{floor.ms:.3f}", f"{100 * share:.1f}%", bound]
         rows.append(tuple(row))
-    return Grid(title=title, header=tuple(header), rows=tuple(rows))
-
-
-def _rich(grid: Grid) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=escape(grid.title),
-        title_justify="left",
-        pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
-    for index, column in enumerate(grid.header):
-        table.add_column(escape(column), justify="right" if index else "left", no_wrap=True)
-    for row in grid.rows:
-        table.add_row(*map(escape, row))
-    return table
+    return Grid(title=title, columns=tuple(header), rows=tuple(rows))
 
 
 def _subject_as_dict(subject: Subject) -> dict[str, Any]:

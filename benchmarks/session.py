@@ -29,17 +29,10 @@ from benchmarks.bench import BenchOptions, BenchReport, bench_models
 from benchmarks.diff import diff_grid, diff_reports
 from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.frames import load_frames
+from benchmarks.grid import as_table, wide_console, write_csv
 from benchmarks.html_report import require_page_libraries, write_page
 from benchmarks.opened import OpenModel, precisions_of
-from benchmarks.report import (
-    as_table,
-    print_report,
-    result_grid,
-    wide_console,
-    write_csv,
-    write_json,
-    write_markdown,
-)
+from benchmarks.report import print_report, result_grid, write_json, write_markdown
 from runtime.advice import form_advice, quantization_advice
 from runtime.segmenter import Segmenter
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from benchmarks.bench import BenchOptions, bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
+from benchmarks.grid import write_csv
 from benchmarks.report import (
     int8_advice,
     notes,
     print_report,
     result_grid,
     verdict,
-    write_csv,
     write_json,
     write_markdown,
 )

@@ -296,7 +296,7 @@ def test_all_lists_every_gpu_of_the_table(full_size):
 
 def test_the_tables_add_up_to_the_whole(report):
     blocks = list(grids(report))[1]
-    column = blocks.header.index("share")
+    column = blocks.columns.index("share")
     shares = [float(row[column].rstrip("%")) for row in blocks.rows]
     assert shares[-1] == 100.0
     assert sum(shares[:-1]) == pytest.approx(100.0, abs=0.05 * len(shares))
@@ -311,7 +311,7 @@ def test_layers_shows_every_layer(report):
 def test_what_was_measured_stands_beside_the_floor(report):
     floor = report.subject.network.floor(report.machine.device, "fp32")
     here = list(grids(report))[2]
-    rows = {row[0]: dict(zip(here.header, row, strict=True)) for row in here.rows}
+    rows = {row[0]: dict(zip(here.columns, row, strict=True)) for row in here.rows}
     assert rows["fp32"]["measured p50"] == "50.00"
     assert rows["fp32"]["x floor"] == f"{50.0 / floor.ms:.2f}"
     assert rows["int8"]["measured p50"] == "-"
