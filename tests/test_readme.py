@@ -57,8 +57,9 @@ def test_the_readme_commands_work_one_after_the_other(tmp_path):
     for command in commands():
         if any(word.startswith(("drive", "../shared")) for word in command) or "bf16" in command:
             continue  # needs a video, a dataset, or a CPU with bf16
-        is_bench = command[0] == "esnet-bench" and command[1] not in SUBCOMMANDS
-        extra = bench if is_bench else small.get(command[1], [])
+        subcommand = "".join(command[1:2])
+        is_bench = command[0] == "esnet-bench" and subcommand not in SUBCOMMANDS
+        extra = bench if is_bench else small.get(subcommand, [])
         program = [str(BIN / command[0]), *command[1:], *extra]
         result = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert result.returncode == 0, f"{command}: {result.stderr}"
