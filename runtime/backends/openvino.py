@@ -63,6 +63,8 @@ class OpenVinoBackend(CardBackend):
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
+            # Pinned, two models of one thread each would share the first core.
+            self._config["ENABLE_CPU_PINNING"] = False
         self._requests: dict[int, ov.InferRequest] = {}
         try:
             self._model = core.read_model(path)
