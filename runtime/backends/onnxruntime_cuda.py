@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
-from runtime.backends.base import CardBackend, release_all, require_precision
+from runtime.backends.base import require_precision
+from runtime.backends.ringed import NUM_SLOTS, RingedBackend
 from runtime.card import ModelCard
 from runtime.cuda.device import CudaDevice, Stream, open_device
 from runtime.cuda.ring import Slot, SlotLayout, SlotRing
@@ -20,8 +19,8 @@ _PROVIDER = "CUDAExecutionProvider"
 _NO_SYNC = "disable_synchronize_execution_providers"
 
 
-class OnnxRuntimeCudaBackend(CardBackend):
-    """Runs an ONNX file on an NVIDIA GPU; batches overlap through ``submit`` and ``collect``."""
+class OnnxRuntimeCudaBackend(RingedBackend):
+    """Runs an ONNX file on an NVIDIA GPU."""
 
     name = "onnxruntime-cuda"
 
@@ -32,7 +31,7 @@ class OnnxRuntimeCudaBackend(CardBackend):
         *,
         precision: str | None = None,
         threads: int | None = None,
-        num_slots: int = 3,
+        num_slots: int = NUM_SLOTS,
         device: CudaDevice | None = None,
         timing: bool = False,
     ) -> None:
@@ -55,7 +54,6 @@ class OnnxRuntimeCudaBackend(CardBackend):
         require_precision(precision, (card.precision,), backend=self.name, device="this artefact")
         self.precision = card.precision
         _require_cuda()
-        self._closers: list[Callable[[], None]] = []
         try:
             self._open(path, device, num_slots, timing)
         except BaseException:
@@ -90,18 +88,6 @@ class OnnxRuntimeCudaBackend(CardBackend):
             )
         self._closers.append(self.ring.close)
 
-    def submit(self, batch: np.ndarray | None = None, *, num_frames: int | None = None) -> int:
-        """Start a batch and return at once; see ``SlotRing.submit``."""
-        return self.ring.submit(batch, num_frames=num_frames)
-
-    def collect(self, ticket: int | None = None) -> tuple[np.ndarray, ...]:
-        """Wait for a batch, the oldest by default; see ``SlotRing.collect``."""
-        return self.ring.collect(ticket)
-
-    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        views = self.ring.collect(self.ring.submit(batch))
-        return tuple(view.copy() for view in views)
-
     def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:
         key = slot.index, num_frames
         if key not in self._bindings:
@@ -135,9 +121,6 @@ class OnnxRuntimeCudaBackend(CardBackend):
     def _free_stream(self) -> None:
         with self._cuda.current():
             self._stream.free()
-
-    def _release(self) -> None:
-        release_all(self._closers)
 
 
 def _session(path: Path, stream: Stream) -> ort.InferenceSession:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from runtime.backends.base import CardBackend, release_all, require_precision
+from runtime.backends.base import require_precision
+from runtime.backends.ringed import NUM_SLOTS, RingedBackend
 from runtime.card import ModelCard
 from runtime.cuda.device import CudaDevice, Stream, open_device
 from runtime.cuda.ring import Slot, SlotLayout, SlotRing
@@ -24,15 +23,9 @@ from runtime.errors import CudaError, EngineMismatch, ModelFileError
 from runtime.files import atomic_path
 from runtime.tensorrt_api import TensorRt, load_tensorrt
 
-_NUM_SLOTS = 3
 
-
-class TensorRtBackend(CardBackend):
-    """Runs an engine; batches overlap through ``submit`` and ``collect``.
-
-    ``infer`` returns fresh arrays. ``collect`` returns views of page-locked memory, valid until their slot is
-    submitted again (see ``SlotRing``). It may be used from any thread; calls from several threads take turns.
-    """
+class TensorRtBackend(RingedBackend):
+    """Runs an engine."""
 
     name = "tensorrt"
 
@@ -43,7 +36,7 @@ class TensorRtBackend(CardBackend):
         *,
         precision: str | None = None,
         threads: int | None = None,
-        num_slots: int = _NUM_SLOTS,
+        num_slots: int = NUM_SLOTS,
         device: CudaDevice | None = None,
         timing: bool = False,
     ) -> None:
@@ -71,7 +64,6 @@ class TensorRtBackend(CardBackend):
         trt = load_tensorrt(record.tensorrt["kind"])
         self.name = trt.kind
         check_library(path, record, kind=trt.kind, version=trt.version)
-        self._closers: list[Callable[[], None]] = []
         try:
             self._open(path, record, trt, device, num_slots, timing)
         except BaseException:
@@ -110,18 +102,6 @@ class TensorRtBackend(CardBackend):
         self._closers.append(ring.close)
         self.ring = ring
 
-    def submit(self, batch: np.ndarray | None = None, *, num_frames: int | None = None) -> int:
-        """Start a batch and return at once; see ``SlotRing.submit``."""
-        return self.ring.submit(batch, num_frames=num_frames)
-
-    def collect(self, ticket: int | None = None) -> tuple[np.ndarray, ...]:
-        """Wait for a batch, the oldest by default; see ``SlotRing.collect``."""
-        return self.ring.collect(ticket)
-
-    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        views = self.ring.collect(self.ring.submit(batch))
-        return tuple(view.copy() for view in views)
-
     def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:
         context = self._context
         shape = (num_frames, *self.input.shape[1:])
@@ -132,9 +112,6 @@ class TensorRtBackend(CardBackend):
             context.set_tensor_address(spec.name, int(buffer.address))
         if not context.execute_async_v3(int(stream.handle)):
             raise CudaError(f"{self.name} could not enqueue a batch of {num_frames}", hint=_RESTART)
-
-    def _release(self) -> None:
-        release_all(self._closers)
 
     def _drop_engine(self) -> None:
         """Let TensorRT free the activations and the weights, its CUDA context current."""
