@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from benchmarks.bench import BenchOptions, BenchReport, bench_models
+from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
 from benchmarks.html_report import page_from_report, waterfall_picture, write_page
+from benchmarks.session import Outputs
 
 SIZE = (64, 128)
 
@@ -87,3 +90,9 @@ def test_a_waterfall_is_drawn_alone(report, tmp_path):
     result = report.results[0]
     waterfall_picture(result.name, result.waterfall, 15.87, tmp_path / "w.svg")
     assert "<svg" in (tmp_path / "w.svg").read_text()
+
+
+def test_without_its_libraries_it_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BenchmarkError, match="--html needs jinja2 and matplotlib"):
+        Outputs(html_path=Path("report.html")).check()
