@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     path
     for path in sorted(ROOT.rglob("*.md"))
-    if not {".venv", "out", "node_modules"} & set(path.parts)
+    if not {".venv", "build", "out", "node_modules"} & set(path.parts)
 ]
 BIN = Path(sys.executable).parent
 SUBCOMMANDS = ("to-onnx", "inspect", "build-engine", "quantize", "compare", "diff", "roofline")
