@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 
 from benchmarks.errors import BenchmarkError
 from runtime.console import is_terminal, new_app, parse_size, run_app
-from runtime.errors import RunError
 
 _DEFAULT_COMMAND = "run"
 
@@ -88,9 +87,9 @@ def run(
     ] = None,
 ) -> None:
     """Time MODELS on frames: p50 to p99, engine and end to end, against 63 FPS."""
-    from benchmarks.bench import BenchOptions
-    from benchmarks.latency import Protocol
     from benchmarks.session import Outputs, run_bench
+    from benchmarks.timing.latency import TimingConfig
+    from benchmarks.timing.suite import BenchOptions
 
     kind, camera_fps = _parse_mode(mode)
     options = BenchOptions(
@@ -98,7 +97,7 @@ def run(
         camera_fps=camera_fps,
         backends=backend or [None],
         precisions=precision or [None],
-        protocol=Protocol(cap_seconds=max_seconds),
+        protocol=TimingConfig(cap_seconds=max_seconds),
         target_fps=target_fps,
         reference=reference,
         preset=preset,
@@ -145,7 +144,7 @@ def roofline(
     ] = None,
 ) -> None:
     """Tell the least time MODEL can take on a GPU, and on this machine beside what it does take."""
-    from benchmarks.roofline_report import run_roofline
+    from benchmarks.roofline.report import run_roofline
 
     run_roofline(
         model,
@@ -290,14 +289,9 @@ def _parse_percent(text: str) -> float:
 
 def main() -> None:
     """Entry point of ``esnet-bench``."""
-    from esnet.errors import EsnetError
-    from export.errors import ExportError
-
-    run_app(app, BenchmarkError, RunError, EsnetError, ExportError)
+    run_app(app)
 
 
 def eval_main() -> None:
     """Entry point of ``esnet-eval``."""
-    from esnet.errors import EsnetError
-
-    run_app(eval_app, BenchmarkError, RunError, EsnetError)
+    run_app(eval_app)

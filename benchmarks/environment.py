@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from runtime.machine import cpu_name, nvidia_gpus, nvidia_states
+from runtime.machine.machine import cpu_name, nvidia_gpus, nvidia_states
 
 _LIBRARIES = (
     "esnet-deploy",

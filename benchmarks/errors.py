@@ -1,24 +1,15 @@
-"""What can go wrong in ``benchmarks`` that its user can put right."""
+"""Errors of ``benchmarks`` that a user can fix."""
 
 from __future__ import annotations
 
+from runtime.errors import EsnetError
 
-class BenchmarkError(Exception):
-    """Base of this package's errors.
 
-    Attributes:
-        hint: The next step, or ``None`` when the message already says it.
-        exit_code: What the command line ends with.
-    """
-
-    exit_code = 2
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+class BenchmarkError(EsnetError):
+    """The measurement cannot be done as asked."""
 
 
 class TargetMissed(BenchmarkError):
-    """A model is slower than the target that was asserted."""
+    """A model is slower than the target of ``--assert``, or than an earlier report allows."""
 
     exit_code = 1

@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from esnet.data.scenes import street_scene
-from runtime.frames import resize_frame
-from runtime.sources import FrameSource, open_source
+from runtime.media.frames import resize_frame
+from runtime.media.sources import FrameSource, open_source
 
 NUM_FRAMES = 16
 

@@ -22,11 +22,12 @@ import numpy as np
 
 from benchmarks.environment import describe_environment
 from benchmarks.frames import load_frames
-from benchmarks.statistics import label_agreement, summarize
-from runtime.backend import TensorSpec
+from benchmarks.timing.statistics import summarize
+from esnet.metrics import label_agreement
+from runtime.backends.base import TensorSpec
 from runtime.cuda.device import CUDA_LIBRARIES, CudaDevice, Stream, open_device
 from runtime.cuda.ring import Slot, SlotLayout, SlotRing
-from runtime.errors import RunError
+from runtime.errors import EsnetError
 from runtime.files import atomic_path
 
 SIZE_HW = (512, 1024)
@@ -97,7 +98,7 @@ def check_devices(options: argparse.Namespace) -> dict[str, Any]:
     for library in CUDA_LIBRARIES:
         try:
             device = open_device(library)
-        except RunError as error:
+        except EsnetError as error:
             found[library] = str(error)
             continue
         with device_closed(device), device.current():
@@ -129,7 +130,7 @@ def check_ring(options: argparse.Namespace) -> dict[str, Any]:
             for use_graphs in (True, False):
                 try:
                     device = open_device(library)
-                except RunError as error:
+                except EsnetError as error:
                     results[library] = str(error)
                     break
                 name = f"{library}, batch {batch}, {'graphs' if use_graphs else 'no graphs'}"
@@ -321,7 +322,7 @@ def _layout(batch: int) -> SlotLayout:
 def _first_device() -> CudaDevice:
     try:
         return open_device()
-    except RunError as error:
+    except EsnetError as error:
         raise Skipped(str(error)) from error
 
 

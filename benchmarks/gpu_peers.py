@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.baselines.pipelines import Route, backend_route, gpu_torch_route, plain_onnx_route
 from benchmarks.frames import FrameSet
-from benchmarks.latency import END_TO_END, Protocol, Subject, cycle, measure_latency
-from benchmarks.routes import Route, backend_route, gpu_torch_route, plain_onnx_route
-from benchmarks.statistics import label_agreement
+from benchmarks.timing.latency import END_TO_END, TimingConfig, Workload, cycle, measure_latency
 from esnet.checkpoint import load_checkpoint
-from export.engine import EnginePlan, build_engine
+from esnet.metrics import label_agreement
+from export.engine.build import build_engine
+from export.engine.trt_builder import BuildOptions
 from export.plan import ExportPlan
 from export.to_onnx import export_onnx
+from runtime.artefact.card import ModelCard
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.backends.tensorrt import TensorRtBackend
-from runtime.card import ModelCard
-from runtime.errors import RunError
+from runtime.errors import EsnetError
 
 _SIZE_HW = (512, 1024)
 _BATCH = 8
@@ -48,7 +49,7 @@ def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> 
         try:
             card = ModelCard.from_file(path)
             backend = OnnxRuntimeCudaBackend(path, card, timing=True)
-        except RunError as error:
+        except EsnetError as error:
             notes.append(f"ours {precision}: {error}")
             continue
         opened.append((precision, backend))
@@ -67,7 +68,7 @@ def engine_run(
 ) -> dict[str, Any]:
     """Build an fp16 engine with one TensorRT, and time it beside torch eager fp16."""
     artefact = _artefact(weights, folder, "fp32")
-    plan = EnginePlan(precision="fp16", tensorrt=kind)
+    plan = BuildOptions(precision="fp16", tensorrt=kind)
     report = build_engine(artefact, None, plan, command=["gpu-check"], force=True)
     with TensorRtBackend(report.path, report.record.card, timing=True) as backend:
         routes = {
@@ -85,10 +86,12 @@ def engine_run(
 def _timed(routes: dict[str, Route], frames: FrameSet, seconds: float) -> dict[str, Any]:
     pictures = cycle(frames.frames)
     subjects = [
-        Subject(name=name, scope=END_TO_END, call=lambda i, route=route: route(pictures(i)))  # type: ignore[misc]
+        Workload(name=name, scope=END_TO_END, call=lambda i, route=route: route(pictures(i)))  # type: ignore[misc]
         for name, route in routes.items()
     ]
-    summaries = measure_latency(subjects, Protocol(min_seconds=seconds / 2, cap_seconds=seconds))
+    summaries = measure_latency(
+        subjects, TimingConfig(min_seconds=seconds / 2, cap_seconds=seconds)
+    )
     labels = {name: [route(frame) for frame in frames.frames] for name, route in routes.items()}
     reference = summaries[list(routes).index("torch eager fp16")].p50
     return {
@@ -138,6 +141,6 @@ def _throughput(backend: Any, frames: FrameSet, seconds: float) -> dict[str, Any
 def _artefact(weights: str, folder: Path, precision: str) -> Path:
     path = folder / f"check_{precision}.onnx"
     if not path.is_file():
-        plan = ExportPlan(size_hw=_SIZE_HW, precision=precision, target="tensorrt")
+        plan = ExportPlan(size_hw=_SIZE_HW, precision=precision, optimized_for="tensorrt")
         export_onnx(weights, path, plan, verify=False)
     return path

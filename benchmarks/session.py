@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.accuracy import (
+from benchmarks.accuracy.evaluate import (
     ARTEFACT_SUFFIXES,
     AccuracyReport,
     OpenPredictor,
@@ -19,21 +19,21 @@ from benchmarks.accuracy import (
     open_predictor,
     open_split_for,
 )
-from benchmarks.accuracy_report import (
+from benchmarks.accuracy.report import (
     draw_confusion,
     print_accuracies,
     print_accuracy,
     write_accuracy_json,
 )
-from benchmarks.bench import BenchOptions, BenchReport, bench_models
-from benchmarks.diff import diff_grid, diff_reports
 from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.frames import load_frames
-from benchmarks.grid import as_table, wide_console, write_csv
-from benchmarks.html_report import require_page_libraries, write_page
-from benchmarks.opened import OpenModel, precisions_of
-from benchmarks.report import print_report, result_grid, write_json, write_markdown
-from runtime.advice import form_advice, quantization_advice
+from benchmarks.models import OpenModel, precisions_of
+from benchmarks.report.console import print_report, result_table, write_json, write_markdown
+from benchmarks.report.diff import diff_reports, diff_table
+from benchmarks.report.page import require_page_libraries, write_page
+from benchmarks.report.tables import rich_table, wide_console, write_csv
+from benchmarks.timing.suite import BenchOptions, BenchReport, bench_models
+from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.segmenter import Segmenter
 
 
@@ -97,7 +97,7 @@ class Outputs:
         """Write the files and name them."""
         writers: dict[Path | None, Callable[[BenchReport, Path], None]] = {
             self.json_path: write_json,
-            self.csv_path: lambda report, path: write_csv(result_grid(report), path),
+            self.csv_path: lambda report, path: write_csv(result_table(report), path),
             self.markdown_path: write_markdown,
             self.html_path: write_page,
         }
@@ -126,7 +126,7 @@ def run_comparison(
         EsnetError: The weights cannot be loaded, or the dataset is not there.
         ExportError: The weights cannot be exported.
     """
-    from benchmarks import compare
+    from benchmarks.baselines import run as compare
     from esnet.checkpoint import load_checkpoint
     from esnet.data.datasets import open_split
     from esnet.labels import label_set_for
@@ -171,7 +171,7 @@ def run_diff(before: Path, after: Path, *, max_slower: float) -> None:
     console = wide_console()
     for warning in difference.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    console.print(as_table(diff_grid(difference)))
+    console.print(rich_table(diff_table(difference)))
     slower = [change for change in difference.changes if change.is_slow_down]
     if slower:
         worst = max(slower, key=lambda change: change.slower)

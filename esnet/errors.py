@@ -1,18 +1,8 @@
-"""What can go wrong in ``esnet`` that its user can put right."""
+"""Errors of ``esnet`` that a user can fix."""
 
 from __future__ import annotations
 
-
-class EsnetError(Exception):
-    """Base of this package's errors: one line that says what was wrong, and a hint that says what to do.
-
-    Attributes:
-        hint: The next step, or ``None`` when the message already says it.
-    """
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+from runtime.errors import EsnetError
 
 
 class CheckpointError(EsnetError, ValueError):
@@ -24,7 +14,7 @@ class LabelSetError(EsnetError, ValueError):
 
 
 class DatasetError(EsnetError, ValueError):
-    """The dataset is not where it should be, is incomplete, or holds labels outside its set."""
+    """The dataset is missing, incomplete, or holds labels outside its set."""
 
 
 class TrainingError(EsnetError, ValueError):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+
+from esnet.labels import LabelSet
+from runtime.media.frames import resize_map
 
 
 class ConfusionMatrix:
@@ -69,3 +74,27 @@ class ConfusionMatrix:
         """Share of counted pixels with the right class, 0 to 1; NaN if nothing was counted."""
         total = int(self.counts.sum())
         return float(np.trace(self.counts) / total) if total else float("nan")
+
+
+def confusion_from_pairs(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], label_set: LabelSet
+) -> ConfusionMatrix:
+    """Count pairs of class maps on the grid of the labels.
+
+    Args:
+        pairs: (labels, predictions), both uint8 (H, W); predictions are resized to the labels' size by
+            nearest neighbour.
+        label_set: The classes of both.
+
+    Raises:
+        ValueError: A value outside the classes.
+    """
+    matrix = ConfusionMatrix(label_set.num_classes, label_set.ignore_index)
+    for labels, predictions in pairs:
+        matrix.update(labels, resize_map(predictions, (labels.shape[0], labels.shape[1])))
+    return matrix
+
+
+def label_agreement(labels: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Measure the share of pixels with equal labels in two lists of class maps (H, W), 0 to 1."""
+    return float(np.mean([(a == b).mean() for a, b in zip(labels, reference, strict=True)]))

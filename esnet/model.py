@@ -10,6 +10,7 @@ github.com/xiaoyufenfei/ESNet (MIT), so that its checkpoints load unchanged. The
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -236,6 +237,22 @@ class ESNet(nn.Module):
         x = self.encoder(x)
         x = self.encoder_output_conv(x) if only_encoder else self.decoder(x)
         return x
+
+
+def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Compute (images / 255 - mean) / std on the images' own device.
+
+    Args:
+        images_NHWC: RGB, uint8 (N, H, W, 3).
+        mean: RGB mean on the 0-1 scale.
+        std: RGB standard deviation on the 0-1 scale.
+
+    Returns:
+        float32 (N, 3, H, W).
+    """
+    scaled = images_NHWC.permute(0, 3, 1, 2).float().div(255)
+    shift, scale = (scaled.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (scaled - shift) / scale
 
 
 def _factorized_pair(

@@ -9,10 +9,8 @@ from typing import Annotated
 
 import typer
 
-from esnet.errors import EsnetError
-from export.errors import ExportError
 from runtime.console import is_terminal, new_app, parse_batch, parse_bytes, parse_size, run_app
-from runtime.errors import InvalidInput, RunError
+from runtime.errors import InvalidInput
 
 app = new_app("Turn ESNet weights into a deployable artefact, and look into artefacts.")
 
@@ -104,8 +102,8 @@ def to_onnx(
         Output,
         typer.Option("--output", help="uint8 labels, with uint8 confidence, or float logits."),
     ] = Output.labels,
-    target: Annotated[
-        Target, typer.Option("--for", help="Engine whose best form to write.")
+    optimize_for: Annotated[
+        Target, typer.Option(help="Optimize the graph for this runtime.")
     ] = Target.tensorrt,
     upsample: Annotated[
         Upsample | None,
@@ -138,7 +136,7 @@ def to_onnx(
         batch=batch_range,
         input=input_kind.value,
         outputs=tuple(output_kind.value.split("+")),
-        target=target.value,
+        optimized_for=optimize_for.value,
         upsample=upsample.value if upsample else None,
         precision="fp16" if fp16 else "fp32",
         opset=opset,
@@ -203,8 +201,8 @@ def quantize(
     ] = None,
 ) -> None:
     """Quantize MODEL to INT8, and check it on every backend at hand before it is written."""
-    from export.quantize import quantize as run_quantize
-    from export.quantize_session import as_rows, open_labelled, progress_of
+    from export.quantization.quantize import quantize as run_quantize
+    from export.quantization.session import as_rows, open_labelled, progress_of
     from export.report import block
 
     with progress_of(is_shown=is_terminal()) as on_frame:
@@ -270,12 +268,12 @@ def build_engine(
     precision = _one_of(fp32=fp32, fp16=fp16, int8=int8)
     batch_range = parse_batch(batch) if batch else None
     workspace_bytes = parse_bytes(workspace) if workspace else None
-    from export.engine import EnginePlan
-    from export.engine import build_engine as build
-    from export.engine_session import text_from_engine, waiter
-    from runtime.targets import sm_of
+    from export.engine.build import build_engine as build
+    from export.engine.session import text_from_engine, waiter
+    from export.engine.trt_builder import BuildOptions
+    from runtime.machine.gpus import sm_of
 
-    plan = EnginePlan(
+    plan = BuildOptions(
         precision=precision,
         tensorrt=tensorrt.value,
         batch=batch_range,
@@ -304,7 +302,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print a file's card, inputs and outputs, operators and types."""
-    from runtime.onnx_file import read_metadata
+    from runtime.artefact.onnx_file import read_metadata
 
     read_metadata(file)  # the plain reasons first, before a heavy library is loaded
     from export.inspect import inspect_onnx
@@ -341,4 +339,4 @@ def _parse_rgb(text: str | None, option: str) -> tuple[float, float, float] | No
 
 def main() -> None:
     """Entry point of ``esnet-export``."""
-    run_app(app, EsnetError, ExportError, RunError)
+    run_app(app)

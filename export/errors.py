@@ -1,24 +1,16 @@
-"""What can go wrong in ``export`` that its user can put right."""
+"""Errors of ``export`` that a user can fix."""
 
 from __future__ import annotations
 
+from runtime.errors import EsnetError
 
-class ExportError(Exception):
-    """Base of this package's errors.
 
-    Attributes:
-        hint: The next step, or ``None`` when the message already says it.
-    """
-
-    exit_code = 2
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+class ExportError(EsnetError):
+    """The export cannot be done as asked; base class of this package's errors."""
 
 
 class GraphError(ExportError, ValueError):
-    """The graph is not one that this transform can rewrite."""
+    """This transform cannot rewrite the graph."""
 
 
 class ParityError(ExportError, ValueError):
@@ -32,10 +24,10 @@ class BuildError(ExportError, RuntimeError):
 
 
 class PrecisionError(ExportError, RuntimeError):
-    """What was built does not compute in what was asked for; nothing was written."""
+    """The engine does not compute in the precision that was asked for; nothing was written."""
 
     exit_code = 1
 
 
 class CalibrationError(ExportError, ValueError):
-    """The calibration frames or the range table do not serve this network."""
+    """The calibration frames or the range table do not fit this network."""

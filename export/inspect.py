@@ -11,10 +11,10 @@ import onnx
 from onnx import TensorProto
 
 from export.graph.editor import dims_of, op_counts, opset_of
-from runtime.card import CARD_KEY, ModelCard
+from runtime.artefact.card import CARD_KEY, ModelCard
+from runtime.artefact.onnx_file import read_metadata
 from runtime.errors import ModelFileError
 from runtime.files import sha256_of
-from runtime.onnx_file import read_metadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,8 @@ import onnx
 
 from esnet.labels import LabelSet
 from export.plan import FORMS, ExportPlan, Form
-from runtime.card import CARD_KEY, ModelCard
-from runtime.frames import RESIZE_FILTER
+from runtime.artefact.card import CARD_KEY, ModelCard
+from runtime.media.frames import RESIZE_FILTER
 
 
 def card_from_plan(
@@ -46,7 +46,7 @@ def card_from_plan(
         palette=labels.palette,
         ignore_index=labels.ignore_index,
         precision=plan.precision,
-        target=plan.target,
+        optimized_for=plan.optimized_for,
         form={
             "upsample": plan.form.upsample,
             "head_classes": plan.form.head_classes(labels.num_classes),
@@ -64,8 +64,8 @@ def _suited_targets(plan: ExportPlan, num_classes: int) -> list[str]:
     def shape(form: Form) -> tuple[str, int]:
         return form.upsample, form.head_classes(num_classes)
 
-    own = {target: replace(plan, target=target, upsample=None).form for target in FORMS}
-    return [target for target, form in own.items() if shape(form) == shape(plan.form)]
+    own = {name: replace(plan, optimized_for=name, upsample=None).form for name in FORMS}
+    return [name for name, form in own.items() if shape(form) == shape(plan.form)]
 
 
 def with_card(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:

@@ -10,19 +10,20 @@ from types import MappingProxyType
 import onnx
 
 from esnet.model import ESNet
-from export.emit import onnx_from_network
 from export.errors import ExportError
 from export.graph.batchnorm import fold_batchnorm
 from export.graph.frames import attach_frames_input
 from export.graph.half import convert_to_half
 from export.graph.head import append_labels, pad_classes, padded_width
 from export.graph.subpixel import upsample_to_subpixel
-from runtime.card import CONFIDENCE, FRAMES, LABELS, LOGITS, TENSOR
+from export.graph_builder import onnx_from_network
+from runtime.artefact.card import CONFIDENCE, FRAMES, LABELS, LOGITS, TENSOR, BatchRange
 
 Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 UPSAMPLES = ("transpose", "subpixel", "mixed")
 OPSETS = range(13, 22)
+DEFAULT_BATCH = BatchRange(1, 1, 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,7 @@ class ExportPlan:
 
     size_hw: tuple[int, int] = (512, 1024)
     """Input height and width in pixels, multiples of 8."""
-    batch: tuple[int, int, int] = (1, 1, 8)
+    batch: BatchRange = DEFAULT_BATCH
     """Smallest, usual and largest batch; equal ends make it a fixed axis."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """RGB mean, 0-1 scale."""
@@ -76,10 +77,10 @@ class ExportPlan:
     """``frames`` or ``tensor``; see ``ModelCard.input``."""
     outputs: tuple[str, ...] = (LABELS,)
     """``labels``, ``labels`` and ``confidence``, or ``logits``."""
-    target: str = "tensorrt"
+    optimized_for: str = "tensorrt"
     """Key of ``FORMS``."""
     upsample: str | None = None
-    """One of ``UPSAMPLES``; ``None`` takes the target's own."""
+    """One of ``UPSAMPLES``; ``None`` takes the optimized_for's own."""
     precision: str = "fp32"
     """``fp32`` or ``fp16``."""
     opset: int = 17
@@ -89,7 +90,7 @@ class ExportPlan:
         for value, allowed, what in (
             (self.input, (FRAMES, TENSOR), "input"),
             (self.outputs, ((LABELS,), (LABELS, CONFIDENCE), (LOGITS,)), "output"),
-            (self.target, tuple(FORMS), "target"),
+            (self.optimized_for, tuple(FORMS), "optimized_for"),
             (self.upsample, (None, *UPSAMPLES), "upsample"),
             (self.precision, ("fp32", "fp16"), "precision"),
         ):
@@ -113,8 +114,8 @@ class ExportPlan:
 
     @property
     def form(self) -> Form:
-        """The form of the target, with the upsampling that was asked for."""
-        form = FORMS[self.target]
+        """The form of the optimized_for, with the upsampling that was asked for."""
+        form = FORMS[self.optimized_for]
         upsample = self.upsample or form.upsample
         if self.outputs == (LOGITS,):  # whose reader expects K of them
             return Form(upsample=upsample)
@@ -141,7 +142,7 @@ class ExportPlan:
         return steps
 
 
-def published_graph(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
+def unfused_graph(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
     """Write the network as published, before any transform."""
     low, _, high = plan.batch
     return onnx_from_network(
@@ -159,7 +160,7 @@ def graph_from_network(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
     Returns:
         A checked model, float32 or float16, inputs and outputs as the plan says.
     """
-    model = published_graph(network, plan)
+    model = unfused_graph(network, plan)
     for transform in plan.transforms():
         model = transform(model)
     return model

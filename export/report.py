@@ -8,7 +8,7 @@ import textwrap
 
 from export.inspect import Inspection
 from export.to_onnx import ExportReport
-from runtime.card import FRAMES, ModelCard
+from runtime.artefact.card import FRAMES, ModelCard
 
 _GONE = ("BatchNormalization", "Pad", "Shape", "Dropout")
 
@@ -117,7 +117,8 @@ def _output_text(card: ModelCard) -> str:
 def _form_text(card: ModelCard) -> str:
     width = card.form.get("head_classes", card.num_classes)
     padded = f", head padded to {width} classes" if width > card.num_classes else ""
-    return f"for {card.target}: upsample {card.form.get('upsample')}{padded}, opset {card.form.get('opset')}"
+    shape = f"upsample {card.form.get('upsample')}{padded}, opset {card.form.get('opset')}"
+    return f"optimized for {card.optimized_for}: {shape}"
 
 
 def _batch_text(card: ModelCard) -> str:

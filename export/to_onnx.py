@@ -18,13 +18,13 @@ from esnet.labels import LABEL_SETS, LabelSet, label_set_for
 from export.errors import ExportError
 from export.graph.editor import op_counts
 from export.metadata import card_from_plan, with_card
-from export.plan import ExportPlan, graph_from_network, published_graph
+from export.plan import ExportPlan, graph_from_network, unfused_graph
 from export.verify import Parity, measure_parity, require_parity
+from runtime.artefact.card import LABELS, ModelCard
 from runtime.backend import installed_backends
-from runtime.card import LABELS, ModelCard
 from runtime.errors import BackendUnavailable
 from runtime.files import atomic_path, sha256_of
-from runtime.sources import open_source
+from runtime.media.sources import open_source
 
 _NUM_PARITY_FRAMES = 3
 
@@ -113,17 +113,17 @@ def export_onnx(
         path=path,
         card=card,
         sha256=sha256_of(path),
-        counts_before=op_counts(published_graph(checkpoint.network, plan).graph.node),
+        counts_before=op_counts(unfused_graph(checkpoint.network, plan).graph.node),
         counts_after=op_counts(model.graph.node),
         parity=parity,
     )
 
 
 def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan) -> Path:
-    """Name the artefact after weights, size, precision and target; shipped weights are exported to here."""
+    """Name the artefact after weights, size, precision and form; shipped weights are exported to here."""
     height, width = plan.size_hw
     folder = Path() if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.parent
-    parts = [_name(weights, checkpoint), f"{height}x{width}", plan.precision, plan.target]
+    parts = [_name(weights, checkpoint), f"{height}x{width}", plan.precision, plan.optimized_for]
     if plan.outputs != (LABELS,):
         parts.append("-".join(plan.outputs))
     return folder / f"{'_'.join(parts)}.onnx"

@@ -16,9 +16,9 @@ from esnet.model import ESNet
 from export.errors import ParityError
 from export.metadata import with_card
 from export.plan import ExportPlan, graph_from_network
+from runtime.artefact.card import LOGITS, ModelCard
 from runtime.backend import installed_backends, open_backend
-from runtime.card import LOGITS, ModelCard
-from runtime.frames import batch_from_frames, resize_frame
+from runtime.media.frames import batch_from_frames, resize_frame
 from runtime.segmenter import Segmenter
 
 # Largest logit difference over the largest logit, and the smallest share of equal labels, that still pass.
@@ -107,9 +107,7 @@ def measure_parity(
         ):
             for frame in frames:
                 expected = torch_logits(network, frame, plan)
-                batch = batch_from_frames(
-                    [frame] * plan.batch[0], card, dtype=twin_backend.input.dtype
-                )
+                batch = batch_from_frames([frame] * plan.batch[0], card)
                 logits = twin_backend.infer(batch)[0][0].astype(np.float32)
                 labels = artefact.segment(resize_frame(frame, plan.size_hw))
                 differences.append(float(np.abs(logits - expected).max()))

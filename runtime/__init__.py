@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.artefact.card import ModelCard as ModelCard
     from runtime.backend import open_backend as open_backend
-    from runtime.card import ModelCard as ModelCard
     from runtime.segmenter import Segmenter as Segmenter
 
 _HOMES = {
-    "ModelCard": "runtime.card",
+    "ModelCard": "runtime.artefact.card",
     "Segmenter": "runtime.segmenter",
     "open_backend": "runtime.backend",
 }

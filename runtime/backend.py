@@ -1,99 +1,16 @@
-"""The contract that all backends share, the table of them, and how one is opened."""
+"""The table of backends, and how an artefact is opened."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Protocol
 
-import numpy as np
-
-from runtime.card import ModelCard
-from runtime.engine_file import SUFFIXES, read_record
+from runtime.artefact.card import ModelCard
+from runtime.artefact.engine_file import SUFFIXES, read_record
+from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, InvalidInput
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorSpec:
-    """Name, type and shape of a backend's input or output."""
-
-    name: str
-    """Tensor name in the artefact."""
-    dtype: np.dtype
-    """Element type."""
-    shape: tuple[int | None, ...]
-    """Axis sizes; ``None`` where any size in the card's batch range will do."""
-
-    def check(self, array: np.ndarray) -> None:
-        """Refuse an array of another type, rank or size.
-
-        Raises:
-            InvalidInput: With what was expected and what was found.
-        """
-        if array.dtype != self.dtype or not self.fits(array.shape):
-            raise InvalidInput(
-                f"input {self.name!r} must be {self.dtype} {shape_text(self.shape)}, "
-                f"got {array.dtype} {array.shape}",
-                hint="Segmenter resizes frames to the model's size; a backend takes them as they must be",
-            )
-
-    def fits(self, shape: tuple[int | None, ...]) -> bool:
-        """Tell whether a shape has this rank and, where both are fixed, these sizes."""
-        return len(shape) == len(self.shape) and all(
-            None in (want, got) or want == got for want, got in zip(self.shape, shape, strict=True)
-        )
-
-
-class Backend(Protocol):
-    """An open artefact: host arrays in, host arrays out. Use it with ``with``; ``close`` may be called twice.
-
-    ``infer`` returns fresh arrays that the caller owns. It checks its input against ``input`` and the card's
-    batch range, and refuses what does not fit; resizing is the business of ``Segmenter``.
-    """
-
-    name: str
-    """Key of ``BACKENDS``."""
-    card: ModelCard
-    """The artefact's card."""
-    input: TensorSpec
-    """What ``infer`` takes."""
-    outputs: tuple[TensorSpec, ...]
-    """What ``infer`` returns, in this order."""
-    precision: str
-    """The arithmetic that really runs: ``fp32``, ``fp16`` or ``bf16``."""
-    device: str
-    """What it runs on, for people."""
-
-    def infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Run one batch.
-
-        Args:
-            batch: As ``input`` says; the first axis within the card's batch range.
-
-        Returns:
-            One array an output, the batch first.
-
-        Raises:
-            InvalidInput: The batch is of another type or shape, or of a size out of range.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free what the backend holds."""
-        ...
-
-    def __enter__(self) -> Backend: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,50 +31,48 @@ class BackendEntry:
     """``onnx`` or ``engine``: which kind of artefact it runs; ``any`` for both."""
 
 
-BACKENDS: Mapping[str, BackendEntry] = MappingProxyType(
-    {
-        "openvino": BackendEntry(
-            target="runtime.backends.openvino:OpenVinoBackend",
-            module="openvino",
-            extra="cpu",
-            speed=1,
-        ),
-        "onnxruntime": BackendEntry(
-            target="runtime.backends.onnxruntime:OnnxRuntimeBackend",
-            module="onnxruntime",
-            extra="cpu",
-            speed=2,
-        ),
-        "null": BackendEntry(
-            target="runtime.backends.null:NullBackend",
-            module=None,
-            extra=None,
-            speed=99,
-            opens="any",
-        ),
-        "onnxruntime-cuda": BackendEntry(
-            target="runtime.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
-            module="onnxruntime",
-            extra="gpu",
-            speed=3,
-            by_name_only=True,
-        ),
-        "tensorrt": BackendEntry(
-            target="runtime.backends.tensorrt:TensorRtBackend",
-            module="tensorrt",
-            extra="gpu",
-            speed=1,
-            opens="engine",
-        ),
-        "tensorrt-rtx": BackendEntry(
-            target="runtime.backends.tensorrt:TensorRtBackend",
-            module="tensorrt_rtx",
-            extra="rtx",
-            speed=1,
-            opens="engine",
-        ),
-    }
-)
+BACKENDS: dict[str, BackendEntry] = {
+    "openvino": BackendEntry(
+        target="runtime.backends.openvino:OpenVinoBackend",
+        module="openvino",
+        extra="cpu",
+        speed=1,
+    ),
+    "onnxruntime": BackendEntry(
+        target="runtime.backends.onnxruntime:OnnxRuntimeBackend",
+        module="onnxruntime",
+        extra="cpu",
+        speed=2,
+    ),
+    "null": BackendEntry(
+        target="runtime.backends.null:NullBackend",
+        module=None,
+        extra=None,
+        speed=99,
+        opens="any",
+    ),
+    "onnxruntime-cuda": BackendEntry(
+        target="runtime.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
+        module="onnxruntime",
+        extra="gpu",
+        speed=3,
+        by_name_only=True,
+    ),
+    "tensorrt": BackendEntry(
+        target="runtime.backends.tensorrt:TensorRtBackend",
+        module="tensorrt",
+        extra="gpu",
+        speed=1,
+        opens="engine",
+    ),
+    "tensorrt-rtx": BackendEntry(
+        target="runtime.backends.tensorrt:TensorRtBackend",
+        module="tensorrt_rtx",
+        extra="rtx",
+        speed=1,
+        opens="engine",
+    ),
+}
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -244,26 +159,6 @@ def _check_kind(path: Path, name: str, builder: str | None) -> None:
         f"backend {name!r} does not run {path}, an engine of {builder}",
         hint="leave --backend away; other backends take the ONNX file it was built from",
     )
-
-
-def shape_text(shape: tuple[int | None, ...]) -> str:
-    """Write a shape for people: ``(N, 512, 1024, 3)``."""
-    return f"({', '.join('N' if size is None else str(size) for size in shape)})"
-
-
-def check_batch_size(card: ModelCard, size: int) -> None:
-    """Refuse a batch outside the card's range.
-
-    Raises:
-        InvalidInput: With the range.
-    """
-    low, _, high = card.batch
-    if not low <= size <= high:
-        allowed = str(low) if low == high else f"{low} to {high}"
-        raise InvalidInput(
-            f"batch of {size} frames, the artefact takes {allowed}",
-            hint=f"export with --batch {min(low, size)}:{size}:{max(high, size)}" if size else None,
-        )
 
 
 def _fastest() -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from runtime.console import new_app, run_app
-from runtime.errors import RunError
 
 segment_app = new_app("Segment an image, a folder of images or a video with an exported model.")
 doctor_app = new_app("Tell what is installed, what can run here, and how to install the rest.")
@@ -69,8 +68,8 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine and this environment."""
-    from runtime.doctor import diagnose
-    from runtime.doctor_report import print_diagnosis
+    from runtime.machine.doctor import diagnose
+    from runtime.machine.doctor_report import print_diagnosis
 
     diagnosis = diagnose(gpu)
     print_diagnosis(diagnosis, as_json=as_json)
@@ -79,9 +78,9 @@ def doctor(
 
 def segment_main() -> None:
     """Entry point of ``esnet-segment``."""
-    run_app(segment_app, RunError)
+    run_app(segment_app)
 
 
 def doctor_main() -> None:
     """Entry point of ``esnet-doctor``."""
-    run_app(doctor_app, RunError)
+    run_app(doctor_app)

@@ -1,4 +1,4 @@
-"""What all command lines share: one way to end, and one way to read sizes and print errors."""
+"""Shared CLI helpers: running an app, reporting errors, parsing sizes and batch ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from runtime.errors import InvalidInput
+from runtime.artefact.card import BatchRange
+from runtime.errors import EsnetError, InvalidInput
 
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed. --debug shows tracebacks."
@@ -19,11 +20,13 @@ _CHECK_PATH = "check that the path is there, is writable, and has room"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
 # Library that a command imports when it needs it -> the extra that brings it.
 _EXTRAS = {
+    "lightning": "train",
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "cpu",
     "safetensors": "export",
     "torch": "export",
+    "torchmetrics": "train",
 }
 # Read by OpenCV and its FFmpeg when they load: what cannot be read is reported once, in our own words.
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
@@ -42,21 +45,15 @@ def new_app(help_text: str, **settings: Any) -> typer.Typer:
     )
 
 
-def run_app(app: Callable[[], Any], *errors: type[Exception]) -> NoReturn:
-    """Run a command line to its end; the user's own errors become one line, a hint and an exit code.
-
-    Args:
-        app: The Typer app.
-        *errors: Error classes of our packages; each may carry ``hint`` and ``exit_code``.
-    """
+def run_app(app: Callable[[], Any]) -> NoReturn:
+    """Run a Typer app and exit: ``EsnetError`` and ``OSError`` become one line, a hint and an exit code."""
     is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     if not is_debug:
         os.environ.update(_QUIET_OPENCV)
-    reported: tuple[type[Exception], ...] = (*errors, OSError)
     try:
         app()
-    except reported as error:
+    except (EsnetError, OSError) as error:
         if is_debug:
             raise
         hint = getattr(error, "hint", _CHECK_PATH)
@@ -99,7 +96,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse_batch(text: str) -> tuple[int, int, int]:
+def parse_batch(text: str) -> BatchRange:
     """Read ``MIN:OPT:MAX``, or one number for a fixed batch.
 
     Raises:
@@ -115,7 +112,7 @@ def parse_batch(text: str) -> tuple[int, int, int]:
         raise InvalidInput(
             f"batch {text} must rise: 1 <= MIN <= OPT <= MAX", hint="for example --batch 1:1:8"
         )
-    return low, usual, high
+    return BatchRange(low, usual, high)
 
 
 def parse_bytes(text: str) -> int:

@@ -1,14 +1,14 @@
-"""What can go wrong in ``runtime`` that its user can put right, one type for each reaction."""
+"""Errors that a user can fix, one type for each reaction."""
 
 from __future__ import annotations
 
 
-class RunError(Exception):
-    """Base of this package's errors: one line that says what was wrong, and a hint that says what to do.
+class EsnetError(Exception):
+    """Base class of all errors of this distribution that a user can fix.
 
     Attributes:
-        hint: The next step, or ``None`` when the message already says it.
-        exit_code: What a command line ends with: 2 bad input, 3 missing environment.
+        hint: The next step; ``None`` if the message already says it.
+        exit_code: Exit code of a command line: 1 a check failed, 2 bad input, 3 missing environment.
     """
 
     exit_code = 2
@@ -18,23 +18,23 @@ class RunError(Exception):
         self.hint = hint
 
 
-class InvalidInput(RunError, ValueError):
-    """Fix the call: an argument, a frame or a source is not what it must be."""
+class InvalidInput(EsnetError, ValueError):
+    """An argument, a frame or a source is invalid: fix the call."""
 
 
-class ModelFileError(RunError, ValueError):
-    """Fix the file: it is missing, damaged, or not an artefact of this toolkit."""
+class ModelFileError(EsnetError, ValueError):
+    """The file is missing, damaged, or not an artefact of this toolkit: fix the file."""
 
 
-class BackendUnavailable(RunError, ImportError):
-    """Install something: the library that would run the model is not here, or cannot run it."""
+class BackendUnavailable(EsnetError, ImportError):
+    """The library that runs the model is missing or does not work here: install it."""
 
     exit_code = 3
 
 
-class CudaError(RunError, RuntimeError):
-    """Free memory, or look at the driver: a CUDA call failed; the message has the library's own text."""
+class CudaError(EsnetError, RuntimeError):
+    """A CUDA call failed; the message holds the library's own text."""
 
 
-class EngineMismatch(RunError, RuntimeError):
-    """Build the engine again: it is for another TensorRT or GPU, or its files do not belong together."""
+class EngineMismatch(EsnetError, RuntimeError):
+    """The engine is for another TensorRT or GPU, or its files do not belong together: rebuild it."""

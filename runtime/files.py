@@ -1,9 +1,10 @@
-"""Write files so that they appear whole or not at all."""
+"""Atomic writes, file hashes, and the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # it has its name, or its folder could not be used
             temporary.unlink()
+
+
+def cache_dir() -> Path:
+    """Get this toolkit's cache folder, ``$XDG_CACHE_HOME/esnet-deploy``; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esnet-deploy"
 
 
 def sha256_of(path: Path) -> str:

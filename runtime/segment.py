@@ -11,14 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from runtime.advice import form_advice, quantization_advice
+from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.console import is_terminal
 from runtime.errors import InvalidInput
-from runtime.overlay import colors_from_labels
-from runtime.pipeline import Pipeline
+from runtime.media.overlay import colors_from_labels
+from runtime.media.pipeline import Pipeline
+from runtime.media.sinks import open_sink
+from runtime.media.sources import Frame, FrameSource, open_source
 from runtime.segmenter import Segmenter
-from runtime.sinks import open_sink
-from runtime.sources import Frame, FrameSource, open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

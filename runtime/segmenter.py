@@ -9,11 +9,12 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from runtime.backend import Backend, open_backend
-from runtime.card import CONFIDENCE, LABELS, LOGITS, ModelCard
+from runtime.artefact.card import CONFIDENCE, LABELS, LOGITS, ModelCard
+from runtime.backend import open_backend
+from runtime.backends.base import Backend
 from runtime.errors import InvalidInput
-from runtime.frames import batch_from_frames, check_frame, resize_map
-from runtime.overlay import draw_overlay
+from runtime.media.frames import batch_from_frames, check_frame, resize_map
+from runtime.media.overlay import draw_overlay
 
 
 class Segmenter:
@@ -141,15 +142,14 @@ class Segmenter:
 
     def _chunks(self, frames: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Cut a batch into what the artefact takes at once."""
-        usual = self.card.batch[1]
+        usual = self.card.batch.opt
         for start in range(0, len(frames), usual):
             yield list(frames[start : start + usual])
 
     def _chunk(self, frames: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Run up to a batch, filled up where the artefact asks for more, and drop the filling again."""
         count = len(frames)
-        filled = frames + [frames[-1]] * (self.card.batch[0] - count)
-        batch = batch_from_frames(filled, self.card, dtype=self.backend.input.dtype)
+        batch = batch_from_frames(frames, self.card)
         outputs = dict(zip(self.card.outputs, self.backend.infer(batch), strict=True))
         if LOGITS in outputs:
             return (outputs[LOGITS][:count].argmax(1).astype(np.uint8),)

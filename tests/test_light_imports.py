@@ -27,7 +27,7 @@ def test_a_package_is_imported_with_the_standard_library_alone(module):
     run(f"import {module}", blocked=(*HEAVY, "numpy", "cv2", "typer", "rich"))
 
 
-@pytest.mark.parametrize("module", ["runtime.segmenter", "runtime.segment", "runtime.sinks"])
+@pytest.mark.parametrize("module", ["runtime.segmenter", "runtime.segment", "runtime.media.sinks"])
 def test_the_runtime_needs_numpy_and_opencv_alone(module):
     run(f"import {module}", blocked=HEAVY)
 
@@ -68,7 +68,7 @@ def test_a_missing_library_is_named_with_its_pip_line(library, extra, tmp_path):
 
 
 def test_the_doctor_works_with_nothing_to_report():
-    code = "from runtime.doctor import diagnose; print(diagnose().can_run)"
+    code = "from runtime.machine.doctor import diagnose; print(diagnose().can_run)"
     assert run(code, blocked=(*HEAVY, "numpy", "cv2")) == "False\n"
 
 

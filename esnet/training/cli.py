@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from esnet.errors import EsnetError
+from runtime.errors import EsnetError
 
 _EXIT_CODES = (
     "Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed. --debug shows tracebacks."

@@ -29,7 +29,7 @@ from esnet.training.class_weights import class_weights, label_counts
 from esnet.training.recipe import Recipe
 from esnet.training.run_log import RunLog
 from esnet.training.task import MovingAverage, SegmentationTask
-from esnet.training.views import RandomViews, WholePictures, training_loader, validation_loader
+from esnet.training.views import EvalDataset, TrainDataset, training_loader, validation_loader
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -139,13 +139,13 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     )
     trainer = _trainer(settings, accelerator, [best, *callbacks])
     rank, num_ranks = trainer.global_rank, settings.devices
-    views = RandomViews(train_split, recipe, seed=settings.seed)
+    views = TrainDataset(train_split, recipe, seed=settings.seed)
     _print_plan(settings, train_split, val_split, trainer, resumed_from=last)
     training = training_loader(
         views, seed=settings.seed, rank=rank, num_ranks=num_ranks, workers=settings.workers
     )
     validation = validation_loader(
-        WholePictures(val_split, recipe.size_hw), rank=rank, num_ranks=num_ranks
+        EvalDataset(val_split, recipe.size_hw), rank=rank, num_ranks=num_ranks
     )
     try:
         trainer.fit(task, training, validation, ckpt_path=last, weights_only=True)

@@ -17,7 +17,7 @@ View = tuple[np.ndarray, np.ndarray]
 _KEPT_BYTES = 2 << 30  # splits up to this size are decoded once and kept in memory
 
 
-class RandomViews(Dataset[View]):
+class TrainDataset(Dataset[View]):
     """Random views by number: view v shows picture v % len(split), with a chance that only v decides.
 
     So a run that is resumed draws what it would have drawn, whatever the number of workers and devices.
@@ -84,7 +84,7 @@ class ViewSampler(Sampler[int]):
         return iter((self.epoch * self.num_pictures + shares).tolist())
 
 
-class WholePictures(Dataset[View]):
+class EvalDataset(Dataset[View]):
     """A split's pictures brought to the network's size, with their labels as they are."""
 
     def __init__(self, split: LabelledSplit, size_hw: tuple[int, int] | None) -> None:
@@ -109,7 +109,7 @@ def resize_image(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def training_loader(
-    views: RandomViews, *, seed: int, rank: int, num_ranks: int, workers: int
+    views: TrainDataset, *, seed: int, rank: int, num_ranks: int, workers: int
 ) -> DataLoader[View]:
     """Batch random views, (N, H, W, 3) and (N, H, W) uint8."""
     batch_size = views.recipe.batch_size
@@ -125,7 +125,7 @@ def training_loader(
     )
 
 
-def validation_loader(pictures: WholePictures, *, rank: int, num_ranks: int) -> DataLoader[View]:
+def validation_loader(pictures: EvalDataset, *, rank: int, num_ranks: int) -> DataLoader[View]:
     """Give pictures one by one, each to one device."""
     return DataLoader(pictures, batch_size=1, sampler=range(rank, len(pictures), num_ranks))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.backends.base import CardBackend, require_precision
-from runtime.card import ModelCard
+from runtime.artefact.card import ModelCard
+from runtime.backends.base import Backend, require_precision
 
 
-class NullBackend(CardBackend):
+class NullBackend(Backend):
     """Returns zeros of the right shape and type."""
 
     name = "null"
@@ -28,7 +28,7 @@ class NullBackend(CardBackend):
         require_precision(precision, (card.precision,), backend=self.name, device=self.device)
         self.precision = card.precision
 
-    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(
             np.zeros((batch.shape[0], *spec.shape[1:]), spec.dtype) for spec in self.outputs
         )

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtime.backends.base import CardBackend, require_precision
-from runtime.card import ModelCard
+from runtime.artefact.card import ModelCard
+from runtime.backends.base import Backend, require_precision
 from runtime.errors import BackendUnavailable, ModelFileError
-from runtime.machine import cpu_name
+from runtime.machine.machine import cpu_name
 
 _QUIET = 3  # errors only; warnings about unused initializers help nobody here
 
 
-class OnnxRuntimeBackend(CardBackend):
+class OnnxRuntimeBackend(Backend):
     """Runs an ONNX file with ONNX Runtime's CPU provider; each result is a fresh array."""
 
     name = "onnxruntime"
@@ -54,7 +54,7 @@ class OnnxRuntimeBackend(CardBackend):
         self._check_graph(path, _shapes(self._session))
         self._output_names = [spec.name for spec in self.outputs]
 
-    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(self._session.run(self._output_names, {self.input.name: batch}))
 
     def _release(self) -> None:

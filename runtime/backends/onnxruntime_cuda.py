@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from runtime.artefact.card import ModelCard
 from runtime.backends.base import require_precision
-from runtime.backends.ringed import NUM_SLOTS, RingedBackend
-from runtime.card import ModelCard
+from runtime.backends.gpu import NUM_SLOTS, GpuBackend
 from runtime.cuda.device import CudaDevice, Stream, open_device
 from runtime.cuda.ring import Slot, SlotLayout, SlotRing
 from runtime.errors import BackendUnavailable, ModelFileError
@@ -19,7 +19,7 @@ _PROVIDER = "CUDAExecutionProvider"
 _NO_SYNC = "disable_synchronize_execution_providers"
 
 
-class OnnxRuntimeCudaBackend(RingedBackend):
+class OnnxRuntimeCudaBackend(GpuBackend):
     """Runs an ONNX file on an NVIDIA GPU."""
 
     name = "onnxruntime-cuda"
@@ -62,19 +62,19 @@ class OnnxRuntimeCudaBackend(RingedBackend):
 
     def _open(self, path: Path, device: CudaDevice | None, num_slots: int, timing: bool) -> None:
         self._cuda = device or open_device()
-        self._closers.append(self._cuda.close)
+        self._resources.callback(self._cuda.close)
         self.device = f"{self._cuda.name} ({self._cuda.library})"
         with self._cuda.current():
             self._stream = self._cuda.new_stream()
-            self._closers.append(self._free_stream)
+            self._resources.callback(self._free_stream)
             self._session = _session(path, self._stream)
-            self._closers.append(self._drop_session)
+            self._resources.callback(self._drop_session)
             self._options = ort.RunOptions()
             # The ring waits by events; a wait in every run would keep batches from overlapping.
             self._options.add_run_config_entry(_NO_SYNC, "1")
             self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
             layout = SlotLayout(
-                input=self.input, outputs=self.outputs, max_batch=self.card.batch[2]
+                input=self.input, outputs=self.outputs, max_batch=self.card.batch.max
             )
             # ONNX Runtime allocates in its runs: they cannot be captured from outside.
             self.ring = SlotRing(
@@ -86,7 +86,7 @@ class OnnxRuntimeCudaBackend(RingedBackend):
                 compute_stream=self._stream,
                 timing=timing,
             )
-        self._closers.append(self.ring.close)
+        self._resources.callback(self.ring.close)
 
     def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:
         key = slot.index, num_frames

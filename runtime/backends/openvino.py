@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from runtime.backends.base import CardBackend, require_precision
-from runtime.card import ModelCard
+from runtime.artefact.card import ModelCard
+from runtime.backends.base import Backend, require_precision
 from runtime.errors import ModelFileError
-from runtime.machine import cpu_name
+from runtime.machine.machine import cpu_name
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -27,7 +27,7 @@ def shared_core() -> ov.Core:
     return ov.Core()
 
 
-class OpenVinoBackend(CardBackend):
+class OpenVinoBackend(Backend):
     """Runs an ONNX file with OpenVINO's CPU plugin; each result is a fresh array.
 
     The precision is always an explicit hint: by itself OpenVINO would run an fp32 model in bf16 on CPUs that
@@ -69,7 +69,7 @@ class OpenVinoBackend(CardBackend):
         try:
             self._model = core.read_model(path)
             self._check_graph(path, _shapes(self._model))
-            self._request(card.batch[1])
+            self._request(card.batch.opt)
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise ModelFileError(
@@ -86,7 +86,7 @@ class OpenVinoBackend(CardBackend):
             self._requests[size] = compiled.create_infer_request()
         return self._requests[size]
 
-    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         results = self._request(batch.shape[0]).infer({self.input.name: batch}, share_inputs=True)
         return tuple(results[spec.name] for spec in self.outputs)
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.base import require_precision
-from runtime.backends.ringed import NUM_SLOTS, RingedBackend
-from runtime.card import ModelCard
-from runtime.cuda.device import CudaDevice, Stream, open_device
-from runtime.cuda.ring import Slot, SlotLayout, SlotRing
-from runtime.engine_file import (
+from runtime.artefact.card import ModelCard
+from runtime.artefact.engine_file import (
     EngineRecord,
     check_gpu,
     check_library,
     check_plan,
     read_record,
 )
+from runtime.backends.base import require_precision
+from runtime.backends.gpu import NUM_SLOTS, GpuBackend
+from runtime.cuda.device import CudaDevice, Stream, open_device
+from runtime.cuda.ring import Slot, SlotLayout, SlotRing
 from runtime.errors import CudaError, EngineMismatch, ModelFileError
-from runtime.files import atomic_path
+from runtime.files import atomic_path, cache_dir
 from runtime.tensorrt_api import TensorRt, load_tensorrt
 
 
-class TensorRtBackend(RingedBackend):
+class TensorRtBackend(GpuBackend):
     """Runs an engine."""
 
     name = "tensorrt"
@@ -80,16 +79,16 @@ class TensorRtBackend(RingedBackend):
         timing: bool,
     ) -> None:
         self._cuda = device or open_device()
-        self._closers.append(self._cuda.close)
+        self._resources.callback(self._cuda.close)
         check_gpu(path, record, gpu=self._cuda.name, sm=self._cuda.sm)
         self.device = f"{self._cuda.name} ({self._cuda.library})"
         with self._cuda.current():
             self._engine = _deserialized(trt, path, record)
-            self._context, keeps_graphs = _context(trt, self._engine, path, self._closers)
-            self._closers.append(self._drop_engine)
+            self._context, keeps_graphs = _context(trt, self._engine, path, self._resources)
+            self._resources.callback(self._drop_engine)
             self._check_graph(path, _shapes(trt, self._engine))
             layout = SlotLayout(
-                input=self.input, outputs=self.outputs, max_batch=self.card.batch[2]
+                input=self.input, outputs=self.outputs, max_batch=self.card.batch.max
             )
             ring = SlotRing(
                 self._cuda,
@@ -99,7 +98,7 @@ class TensorRtBackend(RingedBackend):
                 use_graphs=not keeps_graphs,
                 timing=timing,
             )
-        self._closers.append(ring.close)
+        self._resources.callback(ring.close)
         self.ring = ring
 
     def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:
@@ -136,9 +135,7 @@ def _deserialized(trt: TensorRt, path: Path, record: EngineRecord) -> Any:
     return engine
 
 
-def _context(
-    trt: TensorRt, engine: Any, path: Path, closers: list[Callable[[], None]]
-) -> tuple[Any, bool]:
+def _context(trt: TensorRt, engine: Any, path: Path, resources: ExitStack) -> tuple[Any, bool]:
     """Make the execution context, and tell whether it replays CUDA graphs by itself (TensorRT-RTX)."""
     if not (trt.has("IRuntimeCache") and trt.has("CudaGraphStrategy")):
         context, keeps_graphs = engine.create_execution_context(), False
@@ -150,7 +147,7 @@ def _context(
             cache.deserialize(cache_path.read_bytes())
         config.set_runtime_cache(cache)
         context, keeps_graphs = engine.create_execution_context(config), True
-        closers.append(lambda: _keep_runtime_cache(cache, cache_path))
+        resources.callback(_keep_runtime_cache, cache, cache_path)
     if context is None:
         raise CudaError(
             f"no room for the activations of {path}: {trt.log.last_error() or 'no reason given'}",
@@ -161,8 +158,7 @@ def _context(
 
 def _runtime_cache_path(trt: TensorRt, path: Path) -> Path:
     """Name the file that keeps kernels compiled on this machine, so that they are compiled once."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esnet-deploy"
-    return folder / f"{trt.kind}-{trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
+    return cache_dir() / f"{trt.kind}-{trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
 
 
 def _keep_runtime_cache(cache: Any, path: Path) -> None:

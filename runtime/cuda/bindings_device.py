@@ -8,7 +8,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from runtime.cuda.owned import Memory, Owned, Owner, Pinned, cuda_error, told_out_of_memory
+from runtime.cuda.owned import Memory, Owned, Owner, Pinned, cuda_error, explain_out_of_memory
 from runtime.errors import BackendUnavailable
 
 
@@ -83,7 +83,7 @@ class BindingsDevice:
 
     def device_buffer(self, num_bytes: int) -> Memory:
         """Allocate device memory."""
-        with told_out_of_memory(num_bytes, self.memory_bytes):
+        with explain_out_of_memory(num_bytes, self.memory_bytes):
             pointer = _check("cuMemAlloc", driver.cuMemAlloc(num_bytes))
         return Memory(
             self._owner,

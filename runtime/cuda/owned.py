@@ -98,7 +98,7 @@ def cuda_error(call: str, name: str, text: str) -> CudaError:
 
 
 @contextmanager
-def told_out_of_memory(
+def explain_out_of_memory(
     num_bytes: int, free_and_total: Callable[[], tuple[int, int]]
 ) -> Iterator[None]:
     """Add to an out-of-memory error what was asked for and what is there."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pycuda.driver as cuda
 
-from runtime.cuda.owned import Memory, Owned, Owner, cuda_error, told_out_of_memory
+from runtime.cuda.owned import Memory, Owned, Owner, cuda_error, explain_out_of_memory
 from runtime.errors import BackendUnavailable, CudaError
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, cuda.h
@@ -49,7 +49,7 @@ class PyCudaDevice:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the primary context current for the calling thread."""
-        with _told("cuCtxPushCurrent"):
+        with translate_cuda_errors("cuCtxPushCurrent"):
             self._context.push()
         try:
             yield
@@ -70,7 +70,10 @@ class PyCudaDevice:
 
     def device_buffer(self, num_bytes: int) -> Memory:
         """Allocate device memory."""
-        with told_out_of_memory(num_bytes, self.memory_bytes), _told("cuMemAlloc"):
+        with (
+            explain_out_of_memory(num_bytes, self.memory_bytes),
+            translate_cuda_errors("cuMemAlloc"),
+        ):
             allocation = cuda.mem_alloc(num_bytes)
         return Memory(self._owner, int(allocation), num_bytes, allocation.free)
 
@@ -78,14 +81,14 @@ class PyCudaDevice:
         self, target: Memory, source: PyCudaPinned, num_bytes: int, stream: PyCudaStream
     ) -> None:
         """Enqueue a copy."""
-        with _told("cuMemcpyHtoDAsync"):
+        with translate_cuda_errors("cuMemcpyHtoDAsync"):
             cuda.memcpy_htod_async(target.address, source.array[:num_bytes], stream.stream)
 
     def copy_to_host(
         self, target: PyCudaPinned, source: Memory, num_bytes: int, stream: PyCudaStream
     ) -> None:
         """Enqueue a copy."""
-        with _told("cuMemcpyDtoHAsync"):
+        with translate_cuda_errors("cuMemcpyDtoHAsync"):
             cuda.memcpy_dtoh_async(target.array[:num_bytes], source.address, stream.stream)
 
     def capture(self, stream: PyCudaStream, work: Callable[[], None]) -> PyCudaGraph:
@@ -133,7 +136,7 @@ class PyCudaPinned(Owned):
     """Page-locked host memory."""
 
     def __init__(self, owner: Owner, num_bytes: int) -> None:
-        with _told("cuMemHostAlloc"):
+        with translate_cuda_errors("cuMemHostAlloc"):
             self.array: np.ndarray = cuda.pagelocked_empty(num_bytes, np.uint8)
         allocation = self.array.base
         super().__init__(owner, lambda: allocation.free())
@@ -143,19 +146,19 @@ class PyCudaStream(Owned):
     """A stream; PyCUDA destroys it with its object."""
 
     def __init__(self, owner: Owner) -> None:
-        with _told("cuStreamCreate"):
+        with translate_cuda_errors("cuStreamCreate"):
             self.stream: Any = cuda.Stream(_NON_BLOCKING)
         self.handle = int(self.stream.handle)
         super().__init__(owner, lambda: setattr(self, "stream", None))
 
     def wait(self, event: PyCudaEvent) -> None:
         """Let later work wait for an event."""
-        with _told("cuStreamWaitEvent"):
+        with translate_cuda_errors("cuStreamWaitEvent"):
             self.stream.wait_for_event(event.event)
 
     def synchronize(self) -> None:
         """Wait on the host."""
-        with _told("cuStreamSynchronize"):
+        with translate_cuda_errors("cuStreamSynchronize"):
             self.stream.synchronize()
 
 
@@ -163,23 +166,23 @@ class PyCudaEvent(Owned):
     """An event; PyCUDA destroys it with its object."""
 
     def __init__(self, owner: Owner, *, timing: bool) -> None:
-        with _told("cuEventCreate"):
+        with translate_cuda_errors("cuEventCreate"):
             self.event: Any = cuda.Event(0 if timing else cuda.event_flags.DISABLE_TIMING)
         super().__init__(owner, lambda: setattr(self, "event", None))
 
     def record(self, stream: PyCudaStream) -> None:
         """Put the mark."""
-        with _told("cuEventRecord"):
+        with translate_cuda_errors("cuEventRecord"):
             self.event.record(stream.stream)
 
     def synchronize(self) -> None:
         """Wait on the host."""
-        with _told("cuEventSynchronize"):
+        with translate_cuda_errors("cuEventSynchronize"):
             self.event.synchronize()
 
     def ms_since(self, start: PyCudaEvent) -> float:
         """Measure device time."""
-        with _told("cuEventElapsedTime"):
+        with translate_cuda_errors("cuEventElapsedTime"):
             return float(self.event.time_since(start.event))
 
 
@@ -199,7 +202,7 @@ class PyCudaGraph(Owned):
 
 
 @contextmanager
-def _told(call: str) -> Iterator[None]:
+def translate_cuda_errors(call: str) -> Iterator[None]:
     """Turn PyCUDA's errors into ours; they end in the driver's own words."""
     try:
         yield

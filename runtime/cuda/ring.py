@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from runtime.backend import TensorSpec
+from runtime.backends.base import TensorSpec
 from runtime.cuda.device import CudaDevice, DeviceBuffer, Graph, PinnedBuffer, Stream
 from runtime.errors import CudaError, InvalidInput
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.latency import Protocol
+from benchmarks.timing.latency import TimingConfig
 
 
 @pytest.fixture(scope="session")
-def quick() -> Protocol:
+def quick() -> TimingConfig:
     """Five samples a subject, in short turns, hardly warmed up."""
-    return Protocol(
+    return TimingConfig(
         warmup_seconds=0.0,
         warmup_calls=1,
         warmup_cap_seconds=0.05,

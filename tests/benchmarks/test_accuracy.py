@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.accuracy import evaluate, open_predictor, open_split_for, spread_indices
+from benchmarks.accuracy.evaluate import evaluate, open_predictor, open_split_for, spread_indices
 from benchmarks.errors import BenchmarkError
 from esnet.data.datasets import open_split
 from tests.conftest import random_network

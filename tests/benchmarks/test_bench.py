@@ -11,30 +11,30 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.bench import BenchOptions, bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
-from benchmarks.grid import write_csv
-from benchmarks.report import (
+from benchmarks.report.console import (
     int8_advice,
     notes,
     print_report,
-    result_grid,
+    result_table,
     verdict,
     write_json,
     write_markdown,
 )
-from benchmarks.statistics import summarize
+from benchmarks.report.tables import write_csv
+from benchmarks.timing.statistics import summarize
+from benchmarks.timing.suite import BenchOptions, bench_models
 from esnet.data.scenes import street_scene
 from runtime.errors import InvalidInput
-from runtime.sinks import write_image
+from runtime.media.sinks import write_image
 
 SIZE = (64, 128)
 
 
 @pytest.fixture(scope="module")
 def report(make_artefact, quick):
-    models = [make_artefact(target="openvino"), make_artefact(target="tensorrt")]
+    models = [make_artefact(optimized_for="openvino"), make_artefact(optimized_for="tensorrt")]
     options = BenchOptions(backends=["onnxruntime"], protocol=quick, reference=models[0])
     return bench_models(models, load_frames(None, SIZE), options)
 
@@ -82,7 +82,7 @@ def test_without_a_reference_unchecked_is_said(report):
     alone = dataclasses.replace(report.results[0], reference=None, agreement=None)
     lonely = dataclasses.replace(report, results=(alone,))
     assert any(note.startswith("unchecked: ") for note in notes(lonely))
-    assert result_grid(lonely).rows[-1][-1] == "unchecked"
+    assert result_table(lonely).rows[-1][-1] == "unchecked"
 
 
 def test_the_harness_costs_little(report):
@@ -116,7 +116,7 @@ def test_every_stage_of_a_frame_has_its_time(report):
 
 
 def test_the_table_is_written_for_spreadsheets_and_papers(report, tmp_path):
-    write_csv(result_grid(report), tmp_path / "r.csv")
+    write_csv(result_table(report), tmp_path / "r.csv")
     rows = list(csv.reader((tmp_path / "r.csv").open()))
     assert rows[0][:3] == ["model", "scope", "n"]
     assert [row[0] for row in rows[1:3]] == [report.results[0].name] * 2

@@ -8,19 +8,19 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.compare import (
+from benchmarks.baselines.pipelines import plain_onnx_route, plain_openvino_route, torch_route
+from benchmarks.baselines.run import (
     CompareReport,
-    compare_grid,
     compare_notes,
     compare_weights,
+    comparison_table,
     results_of,
     write_comparison_json,
     write_comparison_markdown,
 )
+from benchmarks.baselines.worker import PipelineRequest, PipelineWorker
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet, load_frames
-from benchmarks.routes import plain_onnx_route, plain_openvino_route, torch_route
-from benchmarks.workers import RouteRequest, RouteWorker
 from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
 
@@ -56,14 +56,14 @@ def test_routes_are_compared_with_the_first_within_a_round():
     assert [result.miou for result in results] == [None, 0.5]
 
 
-def request_of(frames, name: str, folder) -> RouteRequest:
-    return RouteRequest(
+def request_of(frames, name: str, folder) -> PipelineRequest:
+    return PipelineRequest(
         name=name, weights="camvid", folder=folder, calibration=None, frames=frames.frames
     )
 
 
 def test_a_worker_times_and_labels_in_a_process_of_its_own(camvid, frames, tmp_path):
-    with RouteWorker(request_of(frames, "torch eager fp32", tmp_path)) as worker:
+    with PipelineWorker(request_of(frames, "torch eager fp32", tmp_path)) as worker:
         assert len(worker.time_block(0.0, 3)) == 3
         expected = torch_route(camvid)(frames.frames[1])
         assert (worker.segment(frames.frames)[1] == expected).all()
@@ -73,14 +73,14 @@ def test_a_worker_times_and_labels_in_a_process_of_its_own(camvid, frames, tmp_p
 def test_a_route_that_fails_tells_why(frames, tmp_path):
     wrong = dataclasses.replace(request_of(frames, "torch eager fp32", tmp_path), weights="no.pt")
     with pytest.raises(BenchmarkError, match=r"torch eager fp32: CheckpointError: .*no\.pt"):
-        RouteWorker(wrong)
+        PipelineWorker(wrong)
 
 
 @pytest.fixture(scope="module")
 def report(frames, small_camvid) -> CompareReport:
     """Every route there is, on tiny frames, compiled ones apart: a compiler takes its minute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.compare.MIN_ROUNDS", 2)
+        patch.setattr("benchmarks.baselines.run.MIN_ROUNDS", 2)
         labelled = open_split("camvid", small_camvid, "val")
         skip = ("torch.compile fp32",)
         return compare_weights("camvid", frames, rounds=2, labelled=labelled, skip=skip)
@@ -106,7 +106,7 @@ def test_every_route_of_this_machine_is_there_with_its_accuracy(report):
 
 
 def test_the_table_has_a_row_for_each_and_says_what_it_is(report, tmp_path):
-    grid = compare_grid(report)
+    grid = comparison_table(report)
     assert [row[0] for row in grid.rows] == [result.name for result in report.results]
     assert grid.columns[-1] == "mIoU"
     assert any("compute floor of" in note for note in compare_notes(report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import demo
+from scripts import demo
 
 
 def test_demo_uses_the_frames_it_is_given(tmp_path, capsys):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.diff import diff_grid, diff_reports
 from benchmarks.errors import BenchmarkError, TargetMissed
+from benchmarks.report.diff import diff_reports, diff_table
 from benchmarks.session import run_diff
-from benchmarks.statistics import summarize
+from benchmarks.timing.statistics import summarize
 
 
 def report_of(path: Path, ms: float, *, seed: int, mode: str = "latency", **more) -> Path:
@@ -45,17 +45,17 @@ def test_a_slow_down_within_the_limit_passes(tmp_path):
     after = report_of(tmp_path / "b.json", 104, seed=2)
     difference = diff_reports(before, after, 0.05)
     assert not any(change.is_slow_down for change in difference.changes)
-    assert diff_grid(difference).rows[0][-1] == "within limit"
+    assert diff_table(difference).rows[0][-1] == "within limit"
 
 
 def test_a_slower_machine_is_told_from_a_slower_model(tmp_path):
     def paced(name: str, ms: float, pace: float) -> Path:
-        return report_of(tmp_path / name, ms, seed=1, yardstick={"p50": pace})
+        return report_of(tmp_path / name, ms, seed=1, machine_reference={"p50": pace})
 
     before = paced("a.json", 100, 5.0)
     machine = diff_reports(before, paced("b.json", 119, 5.9), 0.05)
     assert not any(change.is_slow_down for change in machine.changes)
-    assert diff_grid(machine).rows[0][-1] == "machine slower"
+    assert diff_table(machine).rows[0][-1] == "machine slower"
     assert "the machine itself: the same computation took +18.0 % time" in machine.warnings
     model = diff_reports(before, paced("c.json", 119, 5.0), 0.05)
     assert all(change.is_slow_down for change in model.changes)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench import BenchOptions, BenchReport, bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
-from benchmarks.html_report import page_from_report, waterfall_picture, write_page
+from benchmarks.report.page import page_from_report, waterfall_picture, write_page
 from benchmarks.session import Outputs
+from benchmarks.timing.suite import BenchOptions, BenchReport, bench_models
 
 SIZE = (64, 128)
 

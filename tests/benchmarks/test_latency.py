@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from benchmarks import latency
-from benchmarks.latency import ENGINE, Protocol, Subject, cycle, measure_latency
+from benchmarks.timing import latency
+from benchmarks.timing.latency import ENGINE, TimingConfig, Workload, cycle, measure_latency
 
 NO_WARMUP = {"warmup_seconds": 0.0, "warmup_calls": 1, "warmup_cap_seconds": 0.0}
 
@@ -26,7 +26,7 @@ class Clock:
 
     def subject(
         self, *, ms: float | Iterable[float], name: str = "a", log: list | None = None
-    ) -> Subject:
+    ) -> Workload:
         """Make a subject whose calls take so many milliseconds."""
         durations = itertools.repeat(ms) if isinstance(ms, float) else iter(ms)
 
@@ -35,7 +35,7 @@ class Clock:
                 log.append((name, index))
             self.ns += round(next(durations) * 1e6)
 
-        return Subject(name=name, scope=ENGINE, call=call)
+        return Workload(name=name, scope=ENGINE, call=call)
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ def test_the_clock_reads_what_the_call_takes(clock, quick):
     ],
 )
 def test_measuring_stops_when_the_protocol_says(clock, settings, expected):
-    protocol = Protocol(**NO_WARMUP, **settings)
+    protocol = TimingConfig(**NO_WARMUP, **settings)
     assert measure_latency([clock.subject(ms=10.0)], protocol)[0].n == expected
 
 
 def test_subjects_take_turns_of_the_block_length(clock):
     log: list[tuple[str, int]] = []
     subjects = [clock.subject(ms=10.0, name=name, log=log) for name in "ab"]
-    protocol = Protocol(**NO_WARMUP, min_seconds=0.0, min_samples=9, block_seconds=0.03)
+    protocol = TimingConfig(**NO_WARMUP, min_seconds=0.0, min_samples=9, block_seconds=0.03)
     measure_latency(subjects, protocol)
     turns = ["".join(names) for _, names in itertools.groupby(name for name, _ in log)]
     assert turns == ["a", "b", "aaaa", "bbbb", "aaaa", "bbbb", "aaaa", "bbbb"]
@@ -77,7 +77,7 @@ def test_the_first_call_of_a_turn_is_not_timed(clock):
     durations = itertools.chain(
         [1.0, 500.0], itertools.repeat(1.0)
     )  # warm-up, first of the only turn
-    protocol = Protocol(**NO_WARMUP, min_seconds=0.0, min_samples=5, block_seconds=1.0)
+    protocol = TimingConfig(**NO_WARMUP, min_seconds=0.0, min_samples=5, block_seconds=1.0)
     assert measure_latency([clock.subject(ms=durations)], protocol)[0].max == 1.0
 
 
@@ -98,7 +98,7 @@ def test_the_first_call_of_a_turn_is_not_timed(clock):
 def test_warm_up_lasts_as_long_as_it_must(clock, durations, settings, expected):
     log: list[tuple[str, int]] = []
     defaults = {"warmup_seconds": 0.0, "warmup_calls": 30, "warmup_cap_seconds": 60.0}
-    protocol = Protocol(
+    protocol = TimingConfig(
         **{**defaults, **settings}, min_seconds=0.0, min_samples=1, block_seconds=0.0
     )
     summary = measure_latency([clock.subject(ms=durations, log=log)], protocol)[0]
@@ -114,7 +114,7 @@ def test_calls_are_numbered_from_zero_without_gaps(clock, quick):
 
 def test_progress_ends_at_the_whole_for_every_subject(clock, quick):
     told: dict[str, float] = {}
-    report: Callable[[Subject, float], None] = lambda s, share: told.update({s.name: share})  # noqa: E731
+    report: Callable[[Workload, float], None] = lambda s, share: told.update({s.name: share})  # noqa: E731
     measure_latency([clock.subject(ms=1.0, name=name) for name in "ab"], quick, on_turn=report)
     assert told == {"a": 1.0, "b": 1.0}
 

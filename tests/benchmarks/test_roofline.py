@@ -13,38 +13,38 @@ import torch
 from onnx import helper, numpy_helper
 from rich.console import Console
 
-from benchmarks import peak
 from benchmarks.errors import BenchmarkError
-from benchmarks.peak import Measured, measure_machine, measure_model
-from benchmarks.roofline import (
+from benchmarks.roofline import peak
+from benchmarks.roofline.layers import (
     COMPUTE,
     MEMORY,
     Device,
     Layer,
     block_of,
-    device_from_target,
+    device_from_gpu,
     network_from_onnx,
 )
-from benchmarks.roofline_report import (
+from benchmarks.roofline.peak import Measured, measure_machine, measure_model
+from benchmarks.roofline.report import (
     Machine,
     RooflineReport,
-    Subject,
-    gpus_grid,
+    AnalysedModel,
+    gpus_table,
     grids,
     markdown_from_report,
     notes,
     print_roofline,
     run_roofline,
 )
-from benchmarks.statistics import summarize
+from benchmarks.timing.statistics import summarize
 from esnet.families import FAMILIES
 from esnet.model import ESNet
 from export.graph.qdq import TENSORRT_SCHEME, insert_qdq, quantizable_tensors
 from export.plan import ExportPlan, graph_from_network
+from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends
-from runtime.card import ModelCard
 from runtime.errors import InvalidInput, ModelFileError
-from runtime.targets import TARGETS, target_named
+from runtime.machine.gpus import GPUS, gpu_named
 from tests.conftest import SMALL_HW
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -64,14 +64,14 @@ def full_size(network19):
 
 @pytest.fixture(scope="module")
 def gtx() -> Device:
-    return device_from_target(target_named("GTX 1080 Ti"))
+    return device_from_gpu(gpu_named("GTX 1080 Ti"))
 
 
 @pytest.fixture(scope="module")
 def report(make_artefact, gtx) -> RooflineReport:
     path = make_artefact()
     network = network_from_onnx(onnx.load(path))
-    subject = Subject(name="small", card=ModelCard.from_file(path), network=network)
+    subject = AnalysedModel(name="small", card=ModelCard.from_file(path), network=network)
     here = Device(
         name="my CPU", peak_tops={"fp32": 0.1, "int8": 0.4}, bandwidth_gb_s=10, source="measured"
     )
@@ -234,7 +234,7 @@ def test_frames_and_labels_are_bytes_at_every_precision(report):
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino", "onnxruntime"])
 def test_every_node_of_an_artefact_has_its_place(make_artefact, target):
-    model = onnx.load(make_artefact(target=target))
+    model = onnx.load(make_artefact(optimized_for=target))
     placed = {name for layer in network_from_onnx(model).layers for name in layer.nodes}
     free = {node.name for node in model.graph.node if node.op_type in ("Concat", "Reshape")}
     assert placed | free == {node.name for node in model.graph.node}
@@ -287,8 +287,8 @@ def test_a_layer_belongs_to_its_module(name, block):
 
 
 def test_all_lists_every_gpu_of_the_table(full_size):
-    grid = gpus_grid(full_size, [device_from_target(target) for target in TARGETS.values()])
-    assert [row[0] for row in grid.rows] == list(TARGETS)
+    grid = gpus_table(full_size, [device_from_gpu(target) for target in GPUS.values()])
+    assert [row[0] for row in grid.rows] == list(GPUS)
     by_name = {row[0]: row for row in grid.rows}
     assert by_name["GTX 1080 Ti"][6] == "no"
     assert by_name["GTX 1080 Ti"][3].endswith(" %")
@@ -408,7 +408,7 @@ def run_quietly(model, **settings):
 def test_a_run_writes_its_files(make_artefact, tmp_path, capsys):
     json_path, markdown_path = tmp_path / "a.json", tmp_path / "a.md"
     run_quietly(make_artefact(), gpu="ALL", json_path=json_path, markdown_path=markdown_path)
-    assert len(json.loads(json_path.read_text())["devices"]) == len(TARGETS)
+    assert len(json.loads(json_path.read_text())["devices"]) == len(GPUS)
     assert "| RTX 4090 |" in markdown_path.read_text()
     assert f"wrote {json_path}" in capsys.readouterr().out
 

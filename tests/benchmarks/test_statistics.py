@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.statistics import median_interval, percentile, summarize
+from benchmarks.timing.statistics import median_interval, percentile, summarize
 
 TIMES = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=400)
 

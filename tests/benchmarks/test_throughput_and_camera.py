@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.bench import BenchOptions, bench_models
-from benchmarks.camera import measure_camera
 from benchmarks.frames import FrameSet, load_frames
-from benchmarks.opened import Identity, find_reference, open_models, precisions_of
-from benchmarks.report import result_grid, verdict
-from benchmarks.throughput import Layout, _keep_full, layouts_for, measure_rate
+from benchmarks.models import Identity, find_reference, open_models, precisions_of
+from benchmarks.report.console import result_table, verdict
+from benchmarks.timing.camera import measure_camera
+from benchmarks.timing.suite import BenchOptions, bench_models
+from benchmarks.timing.throughput import Concurrency, _keep_full, layouts_for, measure_rate
 from export.metadata import with_card
-from runtime.card import ModelCard
+from runtime.artefact.card import BatchRange, ModelCard
 from runtime.segmenter import Segmenter
 
 SIZE = (64, 128)
@@ -97,7 +97,7 @@ class Ring:
 
 def test_every_slot_is_kept_in_flight_and_order_is_kept():
     ring, seen = Ring(3), []
-    layout = Layout(streams=1, threads=None, batch=2, slots=3)
+    layout = Concurrency(streams=1, threads=None, batch=2, slots=3)
     rounds = _keep_full(
         ring, layout, prepare=lambda i: np.array(i), finish=lambda out, i: seen.append((out[0], i))
     )
@@ -109,7 +109,9 @@ def test_every_slot_is_kept_in_flight_and_order_is_kept():
 
 
 def test_cpu_layouts_share_the_cores_out(make_artefact):
-    with Segmenter.open(make_artefact(batch=(1, 2, 4)), backend="onnxruntime") as segmenter:
+    with Segmenter.open(
+        make_artefact(batch=BatchRange(1, 2, 4)), backend="onnxruntime"
+    ) as segmenter:
         found = layouts_for(segmenter, cores=8)
     assert {(layout.streams, layout.threads) for layout in found} == {
         (1, 8),
@@ -128,7 +130,7 @@ def test_throughput_is_measured_on_a_real_backend(make_artefact, frames, quick):
     assert result.end_to_end.num_frames >= result.layout.batch
     assert str(result.layout) in result.trials
     assert "FPS sustained end to end" in verdict(report, result)
-    assert [row[1] for row in result_grid(report).rows] == ["engine", "end to end"]
+    assert [row[1] for row in result_table(report).rows] == ["engine", "end to end"]
 
 
 class TestCamera:
@@ -190,6 +192,9 @@ class TestReference:
 
     def test_names_tell_files_apart(self, make_artefact):
         with ExitStack() as stack:
-            paths = [make_artefact(target="openvino"), make_artefact(target="tensorrt")]
+            paths = [
+                make_artefact(optimized_for="openvino"),
+                make_artefact(optimized_for="tensorrt"),
+            ]
             opened = open_models(paths, ["onnxruntime"], [None], stack)
             assert len({model.name for model in opened}) == 2

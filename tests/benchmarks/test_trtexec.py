@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench import BenchOptions, bench_models
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
-from benchmarks.trtexec import (
+from benchmarks.timing.suite import BenchOptions, bench_models
+from benchmarks.timing.trtexec import (
     TRTEXEC_10,
     TRTEXEC_11,
     arguments_for,
@@ -19,7 +19,7 @@ from benchmarks.trtexec import (
     parse_output,
     preset_ms,
 )
-from runtime.card import ModelCard
+from runtime.artefact.card import BatchRange, ModelCard
 
 # The lines of trtexec 10.3's summary, as its sampleReporting.cpp prints them, less dates and percentiles.
 SUMMARY = """\
@@ -37,7 +37,7 @@ SUMMARY = """\
 
 @pytest.fixture
 def card(make_artefact) -> ModelCard:
-    return ModelCard.from_file(make_artefact(batch=(1, 2, 4)))
+    return ModelCard.from_file(make_artefact(batch=BatchRange(1, 2, 4)))
 
 
 def test_latency_is_with_copies_up_to_10_and_without_from_11_on():

@@ -22,11 +22,11 @@ from esnet.training.qat import FakeQuantization, round_activation, round_weight
 from esnet.training.recipe import Recipe, quantization_aware, recipe_named
 from esnet.training.run import RunSettings, train
 from esnet.training.run_log import RunLog
-from esnet.training.views import WholePictures
-from export.calibration import measure_ranges
+from esnet.training.views import EvalDataset
 from export.graph.qdq import SCHEMES, activation_scale, insert_qdq
 from export.plan import ExportPlan, graph_from_network
-from export.simulate import simulate
+from export.quantization.calibration import measure_ranges
+from export.quantization.unoptimized import run_unoptimized
 
 SIZE = (32, 64)
 FRAMES = np.random.default_rng(0).random((2, 1, 3, *SIZE), np.float32)  # no ties, as bytes have
@@ -82,7 +82,7 @@ def scores(quantization: FakeQuantization, network: ESNet) -> np.ndarray:
 
 
 def graph_scores(model: onnx.ModelProto) -> np.ndarray:
-    return np.concatenate(simulate(model, list(FRAMES)))
+    return np.concatenate(run_unoptimized(model, list(FRAMES)))
 
 
 class TestRounding:
@@ -257,7 +257,7 @@ class TestRun:
         quantization.load_state_dict({key[len("quantization.") :]: ranges[key] for key in ranges})
         split = open_split("camvid", small_camvid, "val")
         matrix = ConfusionMatrix(11, split.label_set.ignore_index)
-        for image, labels in WholePictures(split, None):
+        for image, labels in EvalDataset(split, None):
             frame = torch.as_tensor(image)[None].permute(0, 3, 1, 2).float().div(255)
             with torch.no_grad():
                 predicted = quantization(network, frame).argmax(1, keepdim=True).float()

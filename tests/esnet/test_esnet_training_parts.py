@@ -16,7 +16,7 @@ from esnet.training.class_weights import class_weights, label_counts
 from esnet.training.losses import cross_entropy, lovasz_softmax
 from esnet.training.recipe import RECIPES, Recipe, recipe_named
 from esnet.training.task import MovingAverage, poly_factor
-from esnet.training.views import RandomViews, ViewSampler, WholePictures, training_loader
+from esnet.training.views import EvalDataset, TrainDataset, ViewSampler, training_loader
 
 K, IGNORE = 4, 9
 
@@ -127,12 +127,12 @@ class TestClassWeights:
 class TestViews:
     def test_a_view_is_decided_by_its_number_alone(self, small_camvid):
         split = open_split("camvid", small_camvid, "train")
-        first, second = (RandomViews(split, recipe(), seed=5) for _ in range(2))
+        first, second = (TrainDataset(split, recipe(), seed=5) for _ in range(2))
         second[0]
         np.testing.assert_array_equal(first[7][0], second[7][0])
 
     def test_the_next_epoch_shows_a_picture_in_another_view(self, small_camvid):
-        views = RandomViews(open_split("camvid", small_camvid, "train"), recipe(), seed=5)
+        views = TrainDataset(open_split("camvid", small_camvid, "train"), recipe(), seed=5)
         assert (views[0][0] != views[len(views)][0]).any()
 
     @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -156,7 +156,7 @@ class TestViews:
         assert len(list(ViewSampler(3, 8, seed=0, rank=0, num_ranks=1))) == 8
 
     def test_workers_draw_what_the_process_itself_would_draw(self, small_camvid):
-        views = RandomViews(open_split("camvid", small_camvid, "train"), recipe(), seed=1)
+        views = TrainDataset(open_split("camvid", small_camvid, "train"), recipe(), seed=1)
         batches = [
             next(iter(training_loader(views, seed=1, rank=0, num_ranks=1, workers=workers)))
             for workers in (0, 1)
@@ -164,18 +164,18 @@ class TestViews:
         torch.testing.assert_close(batches[0], batches[1])
 
     def test_every_picture_is_brought_to_the_recipes_size_first(self, small_camvid):
-        views = RandomViews(
+        views = TrainDataset(
             open_split("camvid", small_camvid, "train"), recipe(size_hw=(64, 96)), seed=0
         )
         assert views.kept[0].labels.shape == (64, 96)
 
     def test_whole_pictures_keep_their_labels_as_they_are(self, small_camvid):
-        image, labels = WholePictures(open_split("camvid", small_camvid, "val"), (32, 40))[0]
+        image, labels = EvalDataset(open_split("camvid", small_camvid, "val"), (32, 40))[0]
         assert image.shape == (32, 40, 3)
         assert labels.shape == (44, 52)
 
     def test_without_a_size_pictures_go_to_the_nearest_multiples_of_8(self, small_camvid):
-        image, _ = WholePictures(open_split("camvid", small_camvid, "val"), None)[0]
+        image, _ = EvalDataset(open_split("camvid", small_camvid, "val"), None)[0]
         assert image.shape == (48, 48, 3)  # 44 lies between 40 and 48: Python rounds 5.5 to 6
 
 
@@ -241,7 +241,7 @@ class TestRecipes:
 
 
 def test_no_part_uses_the_global_chance(small_camvid):
-    views = RandomViews(open_split("camvid", small_camvid, "train"), recipe(), seed=0)
+    views = TrainDataset(open_split("camvid", small_camvid, "train"), recipe(), seed=0)
     random.seed(1)
     np.random.seed(1)
     first = views[3][0]

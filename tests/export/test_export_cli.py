@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from export.cli import main
-from runtime.card import ModelCard
+from runtime.artefact.card import ModelCard
 
 SIZE = ("--size", "64x128")
 
@@ -49,7 +49,7 @@ def test_options_reach_the_card(esnet_export, checkpoint_path, tmp_path):
     output = tmp_path / "model.onnx"
     options = (
         *("--size", "32x64", "--batch", "2", "--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2"),
-        *("--input", "tensor", "--output", "labels+confidence", "--for", "openvino"),
+        *("--input", "tensor", "--output", "labels+confidence", "--optimize-for", "openvino"),
         *("--upsample", "subpixel", "--fp16", "--opset", "18", "--no-verify"),
     )
     code, _, _ = esnet_export("to-onnx", checkpoint_path, "-o", output, *options)
@@ -57,7 +57,7 @@ def test_options_reach_the_card(esnet_export, checkpoint_path, tmp_path):
     assert code == 0
     assert (card.size_hw, card.batch, card.input) == ((32, 64), (2, 2, 2), "tensor")
     assert (card.mean, card.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    assert (card.outputs, card.target) == (("labels", "confidence"), "openvino")
+    assert (card.outputs, card.optimized_for) == (("labels", "confidence"), "openvino")
     assert (card.precision, card.form["upsample"], card.form["opset"]) == ("fp16", "subpixel", 18)
 
 

@@ -12,14 +12,14 @@ import pytest
 from onnx import helper
 
 from esnet.labels import label_set_for
-from export.engine import EnginePlan, build_engine, require_types
+from export.engine.build import build_engine, require_types
+from export.engine.kernels import Edge, Kernel, kernels_from_inspector
+from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import BuildError, ExportError, PrecisionError
-from export.kernels import Edge, Kernel, kernels_from_inspector
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
-from export.trt_builder import BuildOptions, build_plan
-from runtime.card import ModelCard
-from runtime.engine_file import read_record, record_path
+from runtime.artefact.card import BatchRange, ModelCard
+from runtime.artefact.engine_file import read_record, record_path
 from runtime.errors import BackendUnavailable
 from runtime.tensorrt_api import load_tensorrt
 from tests.conftest import random_network
@@ -52,7 +52,7 @@ def use_fake(monkeypatch):
         module = fake_tensorrt(generation, **settings)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         monkeypatch.setattr(
-            "export.engine.gpu_at_hand", lambda: GPU if module.state.has_gpu else None
+            "export.engine.build.gpu_for_build", lambda: GPU if module.state.has_gpu else None
         )
         return module.state
 
@@ -61,7 +61,7 @@ def use_fake(monkeypatch):
 
 def build(artefact: Path, precision: str = "fp16", *, output: Path | None = None, **settings):
     run = {name: settings.pop(name) for name in ("force", "dry_run", "wait") if name in settings}
-    plan = EnginePlan(precision=precision, **settings)
+    plan = BuildOptions(precision=precision, **settings)
     return build_engine(
         artefact, output, plan, command=["esnet-export", "build-engine", "small.onnx"], **run
     )
@@ -90,7 +90,9 @@ class TestTensorRtRtx:
     def test_two_builds_are_alike_to_the_last_bit(self, rtx, artefact):
         # With a dynamic batch, TensorRT-RTX 1.7 names its shape variables anew in every build.
         plans = [
-            build(artefact, tensorrt="tensorrt-rtx", batch=(1, 1, 1), force=True).path.read_bytes()
+            build(
+                artefact, tensorrt="tensorrt-rtx", batch=BatchRange(1, 1, 1), force=True
+            ).path.read_bytes()
             for _ in range(2)
         ]
         assert plans[0] == plans[1]
@@ -118,7 +120,9 @@ class TestTensorRtRtx:
         assert build(artefact, tensorrt="tensorrt-rtx", **settings).status == "built"
 
     def test_the_profile_is_the_batch_that_was_asked_for(self, rtx, artefact):
-        record = read_record(build(artefact, tensorrt="tensorrt-rtx", batch=(1, 2, 4)).path)
+        record = read_record(
+            build(artefact, tensorrt="tensorrt-rtx", batch=BatchRange(1, 2, 4)).path
+        )
         assert record.profile == record.card.batch == (1, 2, 4)
 
     def test_a_target_is_compiled_for_without_having_it(self, rtx, artefact):
@@ -126,9 +130,9 @@ class TestTensorRtRtx:
         assert record.target["sms"] == ["8.9"]
 
     def test_the_deployed_form_stays_lean(self, rtx):
-        plan = ExportPlan(size_hw=(512, 1024), batch=(1, 1, 1), precision="fp16")
+        plan = ExportPlan(size_hw=(512, 1024), batch=BatchRange(1, 1, 1), precision="fp16")
         model = graph_from_network(random_network(num_classes=19), plan)
-        options = BuildOptions(precision="fp16", batch=(1, 1, 1), sms=((8, 9),))
+        options = BuildOptions(precision="fp16", batch=BatchRange(1, 1, 1), sms=((8, 9),))
         kernels = build_plan(
             load_tensorrt("tensorrt-rtx"), model.SerializeToString(), options
         ).kernels
@@ -349,9 +353,9 @@ def test_a_precision_that_the_artefact_lacks_is_refused(
 def test_a_batch_that_the_graph_does_not_have_is_refused(use_fake, make_artefact, tmp_path):
     use_fake("10.3.0")
     path = tmp_path / "fixed.onnx"
-    path.write_bytes(make_artefact(batch=(2, 2, 2)).read_bytes())
+    path.write_bytes(make_artefact(batch=BatchRange(2, 2, 2)).read_bytes())
     with pytest.raises(BuildError, match="fixed batch of 2, --batch asks for 1:4:8"):
-        build(path, "fp32", tensorrt="tensorrt", batch=(1, 4, 8))
+        build(path, "fp32", tensorrt="tensorrt", batch=BatchRange(1, 4, 8))
 
 
 def test_a_folder_that_is_not_there_is_refused_first(use_fake, artefact):

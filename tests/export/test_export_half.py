@@ -35,7 +35,9 @@ def test_float_edges_become_half_and_bytes_stay(settings, expected, make_graph):
 
 
 def test_no_float32_is_left_inside(make_graph):
-    graph = convert_to_half(make_graph(outputs=("labels", "confidence"), target="openvino")).graph
+    graph = convert_to_half(
+        make_graph(outputs=("labels", "confidence"), optimized_for="openvino")
+    ).graph
     casts = {node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
     assert casts == {HALF, BYTE}
     assert {tensor.data_type for tensor in graph.initializer} == {HALF, INT64}

@@ -8,7 +8,7 @@ import pytest
 from esnet.labels import CAMVID, label_set_for
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan
-from runtime.card import CARD_KEY
+from runtime.artefact.card import CARD_KEY
 
 CARD = card_from_plan(ExportPlan(size_hw=(64, 128)), CAMVID, name="small")
 
@@ -33,14 +33,16 @@ def test_model_that_is_given_a_card_stays_as_it_was(model):
 
 
 @pytest.mark.parametrize(
-    ("target", "head_classes"),
+    ("optimized_for", "head_classes"),
     [
         pytest.param("tensorrt", 16, id="tensorrt-padded"),
         pytest.param("onnxruntime", 11, id="onnxruntime-plain"),
     ],
 )
-def test_card_tells_the_form_of_the_graph(target, head_classes):
-    card = card_from_plan(ExportPlan(target=target, upsample="subpixel"), CAMVID, name="small")
+def test_card_tells_the_form_of_the_graph(optimized_for, head_classes):
+    card = card_from_plan(
+        ExportPlan(optimized_for=optimized_for, upsample="subpixel"), CAMVID, name="small"
+    )
     form = {key: card.form[key] for key in ("upsample", "head_classes", "opset")}
     assert form == {"upsample": "subpixel", "head_classes": head_classes, "opset": 17}
 
@@ -53,6 +55,6 @@ def test_card_tells_the_form_of_the_graph(target, head_classes):
     ],
 )
 def test_card_lists_the_engines_that_the_form_suits(num_classes, suits):
-    plan = ExportPlan(target="openvino")
+    plan = ExportPlan(optimized_for="openvino")
     card = card_from_plan(plan, label_set_for(num_classes), name="some")
     assert card.form["suits"] == suits

@@ -12,19 +12,19 @@ from onnx import TensorProto
 from esnet.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD
 from export.errors import ExportError
 from export.graph.editor import dims_of, op_counts
-from export.plan import FORMS, OPSETS, UPSAMPLES, ExportPlan, published_graph
-from runtime.card import CONFIDENCE, LABELS, LOGITS
+from export.plan import FORMS, OPSETS, UPSAMPLES, ExportPlan, unfused_graph
+from runtime.artefact.card import CONFIDENCE, LABELS, LOGITS, BatchRange
 
 BOTH = (LABELS, CONFIDENCE)
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
-each_target = pytest.mark.parametrize("target", FORMS)
+each_target = pytest.mark.parametrize("optimized_for", FORMS)
 each_upsample = pytest.mark.parametrize("upsample", UPSAMPLES)
 
 
 @each_family
 def test_published_graph_scores_as_torch_does(family, make_network, run_onnx, torch_logits, frames):
-    model = published_graph(make_network(family), ExportPlan(size_hw=(64, 128)))
+    model = unfused_graph(make_network(family), ExportPlan(size_hw=(64, 128)))
     [logits] = run_onnx(model, tensor=(frames / np.float32(255)).transpose(0, 3, 1, 2))
     expected = torch_logits(family)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
@@ -32,7 +32,7 @@ def test_published_graph_scores_as_torch_does(family, make_network, run_onnx, to
 
 @each_family
 def test_published_graph_carries_no_size_arithmetic(family, make_network):
-    model = published_graph(make_network(family), ExportPlan(size_hw=(64, 128)))
+    model = unfused_graph(make_network(family), ExportPlan(size_hw=(64, 128)))
     expected = {"Add", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "MaxPool", "Relu"}
     assert set(op_counts(model.graph.node)) == expected
 
@@ -41,10 +41,10 @@ def test_published_graph_carries_no_size_arithmetic(family, make_network):
 @each_target
 @each_upsample
 def test_labels_are_torchs_argmax_up_to_the_borders(
-    family, target, upsample, make_graph, run_onnx, torch_logits, frames, assert_same_labels
+    family, optimized_for, upsample, make_graph, run_onnx, torch_logits, frames, assert_same_labels
 ):
     normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    model = make_graph(family, target=target, upsample=upsample, **normalisation)
+    model = make_graph(family, optimized_for=optimized_for, upsample=upsample, **normalisation)
     [labels] = run_onnx(model, frames=frames)
     assert_same_labels(labels, torch_logits(family, **normalisation))
 
@@ -63,9 +63,11 @@ def test_every_form_gives_the_same_logits(
 @each_family
 @each_target
 def test_confidence_is_the_real_classes_probability(
-    family, target, make_graph, run_onnx, torch_logits, frames
+    family, optimized_for, make_graph, run_onnx, torch_logits, frames
 ):
-    _, confidence = run_onnx(make_graph(family, target=target, outputs=BOTH), frames=frames)
+    _, confidence = run_onnx(
+        make_graph(family, optimized_for=optimized_for, outputs=BOTH), frames=frames
+    )
     logits = torch_logits(family)
     probability = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
     assert np.abs(confidence - 255 * probability).max() < 0.6
@@ -73,8 +75,8 @@ def test_confidence_is_the_real_classes_probability(
 
 @each_family
 @each_target
-def test_nothing_is_left_that_can_be_folded_away(family, target, make_graph):
-    ops = op_counts(make_graph(family, target=target, outputs=BOTH).graph.node)
+def test_nothing_is_left_that_can_be_folded_away(family, optimized_for, make_graph):
+    ops = op_counts(make_graph(family, optimized_for=optimized_for, outputs=BOTH).graph.node)
     assert not ops.keys() & {
         "BatchNormalization",
         "Constant",
@@ -88,8 +90,8 @@ def test_nothing_is_left_that_can_be_folded_away(family, target, make_graph):
 
 @each_family
 @each_target
-def test_every_relu_stands_behind_what_it_can_fuse_with(family, target, make_graph):
-    nodes = make_graph(family, target=target).graph.node
+def test_every_relu_stands_behind_what_it_can_fuse_with(family, optimized_for, make_graph):
+    nodes = make_graph(family, optimized_for=optimized_for).graph.node
     makers = {name: node.op_type for node in nodes for name in node.output}
     read = {makers[node.input[0]] for node in nodes if node.op_type == "Relu"}
     assert read <= {"Conv", "ConvTranspose", "Add"}
@@ -97,8 +99,8 @@ def test_every_relu_stands_behind_what_it_can_fuse_with(family, target, make_gra
 
 @each_family
 @each_target
-def test_nothing_but_casts_touches_bytes(family, target, make_graph):
-    model = make_graph(family, target=target, outputs=BOTH, mean=IMAGENET_MEAN)
+def test_nothing_but_casts_touches_bytes(family, optimized_for, make_graph):
+    model = make_graph(family, optimized_for=optimized_for, outputs=BOTH, mean=IMAGENET_MEAN)
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     values = (*graph.input, *graph.output, *graph.value_info)
     is_byte = {v.name: v.type.tensor_type.elem_type == TensorProto.UINT8 for v in values}
@@ -140,7 +142,7 @@ def test_default_opset_and_ir_are_those_tensorrt_8_6_reads(make_graph):
 @pytest.mark.parametrize("opset", OPSETS)
 def test_every_opset_passes_the_checker_and_runs(opset, make_graph, run_onnx, frames):
     # This family in this form has every operator that an artefact can have.
-    make = partial(make_graph, "zh320", target="openvino", outputs=BOTH)
+    make = partial(make_graph, "zh320", optimized_for="openvino", outputs=BOTH)
     default, model = make(), make(opset=opset)
     onnx.checker.check_model(model, full_check=True)
     assert model.opset_import[0].version == opset
@@ -153,9 +155,9 @@ def test_every_opset_passes_the_checker_and_runs(opset, make_graph, run_onnx, fr
 @each_family
 @each_target
 def test_frames_of_a_batch_are_labelled_as_on_their_own(
-    family, target, make_graph, run_onnx, frames
+    family, optimized_for, make_graph, run_onnx, frames
 ):
-    model = make_graph(family, target=target)
+    model = make_graph(family, optimized_for=optimized_for)
     alone = [run_onnx(model, frames=frame[None])[0][0] for frame in frames]
     for batch in (np.arange(1), np.arange(3), np.arange(8) % 3):
         [labels] = run_onnx(model, frames=frames[batch])
@@ -172,7 +174,7 @@ def test_batch_axis_is_open_for_a_range_and_fixed_for_a_number(batch, expected, 
 
 
 @pytest.mark.parametrize(
-    ("target", "num_classes", "expected"),
+    ("optimized_for", "num_classes", "expected"),
     [
         pytest.param("tensorrt", 11, 16, id="tensorrt-pads-11"),
         pytest.param("tensorrt", 8, 8, id="tensorrt-leaves-8"),
@@ -180,8 +182,10 @@ def test_batch_axis_is_open_for_a_range_and_fixed_for_a_number(batch, expected, 
         pytest.param("onnxruntime", 11, 11, id="onnxruntime-leaves-11"),
     ],
 )
-def test_head_is_as_wide_as_the_target_likes_it(target, num_classes, expected, make_graph):
-    graph = make_graph(num_classes=num_classes, target=target, upsample="transpose").graph
+def test_head_is_as_wide_as_the_target_likes_it(optimized_for, num_classes, expected, make_graph):
+    graph = make_graph(
+        num_classes=num_classes, optimized_for=optimized_for, upsample="transpose"
+    ).graph
     weights = {tensor.name: tensor.dims for tensor in graph.initializer}
     assert weights["decoder.output_conv.weight"][1] == expected
 
@@ -190,7 +194,7 @@ def test_head_is_as_wide_as_the_target_likes_it(target, num_classes, expected, m
 @each_target
 def test_other_numbers_of_classes_are_labelled_as_in_torch(
     num_classes,
-    target,
+    optimized_for,
     make_graph,
     make_network,
     run_onnx,
@@ -198,14 +202,18 @@ def test_other_numbers_of_classes_are_labelled_as_in_torch(
     frames,
     assert_same_labels,
 ):
-    [labels] = run_onnx(make_graph(num_classes=num_classes, target=target), frames=frames)
+    [labels] = run_onnx(
+        make_graph(num_classes=num_classes, optimized_for=optimized_for), frames=frames
+    )
     assert_same_labels(labels, torch_logits(num_classes=num_classes))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        pytest.param({"target": "tpu"}, "target 'tpu' is not one of", id="target"),
+        pytest.param(
+            {"optimized_for": "tpu"}, "optimized_for 'tpu' is not one of", id="optimized_for"
+        ),
         pytest.param({"upsample": "nearest"}, "upsample 'nearest' is not one of", id="upsample"),
         pytest.param({"input": "video"}, "input 'video' is not one of", id="input"),
         pytest.param({"outputs": (CONFIDENCE,)}, "output .* is not one of", id="outputs"),
@@ -214,8 +222,8 @@ def test_other_numbers_of_classes_are_labelled_as_in_torch(
         pytest.param({"opset": 22}, "opset 22 is out of range, 13 to 21", id="new-opset"),
         pytest.param({"size_hw": (64, 100)}, "must be multiples of 8", id="size"),
         pytest.param({"size_hw": (0, 64)}, "must be multiples of 8", id="no-height"),
-        pytest.param({"batch": (0, 1, 1)}, "must rise", id="empty-batch"),
-        pytest.param({"batch": (1, 8, 4)}, "must rise", id="falling-batch"),
+        pytest.param({"batch": BatchRange(0, 1, 1)}, "must rise", id="empty-batch"),
+        pytest.param({"batch": BatchRange(1, 8, 4)}, "must rise", id="falling-batch"),
         pytest.param({"std": (0.2, 0.0, 0.2)}, "on the 0-1 scale, std above 0", id="std-of-zero"),
         pytest.param({"std": (58.0, 57.0, 57.0)}, "on the 0-1 scale", id="std-of-bytes"),
         pytest.param({"mean": (123.0, 116.0, 103.0)}, "on the 0-1 scale", id="mean-of-bytes"),

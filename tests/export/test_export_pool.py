@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.graph.pool import pool_bytes
 from export.plan import ExportPlan, graph_from_network
-from export.simulate import simulate
+from export.quantization.unoptimized import run_unoptimized
 from tests.conftest import random_network
 
 
@@ -77,12 +77,12 @@ def test_another_pool_is_left_alone(settings_of):
     ]
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
-def test_the_whole_network_labels_alike_to_the_bit(target):
-    plan = ExportPlan(size_hw=(64, 128), target=target)
+@pytest.mark.parametrize("optimized_for", ["openvino", "onnxruntime", "tensorrt"])
+def test_the_whole_network_labels_alike_to_the_bit(optimized_for):
+    plan = ExportPlan(size_hw=(64, 128), optimized_for=optimized_for)
     graph = graph_from_network(random_network(), plan)
     rewritten = pool_bytes(graph)
     pools = [[n.op_type for n in g.graph.node].count("MaxPool") for g in (graph, rewritten)]
     assert pools[1] == pools[0] - 1
     frames = np.random.default_rng(0).integers(0, 256, (1, 64, 128, 3), np.uint8)
-    assert (simulate(graph, [frames])[0] == simulate(rewritten, [frames])[0]).all()
+    assert (run_unoptimized(graph, [frames])[0] == run_unoptimized(rewritten, [frames])[0]).all()

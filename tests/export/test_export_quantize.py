@@ -19,7 +19,7 @@ from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.scenes import street_scene
 from esnet.labels import label_set_for
-from export.calibration import METHODS, RangeTable, measure_ranges, write_trt_cache
+from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import CalibrationError, ExportError, GraphError, ParityError
 from export.graph.qdq import (
     CPU_SCHEME,
@@ -32,13 +32,13 @@ from export.graph.qdq import (
 )
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
-from export.quantize import quantize
-from export.quantize_session import as_rows
-from export.trt_builder import BuildOptions, build_plan
-from runtime.advice import quantization_advice
+from export.quantization.calibration import METHODS, RangeTable, measure_ranges, write_trt_cache
+from export.quantization.quantize import quantize
+from export.quantization.session import as_rows
+from runtime.artefact.advice import quantization_advice
+from runtime.artefact.card import BatchRange, ModelCard
 from runtime.backend import open_backend
 from runtime.backends.openvino import shared_core
-from runtime.card import ModelCard
 from runtime.tensorrt_api import load_tensorrt
 
 SIZE = (64, 128)
@@ -52,7 +52,7 @@ def frames_of(count: int, seed: int = 0) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory) -> Path:
     """The shipped weights as a small artefact for CPUs."""
-    plan, checkpoint = ExportPlan(size_hw=SIZE, target="openvino"), load_checkpoint("camvid")
+    plan, checkpoint = ExportPlan(size_hw=SIZE, optimized_for="openvino"), load_checkpoint("camvid")
     path = tmp_path_factory.mktemp("camvid") / "small.onnx"
     source = {"sha256": checkpoint.sha256}
     card = card_from_plan(plan, label_set_for(11), name="small", source=source)
@@ -172,7 +172,7 @@ def test_skips_of_residual_adds_pass_through_8_bits_for_tensorrt_alone(model, ra
 def test_a_real_tensorrt_parser_takes_the_graph(model, ranges):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     quantized = insert_qdq(model, ranges, TENSORRT_SCHEME)
-    options = BuildOptions(precision="int8", batch=(1, 1, 1), sms=((8, 9),))
+    options = BuildOptions(precision="int8", batch=BatchRange(1, 1, 1), sms=((8, 9),))
     # It parses and compiles; that TensorRT-RTX then computes in float is why build-engine refuses it there.
     built = build_plan(load_tensorrt("tensorrt-rtx"), quantized.SerializeToString(), options)
     assert built.plan[:4] == b"vtrt"
@@ -235,7 +235,11 @@ class TestRanges:
     def test_they_are_named_by_module_path_so_that_one_table_serves_every_form(
         self, make_artefact, ranges
     ):
-        for settings_of in ({"target": "openvino"}, {"size_hw": (32, 64)}, {"batch": (2, 2, 2)}):
+        for settings_of in (
+            {"optimized_for": "openvino"},
+            {"size_hw": (32, 64)},
+            {"batch": BatchRange(2, 2, 2)},
+        ):
             other = onnx.load(make_artefact(**settings_of))
             assert set(quantizable_tensors(other)) <= set(ranges)
 
@@ -364,7 +368,7 @@ class TestQuantize:
     def test_over_budget_the_most_sensitive_blocks_go_back_to_float(
         self, artefact, folder, small_camvid, monkeypatch
     ):
-        monkeypatch.setattr("export.quantize._worst_drop", scripted([3.0, 2.0, 0.1]))
+        monkeypatch.setattr("export.quantization.quantize._worst_drop", scripted([3.0, 2.0, 0.1]))
         labelled = open_split("camvid", small_camvid, "val")
         report = quantize(artefact, None, calibration=folder, labelled=labelled)
         worst = list(report.sensitivity)[:2]
@@ -460,7 +464,7 @@ def spoil_backend(monkeypatch, name: str) -> None:
         is_spoilt = backend == name and found.card.precision == "int8"
         return Wrong(found) if is_spoilt else found
 
-    monkeypatch.setattr("export.quantize_check.open_backend", opened)
+    monkeypatch.setattr("export.quantization.check.open_backend", opened)
 
 
 def test_openvino_executes_symmetric_int8_behind_a_concat_wrongly():

@@ -21,7 +21,7 @@ from export.graph.head import append_labels
 from export.plan import ExportPlan, fold_batchnorm
 from export.report import text_from_export
 from export.to_onnx import export_onnx
-from runtime.card import ModelCard
+from runtime.artefact.card import BatchRange, ModelCard
 from runtime.errors import BackendUnavailable, InvalidInput
 
 SMALL = ExportPlan(size_hw=(64, 128))
@@ -111,7 +111,9 @@ def test_second_export_gives_the_same_bytes(report, checkpoint_path, tmp_path):
     [
         pytest.param(SMALL, "net_64x128_fp32_tensorrt.onnx", id="labels"),
         pytest.param(
-            ExportPlan(size_hw=(64, 64), target="openvino", outputs=("labels", "confidence")),
+            ExportPlan(
+                size_hw=(64, 64), optimized_for="openvino", outputs=("labels", "confidence")
+            ),
             "net_64x64_fp32_openvino_labels-confidence.onnx",
             id="labels-and-confidence",
         ),
@@ -148,14 +150,16 @@ def test_normalisation_is_the_familys_unless_it_is_given(family, mean, std, save
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(ExportPlan(size_hw=(64, 128), batch=(4, 4, 4)), id="fixed-batch"),
-        pytest.param(ExportPlan(size_hw=(64, 128), batch=(2, 3, 4)), id="batch-from-2"),
+        pytest.param(ExportPlan(size_hw=(64, 128), batch=BatchRange(4, 4, 4)), id="fixed-batch"),
+        pytest.param(ExportPlan(size_hw=(64, 128), batch=BatchRange(2, 3, 4)), id="batch-from-2"),
         pytest.param(ExportPlan(size_hw=(64, 128), input="tensor"), id="tensor-input"),
         pytest.param(ExportPlan(size_hw=(64, 128), outputs=("logits",)), id="logits"),
         pytest.param(
             ExportPlan(size_hw=(64, 128), outputs=("labels", "confidence")), id="confidence"
         ),
-        pytest.param(ExportPlan(size_hw=(64, 128), target="openvino", opset=21), id="openvino-21"),
+        pytest.param(
+            ExportPlan(size_hw=(64, 128), optimized_for="openvino", opset=21), id="openvino-21"
+        ),
     ],
 )
 def test_every_kind_of_artefact_is_compared_with_torch(plan, checkpoint_path, tmp_path):

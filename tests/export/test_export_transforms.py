@@ -11,7 +11,7 @@ from export.graph.frames import attach_frames_input
 from export.graph.half import convert_to_half
 from export.graph.head import append_labels, pad_classes
 from export.graph.subpixel import upsample_to_subpixel
-from export.plan import ExportPlan, published_graph
+from export.plan import ExportPlan, unfused_graph
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from export.plan import ExportPlan, published_graph
     ids=lambda transform: getattr(transform, "func", transform).__name__,
 )
 def test_transform_changes_its_result_and_not_its_input(transform, make_network):
-    published = published_graph(make_network("zh320"), ExportPlan(size_hw=(64, 128)))
+    published = unfused_graph(make_network("zh320"), ExportPlan(size_hw=(64, 128)))
     model = published if transform is fold_batchnorm else fold_batchnorm(published)
     before = model.SerializeToString()
     result = transform(model)

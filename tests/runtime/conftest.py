@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from export.metadata import with_card
-from runtime.card import ModelCard
+from runtime.artefact.card import ModelCard
 
 Hide = Callable[..., None]
 Draw = Callable[..., Path]

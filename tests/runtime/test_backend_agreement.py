@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtime.artefact.card import BatchRange
 from runtime.segmenter import Segmenter
 
 
@@ -31,15 +32,15 @@ def test_the_labels_depend_on_the_frame(make_artefact, frames):
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"target": "tensorrt"}, id="for-tensorrt"),
-        pytest.param({"target": "openvino"}, id="for-openvino"),
-        pytest.param({"target": "onnxruntime"}, id="for-onnxruntime"),
-        pytest.param({"target": "openvino", "upsample": "subpixel"}, id="subpixel"),
+        pytest.param({"optimized_for": "tensorrt"}, id="for-tensorrt"),
+        pytest.param({"optimized_for": "openvino"}, id="for-openvino"),
+        pytest.param({"optimized_for": "onnxruntime"}, id="for-onnxruntime"),
+        pytest.param({"optimized_for": "openvino", "upsample": "subpixel"}, id="subpixel"),
         pytest.param({"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.2)}, id="mean-and-std"),
         pytest.param({"outputs": ("logits",)}, id="logits"),
         pytest.param({"input": "tensor"}, id="tensor-input"),
-        pytest.param({"batch": (1, 2, 2)}, id="more-frames-than-a-batch"),
-        pytest.param({"batch": (4, 4, 4)}, id="fewer-frames-than-a-fixed-batch"),
+        pytest.param({"batch": BatchRange(1, 2, 2)}, id="more-frames-than-a-batch"),
+        pytest.param({"batch": BatchRange(4, 4, 4)}, id="fewer-frames-than-a-fixed-batch"),
     ],
 )
 def test_labels_are_equal(make_artefact, frames, settings):
@@ -60,13 +61,15 @@ def test_labels_and_confidence_are_equal(make_artefact, frames):
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"target": "openvino"}, id="form"),
+        pytest.param({"optimized_for": "openvino"}, id="form"),
         pytest.param({"outputs": ("logits",)}, id="logits"),
         pytest.param({"outputs": ("labels", "confidence")}, id="labels+confidence"),
         pytest.param({"input": "tensor"}, id="tensor-input"),
-        pytest.param({"batch": (1, 2, 2)}, id="more-frames-than-a-batch"),
-        pytest.param({"batch": (4, 4, 4)}, id="fewer-frames-than-a-fixed-batch"),
-        pytest.param({"batch": (4, 4, 4), "outputs": ("logits",)}, id="logits-of-a-fixed-batch"),
+        pytest.param({"batch": BatchRange(1, 2, 2)}, id="more-frames-than-a-batch"),
+        pytest.param({"batch": BatchRange(4, 4, 4)}, id="fewer-frames-than-a-fixed-batch"),
+        pytest.param(
+            {"batch": BatchRange(4, 4, 4), "outputs": ("logits",)}, id="logits-of-a-fixed-batch"
+        ),
     ],
 )
 def test_another_graph_of_the_same_weights_gives_the_same_labels(make_artefact, frames, settings):

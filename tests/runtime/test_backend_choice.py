@@ -6,7 +6,7 @@ import types
 import pytest
 
 from runtime.backend import installed_backends, open_backend
-from runtime.errors import BackendUnavailable, InvalidInput, ModelFileError, RunError
+from runtime.errors import BackendUnavailable, EsnetError, InvalidInput, ModelFileError
 
 
 def test_the_fastest_installed_backend_is_the_default(make_artefact):
@@ -78,7 +78,7 @@ def test_the_file_is_looked_at_before_the_backend(tmp_path):
     ],
 )
 def test_errors_are_caught_as_ours_and_as_the_builtin(error, builtin):
-    assert issubclass(error, RunError)
+    assert issubclass(error, EsnetError)
     assert issubclass(error, builtin)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtime.artefact.card import BatchRange
 from runtime.backend import BACKENDS, open_backend
 from runtime.errors import InvalidInput
 
@@ -52,7 +53,7 @@ def test_input_spec_tells_what_infer_takes(backend):
         pytest.param({"outputs": ("logits",), "precision": "fp16"}, id="logits-fp16"),
         pytest.param({"input": "tensor"}, id="tensor-input"),
         pytest.param({"input": "tensor", "precision": "fp16"}, id="tensor-input-fp16"),
-        pytest.param({"batch": (2, 2, 2)}, id="fixed-batch"),
+        pytest.param({"batch": BatchRange(2, 2, 2)}, id="fixed-batch"),
     ],
 )
 def test_results_are_what_the_output_specs_say(name, make_artefact, settings):
@@ -96,7 +97,7 @@ def test_every_batch_size_of_the_range_runs(backend, size):
 
 def test_a_fixed_batch_takes_no_other_size(name, make_artefact):
     with (
-        open_backend(make_artefact(batch=(2, 2, 2)), name) as backend,
+        open_backend(make_artefact(batch=BatchRange(2, 2, 2)), name) as backend,
         pytest.raises(InvalidInput, match=r"\(2, 64, 128, 3\), got uint8 \(1, 64, 128, 3\)"),
     ):
         backend.infer(GOOD)

@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from export.metadata import with_card
+from runtime.artefact.card import ModelCard
 from runtime.backend import open_backend
-from runtime.card import ModelCard
 from runtime.errors import InvalidInput, ModelFileError
-from runtime.machine import cpu_flags
+from runtime.machine.machine import cpu_flags
 
 ENGINES = pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 BF16 = pytest.mark.skipif(
@@ -121,7 +121,7 @@ def test_a_graph_that_the_engine_cannot_read_is_a_model_file_error(corrupt, name
 )
 def test_a_graph_that_does_not_fit_its_card_is_refused(corrupt, name, changes, message):
     path = corrupt(change_card=lambda card: replace(card, **changes))
-    with pytest.raises(ModelFileError, match=f"does not fit its card: {message}"):
+    with pytest.raises(ModelFileError, match=f"does not match its card: {message}"):
         open_backend(path, name)
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from runtime.console import parse_batch, parse_size, run_app
-from runtime.errors import BackendUnavailable, InvalidInput, RunError
+from runtime.errors import BackendUnavailable, InvalidInput
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def run(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["tool", *arguments])
         with pytest.raises(SystemExit) as end:
-            run_app(app, RunError)
+            run_app(app)
         return end.value.code, capsys.readouterr().err
 
     return run
@@ -97,7 +97,7 @@ def test_an_error_of_the_system_names_the_file(run):
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tool"])
     with pytest.raises(ValueError, match="shapes"):
-        run_app(lambda: int("shapes"), RunError)
+        run_app(lambda: int("shapes"))
 
 
 def test_debug_raises_and_is_not_seen_by_the_app(monkeypatch):
@@ -107,11 +107,11 @@ def test_debug_raises_and_is_not_seen_by_the_app(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["tool", "--debug", "x"])
     with pytest.raises(InvalidInput):
-        run_app(app, RunError)
+        run_app(app)
 
 
 def test_an_app_that_returns_ends_with_0(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tool"])
     with pytest.raises(SystemExit) as end:
-        run_app(lambda: None, RunError)
+        run_app(lambda: None)
     assert end.value.code == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.backend import TensorSpec
+from runtime.backends.base import TensorSpec
 from runtime.cuda.ring import SlotLayout, SlotRing
 from runtime.errors import CudaError, InvalidInput
 from tests.fake_cuda import FakeDevice

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.card import ModelCard
-from runtime.engine_file import (
+from runtime.artefact.card import ModelCard
+from runtime.artefact.engine_file import (
     EngineRecord,
     check_gpu,
     check_library,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.advice import form_advice
+from runtime.artefact.advice import form_advice
 
 
 @pytest.fixture
@@ -15,11 +15,11 @@ def card_made_by(card):
 
 @pytest.mark.parametrize("name", ["tensorrt", "openvino", "onnxruntime"])
 def test_the_engines_own_form_needs_no_advice(card, name):
-    assert form_advice(replace(card, target=name), name) is None
+    assert form_advice(replace(card, optimized_for=name), name) is None
 
 
 def test_another_engine_that_the_form_suits_needs_no_advice(card):
-    suited = replace(card, target="openvino", form={"suits": ["openvino", "onnxruntime"]})
+    suited = replace(card, optimized_for="openvino", form={"suits": ["openvino", "onnxruntime"]})
     assert form_advice(suited, "onnxruntime") is None
 
 
@@ -36,12 +36,12 @@ def test_both_engines_are_named(card):
     [
         pytest.param("esnet-export to-onnx w.pth", "esnet-export to-onnx w.pth", id="bare"),
         pytest.param(
-            "esnet-export to-onnx w.pth --for tensorrt --size 64x128 -o out.onnx",
+            "esnet-export to-onnx w.pth --optimize-for tensorrt --size 64x128 -o out.onnx",
             "esnet-export to-onnx w.pth --size 64x128",
             id="apart",
         ),
         pytest.param(
-            "esnet-export to-onnx --output-file=a.onnx w.pth --for=tensorrt --fp16",
+            "esnet-export to-onnx --output-file=a.onnx w.pth --optimize-for=tensorrt --fp16",
             "esnet-export to-onnx w.pth --fp16",
             id="with-equals",
         ),
@@ -73,9 +73,9 @@ def test_both_engines_are_named(card):
 )
 def test_the_command_is_the_first_one_for_the_other_engine(card_made_by, command, advised):
     advice = form_advice(card_made_by(command), "openvino")
-    assert advice.endswith(f"for openvino: {advised} --for openvino")
+    assert advice.endswith(f"for openvino: {advised} --optimize-for openvino")
 
 
 def test_a_card_without_a_command_gets_a_general_one(card):
     advice = form_advice(replace(card, name="camvid", created={}), "onnxruntime")
-    assert advice.endswith("esnet-export to-onnx camvid --size 64x128 --for onnxruntime")
+    assert advice.endswith("esnet-export to-onnx camvid --size 64x128 --optimize-for onnxruntime")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runtime.frames import batch_from_frames, resize_frame, resize_map
+from runtime.media.frames import batch_from_frames, resize_frame, resize_map
 
 
 def test_a_frame_that_fits_is_not_copied(frame):
@@ -32,21 +32,23 @@ def test_a_map_of_twice_the_size_repeats_each_value():
 
 
 def test_a_single_frame_of_the_right_size_becomes_a_view(card, frame):
-    batch = batch_from_frames([frame], card, dtype=np.dtype(np.uint8))
+    batch = batch_from_frames([frame], card)
     assert batch.shape == (1, 64, 128, 3)
     assert np.shares_memory(batch, frame)
 
 
 def test_frames_of_different_sizes_become_one_batch(card, frame):
-    batch = batch_from_frames([frame, frame[:32]], card, dtype=np.dtype(np.uint8))
+    batch = batch_from_frames([frame, frame[:32]], card)
     assert batch.shape == (2, 64, 128, 3)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_tensor_is_normalised_and_has_its_planes_first(card, frame, dtype):
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", np.float32), ("fp16", np.float16)], ids=["fp32", "fp16"]
+)
+def test_a_tensor_is_normalised_and_has_its_planes_first(card, frame, precision, dtype):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    tensor_card = replace(card, input="tensor", mean=mean, std=std)
-    batch = batch_from_frames([frame], tensor_card, dtype=np.dtype(dtype))
+    tensor_card = replace(card, input="tensor", mean=mean, std=std, precision=precision)
+    batch = batch_from_frames([frame], tensor_card)
     expected = ((frame / 255 - mean) / std).transpose(2, 0, 1)[None]
     assert batch.dtype == dtype
     assert batch.flags.c_contiguous

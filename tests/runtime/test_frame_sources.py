@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InvalidInput
-from runtime.sources import open_source, read_image
+from runtime.media.sources import open_source, read_image
 
 
 def names(source):

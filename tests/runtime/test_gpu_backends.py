@@ -6,13 +6,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from export.engine import EnginePlan, build_engine
+from export.engine.build import BuildOptions, build_engine
+from runtime.artefact.card import ModelCard
+from runtime.artefact.engine_file import read_record
 from runtime.backend import open_backend
 from runtime.backends import onnxruntime_cuda
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.backends.tensorrt import TensorRtBackend
-from runtime.card import ModelCard
-from runtime.engine_file import read_record
 from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, InvalidInput
 from runtime.segmenter import Segmenter
 from tests.fake_cuda import FakeDevice
@@ -62,13 +62,13 @@ def engine(request, make_artefact, tmp_path, monkeypatch):
     generation = getattr(request, "param", "10.3.0")
     module = fake_tensorrt(generation)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("export.engine.gpu_at_hand", lambda: ("NVIDIA RTX 3060", (8, 6)))
+    monkeypatch.setattr("export.engine.build.gpu_for_build", lambda: ("NVIDIA RTX 3060", (8, 6)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "small.engine"
     build_engine(
         make_artefact(),
         path,
-        EnginePlan(precision="fp32", tensorrt="tensorrt"),
+        BuildOptions(precision="fp32", tensorrt="tensorrt"),
         command=["esnet-export", "build-engine", "small.onnx", "--fp32"],
     )
     device = FakeDevice()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.doctor import diagnose
-from runtime.doctor_report import print_diagnosis
 from runtime.errors import InvalidInput
-from runtime.machine import cpu_flags, cpu_name, num_cores, nvidia_cards, nvidia_gpus
-from runtime.targets import gpus_at_hand
+from runtime.machine.doctor import diagnose
+from runtime.machine.doctor_report import print_diagnosis
+from runtime.machine.gpus import gpus_at_hand
+from runtime.machine.machine import cpu_flags, cpu_name, num_cores, nvidia_cards, nvidia_gpus
 
 PASCAL_PINS = Path(__file__).parents[2] / "requirements-gtx10xx.txt"
 

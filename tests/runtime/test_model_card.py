@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields, replace
 
 import pytest
 
-from runtime.card import CARD_KEY, ModelCard
+from runtime.artefact.card import CARD_KEY, ModelCard
 from runtime.errors import ModelFileError
 
 REQUIRED = [

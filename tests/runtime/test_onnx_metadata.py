@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.card import ModelCard
+from runtime.artefact.card import ModelCard
+from runtime.artefact.onnx_file import read_metadata
 from runtime.errors import ModelFileError
-from runtime.onnx_file import read_metadata
 
 quietly = settings(max_examples=300, deadline=None, database=None)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InvalidInput
-from runtime.overlay import colors_from_labels, draw_overlay
+from runtime.media.overlay import colors_from_labels, draw_overlay
 
 
 @pytest.fixture

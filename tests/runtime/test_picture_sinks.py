@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from runtime.errors import InvalidInput
-from runtime.sinks import FolderSink, ImageSink, VideoSink, open_sink, write_image
-from runtime.sources import open_source, read_image
+from runtime.media.sinks import FolderSink, ImageSink, VideoSink, open_sink, write_image
+from runtime.media.sources import open_source, read_image
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from runtime import Segmenter
+from runtime.artefact.card import BatchRange
 from runtime.backend import open_backend
 from runtime.errors import InvalidInput
-from runtime.overlay import draw_overlay
+from runtime.media.overlay import draw_overlay
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_a_batch_of_one_keeps_its_axis(segmenter, frame):
 
 
 def test_a_large_batch_runs_in_parts_of_the_usual_size(make_artefact, monkeypatch):
-    with Segmenter.open(make_artefact(batch=(1, 2, 4)), backend="null") as segmenter:
+    with Segmenter.open(make_artefact(batch=BatchRange(1, 2, 4)), backend="null") as segmenter:
         infer, sizes = segmenter.backend.infer, []
         monkeypatch.setattr(
             segmenter.backend, "infer", lambda batch: sizes.append(len(batch)) or infer(batch)
@@ -90,7 +91,7 @@ def test_a_large_batch_runs_in_parts_of_the_usual_size(make_artefact, monkeypatc
 
 
 def test_the_filling_of_a_fixed_batch_is_cut_off(make_artefact):
-    with Segmenter.open(make_artefact(batch=(4, 4, 4)), backend="null") as segmenter:
+    with Segmenter.open(make_artefact(batch=BatchRange(4, 4, 4)), backend="null") as segmenter:
         assert segmenter.segment(noise(6, 64, 128, 3)).shape == (6, 64, 128)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
+from runtime.media.sources import open_source, read_image
 from runtime.segmenter import Segmenter
-from runtime.sources import open_source, read_image
 
 TOOL = Path(sys.executable).with_name("esnet-segment")
 
@@ -23,7 +23,7 @@ def segment(tmp_path, make_artefact):
     """Run the command in the test's folder; a traceback fails the test unless ``--debug`` is given."""
 
     def run(source, output, *options, model=None):
-        model = model or make_artefact(target="openvino")
+        model = model or make_artefact(optimized_for="openvino")
         words = [TOOL, source, "--model", model, "--output", output, *options]
         done = subprocess.run(
             list(map(str, words)), cwd=tmp_path, capture_output=True, text=True, check=False
@@ -50,7 +50,9 @@ def test_labels_are_the_segmenters_class_indices(segment, draw_image, make_artef
     done = segment(source, "out.png", "--draw", "labels", "--backend", "onnxruntime")
     assert done.returncode == 0, done.stderr
     labels = cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED)
-    with Segmenter.open(make_artefact(target="openvino"), backend="onnxruntime") as segmenter:
+    with Segmenter.open(
+        make_artefact(optimized_for="openvino"), backend="onnxruntime"
+    ) as segmenter:
         np.testing.assert_array_equal(labels, segmenter.segment(read_image(source)))
 
 
@@ -87,7 +89,7 @@ def test_the_backend_and_its_precision_are_reported(segment, draw_image):
 
 
 def test_an_artefact_for_another_engine_is_warned_of_once(segment, draw_image, make_artefact):
-    model = make_artefact(target="tensorrt")
+    model = make_artefact(optimized_for="tensorrt")
     for name in ("a.png", "b.png"):
         draw_image(f"in/{name}")
     done = segment("in", "out", "--backend", "onnxruntime", model=model)

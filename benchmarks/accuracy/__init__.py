@@ -1,0 +1,1 @@
+"""mIoU of checkpoints and artefacts on labelled data."""

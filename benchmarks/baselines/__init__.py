@@ -1,0 +1,1 @@
+"""The same weights through other pipelines, each in its own process."""

@@ -1,0 +1,1 @@
+"""Reports on screen and in files, and the comparison of two of them."""

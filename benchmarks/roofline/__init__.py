@@ -1,0 +1,1 @@
+"""Theoretical lower bounds on the time of a network on a device."""

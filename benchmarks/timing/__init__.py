@@ -1,0 +1,1 @@
+"""Latency, throughput, camera and stage timings, and their statistics."""

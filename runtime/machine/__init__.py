@@ -1,0 +1,1 @@
+"""The machine: CPU, NVIDIA GPUs, and the doctor that checks both."""

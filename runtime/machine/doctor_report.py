@@ -1,0 +1,47 @@
+"""Print the doctor's findings as tables, or as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from runtime.machine.doctor import Diagnosis
+
+_FILE_WIDTH = 120
+
+
+def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
+    """Print to standard output."""
+    if as_json:
+        print(json.dumps(diagnosis.as_dict() | {"can_run": diagnosis.can_run}, indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    for key, value in diagnosis.machine.items():
+        console.print(f"{key:>13}  {value}", markup=False)
+    console.print()
+    console.print(_check_table(diagnosis))
+    missing = [name for name, version in diagnosis.installed.items() if version is None]
+    found = [f"{name} {version}" for name, version in diagnosis.installed.items() if version]
+    console.print(f"\ninstalled: {', '.join(found)}", markup=False)
+    console.print(f"not installed: {', '.join(missing) or 'nothing'}", markup=False)
+    for gpu in diagnosis.gpus:
+        console.print(f"gpu: {gpu.support}", markup=False)
+        for install in gpu.installs:
+            console.print(f"     TensorRT for it: {install}", markup=False)
+    for warning in diagnosis.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    if not diagnosis.can_run:
+        console.print("nothing here can run a model: pip install 'esnet-deploy[cpu]'", markup=False)
+
+
+def _check_table(diagnosis: Diagnosis) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in diagnosis.checks:
+        cells = ("ok" if check.is_ok else "NO", check.name, check.detail, check.fix)
+        table.add_row(*map(Text, cells))
+    return table
