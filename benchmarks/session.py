@@ -97,7 +97,7 @@ class Outputs:
         """Write the files and name them."""
         writers: dict[Path | None, Callable[[BenchReport, Path], None]] = {
             self.json_path: write_json,
-            self.csv_path: lambda report, path: write_csv(result_table(report), path),
+            self.csv_path: lambda report, path: write_csv(path, result_table(report)),
             self.markdown_path: write_markdown,
             self.html_path: write_page,
         }

@@ -1,87 +1,116 @@
-"""Tables as text, before it is known where they are shown: screen, CSV, Markdown, or a page."""
+"""Text tables and their outputs: screen, CSV, Markdown; writing of report files."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.errors import BenchmarkError
 from runtime.files import atomic_path
 
-HINT = "what would shrink it"
-"""Column that may be long; it wraps where others do not."""
+HINT = "how to reduce it"
+"""Title of the column with long text; the only one that wraps."""
 TEXT_COLUMNS = ("scope", HINT)
-"""Columns that stand to the left, beside the first of every table."""
+"""Titles of left-aligned columns, besides the first column of every table."""
 _MIN_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table as text."""
+    """A table of strings."""
 
     title: str
-    """Above it."""
+    """Title, shown above the table."""
     columns: tuple[str, ...]
-    """The first is text, the others are figures but for ``TEXT_COLUMNS``."""
+    """Column titles. The first column and ``TEXT_COLUMNS`` hold text, the others numbers."""
     rows: Sequence[Sequence[str]]
-    """One cell a column."""
+    """Rows, one cell for each column."""
 
 
 def wide_console(console: Console | None = None) -> Console:
-    """Get a console that a table fits into."""
+    """Return a console that is at least 120 columns wide, so that tables fit."""
     console = console or Console(highlight=False)
     if console.width < _MIN_WIDTH:
         console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
     return console
 
 
-def rich_table(grid: TextTable) -> Table:
-    """Turn a grid into a table for the screen; text is to the left, figures to the right."""
-    table = Table(
+def print_facts(console: Console, facts: Mapping[str, str]) -> None:
+    """Print ``key  value`` lines with right-aligned keys."""
+    width = max(map(len, facts), default=0)
+    for key, value in facts.items():
+        console.print(f"{key:>{width}}  {value}", markup=False, soft_wrap=True)
+
+
+def rich_table(table: TextTable) -> Table:
+    """Convert a table for the screen: text left-aligned, numbers right-aligned."""
+    grid = Table(
         box=box.SIMPLE_HEAD,
-        title=escape(grid.title),
+        title=escape(table.title),
         title_justify="left",
         pad_edge=False,
         padding=(0, 1),
         collapse_padding=True,
     )
-    for index, column in enumerate(grid.columns):
+    for index, column in enumerate(table.columns):
         is_text = index == 0 or column in TEXT_COLUMNS
-        table.add_column(
+        grid.add_column(
             escape(column),
             justify="left" if is_text else "right",
             no_wrap=index > 0 and column != HINT,
             overflow="fold",
         )
-    for row in grid.rows:
-        table.add_row(*map(escape, row))
-    return table
+    for row in table.rows:
+        grid.add_row(*map(escape, row))
+    return grid
 
 
-def write_csv(grid: TextTable, path: Path) -> None:
-    """Write a grid as CSV; empty names are filled from above, so that each row stands alone."""
+def markdown_from_table(table: TextTable) -> str:
+    """Convert a table to Markdown, without its title."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (table.columns, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(table.columns) - 1), *lines[1:]])
+
+
+def check_folders(*paths: Path | None) -> None:
+    """Check that the folders of output files exist; call it before a long measurement.
+
+    Raises:
+        BenchmarkError: A folder is missing.
+    """
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise BenchmarkError(
+                f"report folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically, indented by 2."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, table: TextTable) -> None:
+    """Write a CSV file atomically; an empty name is replaced by the name of the row above."""
     with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(grid.columns)
+        writer.writerow(table.columns)
         name = ""
-        for row in grid.rows:
+        for row in table.rows:
             name = row[0] or name
             writer.writerow([name, *row[1:]])
-
-
-def markdown_from_table(grid: TextTable) -> str:
-    """Write a grid as a Markdown table."""
-    lines = [
-        "| " + " | ".join(grid.columns) + " |",
-        "|---|" + "---:|" * (len(grid.columns) - 1),
-    ]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid.rows
-    ]
-    return "\n".join(lines)

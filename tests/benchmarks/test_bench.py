@@ -116,7 +116,7 @@ def test_every_stage_of_a_frame_has_its_time(report):
 
 
 def test_the_table_is_written_for_spreadsheets_and_papers(report, tmp_path):
-    write_csv(result_table(report), tmp_path / "r.csv")
+    write_csv(tmp_path / "r.csv", result_table(report))
     rows = list(csv.reader((tmp_path / "r.csv").open()))
     assert rows[0][:3] == ["model", "scope", "n"]
     assert [row[0] for row in rows[1:3]] == [report.results[0].name] * 2
