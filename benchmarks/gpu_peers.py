@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.baselines.pipelines import Route, backend_route, gpu_torch_route, plain_onnx_route
+from benchmarks.baselines.pipelines import (
+    Pipeline,
+    backend_pipeline,
+    plain_onnx_pipeline,
+    torch_pipeline,
+)
 from benchmarks.frames import FrameSet
 from benchmarks.timing.latency import END_TO_END, TimingConfig, Workload, cycle, measure_latency
 from esnet.checkpoint import load_checkpoint
@@ -35,11 +40,19 @@ def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> 
         By route: median, interval, FPS, ratio to torch eager fp16, labels equal to torch fp32; and for our
         own path throughput at batch 8.
     """
-    routes: dict[str, Route] = {
-        "torch eager fp32": gpu_torch_route(weights, torch.float32),
-        "torch eager fp16": gpu_torch_route(weights, torch.float16),
-        "torch.compile fp16": gpu_torch_route(weights, torch.float16, compiled=True),
-        "plain ONNX Runtime CUDA": plain_onnx_route(
+    routes: dict[str, Pipeline] = {
+        "torch eager fp32": torch_pipeline(load_checkpoint(weights), device="cuda"),
+        "torch eager fp16": torch_pipeline(
+            load_checkpoint(weights), device="cuda", dtype=torch.float16, channels_last=True
+        ),
+        "torch.compile fp16": torch_pipeline(
+            load_checkpoint(weights),
+            device="cuda",
+            dtype=torch.float16,
+            channels_last=True,
+            compiled=True,
+        ),
+        "plain ONNX Runtime CUDA": plain_onnx_pipeline(
             load_checkpoint(weights), _SIZE_HW, folder / "plain.onnx", provider=_CUDA
         ),
     }
@@ -53,7 +66,7 @@ def compare(weights: str, frames: FrameSet, folder: Path, *, seconds: float) -> 
             notes.append(f"ours {precision}: {error}")
             continue
         opened.append((precision, backend))
-        routes[f"ours, ONNX Runtime CUDA {precision}"] = backend_route(backend)
+        routes[f"ours, ONNX Runtime CUDA {precision}"] = backend_pipeline(backend)
     try:
         measured = _timed(routes, frames, seconds)
         rates = {precision: _throughput(backend, frames, seconds) for precision, backend in opened}
@@ -72,9 +85,11 @@ def engine_run(
     report = build_engine(artefact, None, plan, command=["gpu-check"], force=True)
     with TensorRtBackend(report.path, report.record.card, timing=True) as backend:
         routes = {
-            "torch eager fp32": gpu_torch_route(weights, torch.float32),
-            "torch eager fp16": gpu_torch_route(weights, torch.float16),
-            f"ours, {kind} fp16": backend_route(backend),
+            "torch eager fp32": torch_pipeline(load_checkpoint(weights), device="cuda"),
+            "torch eager fp16": torch_pipeline(
+                load_checkpoint(weights), device="cuda", dtype=torch.float16, channels_last=True
+            ),
+            f"ours, {kind} fp16": backend_pipeline(backend),
         }
         return {
             "kernels": dict(report.record.kernels),
@@ -83,7 +98,7 @@ def engine_run(
         }
 
 
-def _timed(routes: dict[str, Route], frames: FrameSet, seconds: float) -> dict[str, Any]:
+def _timed(routes: dict[str, Pipeline], frames: FrameSet, seconds: float) -> dict[str, Any]:
     pictures = cycle(frames.frames)
     subjects = [
         Workload(name=name, scope=END_TO_END, call=lambda i, route=route: route(pictures(i)))  # type: ignore[misc]
