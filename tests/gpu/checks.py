@@ -1,0 +1,219 @@
+"""Checks of the CUDA code for any device: a GPU in tests/gpu, the fake one in tests/test_gpu_checks.py."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing.latency import END_TO_END, TimingConfig, Workload, measure_latency
+from esnet.metrics import label_agreement
+from runtime.backends.base import Backend, TensorSpec
+from runtime.backends.gpu import GpuBackend
+from runtime.cuda.device import CudaDevice
+from runtime.cuda.ring import Enqueue, SlotLayout, SlotRing
+
+SIZE_HW = (512, 1024)
+MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.99}
+"""Smallest share of pixels with the label of torch fp32, by precision."""
+MAX_DRIFT_BYTES = 8 << 20
+"""Allowed change of free device memory: a few driver blocks of 2 MiB, for other processes on the GPU."""
+REFERENCE, BASELINE, COMPILED = "torch eager fp32", "torch eager fp16", "torch.compile fp16"
+"""Torch pipelines: labels are compared with the first, speed with the second."""
+BATCH = 8
+IS_QUICK = os.environ.get("ESNET_GPU_QUICK") == "1"
+NUM_FRAMES = 400 if IS_QUICK else 10_000
+"""Frames to send through the ring."""
+TIMING = TimingConfig(min_seconds=0.25 if IS_QUICK else 2.0, cap_seconds=0.5 if IS_QUICK else 4.0)
+_BATCHES_PER_SAMPLE = 50
+_NUM_IMAGES = 16
+
+Pipeline = Callable[[np.ndarray], np.ndarray]
+"""Turns a frame, RGB uint8 (H, W, 3), into class ids, uint8 (H, W)."""
+DeviceCopy = Callable[[int, int, int, int], None]
+"""Enqueues a device-to-device copy: target address, source address, bytes, stream handle."""
+Record = Callable[..., None]
+"""Keeps figures of the running test: ``record(name=value)``."""
+
+
+def check_copy(device: CudaDevice, *, num_bytes: int = 1 << 20) -> None:
+    """Copy random bytes to the device and back; they must be unchanged."""
+    with device.current(), ExitStack() as stack:
+        source, target = device.pinned_buffer(num_bytes), device.pinned_buffer(num_bytes)
+        memory, stream = device.device_buffer(num_bytes), device.new_stream()
+        for item in (source, target, memory, stream):
+            stack.callback(item.free)
+        source.array[:] = np.random.default_rng(0).integers(0, 256, num_bytes, np.uint8)
+        device.copy_to_device(memory, source, num_bytes, stream)
+        device.copy_to_host(target, memory, num_bytes, stream)
+        stream.synchronize()
+        wrong = int((source.array != target.array).sum())
+    assert wrong == 0, f"{wrong} of {num_bytes} bytes came back changed"
+
+
+def check_ring(
+    device: CudaDevice,
+    copy: DeviceCopy,
+    record: Record,
+    *,
+    batch: int,
+    use_graphs: bool,
+    num_frames: int = NUM_FRAMES,
+    size_hw: tuple[int, int] = SIZE_HW,
+) -> None:
+    """Send frames through the ring with a copy as the engine; compare every frame and watch device memory."""
+    plane = size_hw[0] * size_hw[1]
+    shape = (_NUM_IMAGES, batch, *size_hw, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = images.reshape(_NUM_IMAGES, batch, -1)[:, :, :plane]
+    wrong, stages_ms = 0, 0.0
+    submit_us, free_bytes = [], []
+    in_flight: deque[int] = deque()
+    num_batches = max(num_frames // batch, 2 * _BATCHES_PER_SAMPLE)
+
+    def collect_oldest(ring):
+        nonlocal wrong, stages_ms
+        (labels,) = ring.collect()
+        wanted = expected[in_flight.popleft()]
+        wrong += int((labels.reshape(wanted.shape) != wanted).any(axis=1).sum())
+        stages_ms += sum(ring.stage_times_ms())
+
+    layout, enqueue = ring_layout(batch, size_hw), copy_engine(copy, plane)
+    with (
+        device.current(),
+        SlotRing(device, layout, enqueue, use_graphs=use_graphs, timing=True) as ring,
+    ):
+        started = time.perf_counter()
+        for number in range(num_batches):
+            if ring.free_slots == 0:
+                collect_oldest(ring)
+            before = time.perf_counter()
+            ring.submit(images[number % _NUM_IMAGES])
+            submit_us.append(1e6 * (time.perf_counter() - before))
+            in_flight.append(number % _NUM_IMAGES)
+            if (number + 1) % _BATCHES_PER_SAMPLE == 0:
+                free_bytes.append(device.memory_bytes()[0])
+        while in_flight:
+            collect_oldest(ring)
+        seconds = time.perf_counter() - started
+        drift = max(free_bytes) - min(free_bytes)
+        record(
+            frames=num_batches * batch,
+            wrong_frames=wrong,
+            frames_per_second=round(num_batches * batch / seconds),
+            stage_times_over_wall_time=round(stages_ms / 1e3 / seconds, 2),
+            submit_us_p50_with_copy_to_pinned_memory=round(statistics.median(submit_us), 1),
+            memory_drift_bytes=drift,
+            notes=list(ring.notes),
+        )
+    assert wrong == 0, f"{wrong} of {num_batches * batch} frames came back wrong"
+    assert drift <= MAX_DRIFT_BYTES, f"free device memory changed by {drift} bytes"
+
+
+def measure_overhead(
+    device: CudaDevice, *, rounds: int = 2000, size_hw: tuple[int, int] = SIZE_HW
+) -> float:
+    """Measure the host time of submit + collect in microseconds, median; the engine does nothing."""
+    layout, samples = ring_layout(1, size_hw), []
+    with device.current(), SlotRing(device, layout, lambda slot, count, stream: None) as ring:
+        for _ in range(rounds):
+            ring.next_input()
+            before = time.perf_counter()
+            ring.submit(num_frames=1)
+            submitted = time.perf_counter()
+            time.sleep(0.0005)  # the copies end meanwhile, so that collect does not wait for them
+            again = time.perf_counter()
+            ring.collect()
+            samples.append(submitted - before + time.perf_counter() - again)
+    return round(1e6 * statistics.median(samples), 1)
+
+
+def check_labels(
+    backend: Backend, frames: Sequence[np.ndarray], reference: Sequence[np.ndarray], record: Record
+) -> None:
+    """Compare class ids with those of torch fp32, pixel by pixel, against ``MIN_AGREEMENT``."""
+    labels = [backend.infer(frame[None])[0][0] for frame in frames]
+    agreement, least = label_agreement(labels, reference), MIN_AGREEMENT[backend.precision]
+    record(labels_equal_to_torch_fp32=agreement)
+    assert agreement >= least, f"{agreement:.3%} of the labels equal torch fp32, not {least:.1%}"
+
+
+def time_pipelines(
+    pipelines: Mapping[str, Pipeline], frames: Sequence[np.ndarray], timing: TimingConfig = TIMING
+) -> dict[str, dict[str, Any]]:
+    """Time pipelines in one interleaved run; ``REFERENCE`` and ``BASELINE`` must be among them."""
+
+    def workload(name, run):
+        return Workload(
+            name=name, scope=END_TO_END, call=lambda index: run(frames[index % len(frames)])
+        )
+
+    measured = measure_latency([workload(*item) for item in pipelines.items()], timing)
+    summaries = dict(zip(pipelines, measured, strict=True))
+    labels = {name: [run(frame) for frame in frames] for name, run in pipelines.items()}
+    return {
+        name: {
+            "p50_ms": round(summary.p50, 3),
+            "p50_interval_ms": [round(summary.p50_low, 3), round(summary.p50_high, 3)],
+            "p99_ms": summary.p99,
+            "n": summary.n,
+            "fps": round(summary.fps, 1),
+            "speed_to_torch_eager_fp16": round(summaries[BASELINE].p50 / summary.p50, 2),
+            "labels_equal_to_torch_fp32": label_agreement(labels[name], labels[REFERENCE]),
+            "is_stable": summary.is_stable,
+        }
+        for name, summary in summaries.items()
+    }
+
+
+def measure_throughput(
+    backend: GpuBackend, frames: Sequence[np.ndarray], *, seconds: float = TIMING.cap_seconds
+) -> dict[str, Any]:
+    """Keep every slot of a backend in flight at batch 8; the backend needs ``timing=True``."""
+    images = np.stack([frames[index % len(frames)] for index in range(BATCH)])
+    ring = backend.ring
+    for _ in range(ring.num_slots * 2):  # every slot captures its CUDA graph
+        backend.infer(images)
+    num_batches, stages_ms, started = 0, 0.0, time.perf_counter()
+    while (wall := time.perf_counter() - started) < seconds:
+        while ring.free_slots:
+            backend.submit(images)
+        backend.collect()
+        stages_ms += sum(ring.stage_times_ms())
+        num_batches += 1
+    while ring.free_slots < ring.num_slots:
+        backend.collect()
+    return {
+        "batch": BATCH,
+        "frames_per_second": round(num_batches * BATCH / wall, 1),
+        "ms_per_batch": round(1e3 * wall / num_batches, 3),
+        "stage_times_over_wall_time": round(stages_ms / 1e3 / wall, 2),
+        "notes": list(ring.notes),
+    }
+
+
+def ring_layout(batch: int, size_hw: tuple[int, int]) -> SlotLayout:
+    """Lay out slots for frames uint8 (N, H, W, 3) and labels uint8 (N, H, W)."""
+    uint8 = np.dtype(np.uint8)
+    return SlotLayout(
+        input=TensorSpec(name="frames", dtype=uint8, shape=(None, *size_hw, 3)),
+        outputs=(TensorSpec(name="labels", dtype=uint8, shape=(None, *size_hw)),),
+        max_batch=batch,
+    )
+
+
+def copy_engine(copy: DeviceCopy, plane: int) -> Enqueue:
+    """Make an engine whose labels are the first H x W bytes of a frame; ``plane`` is H x W."""
+
+    def enqueue(slot, count, stream):
+        source, target = slot.input_buffer.address, slot.output_buffers[0].address
+        for index in range(count):
+            copy(target + index * plane, source + index * plane * 3, plane, stream.handle)
+
+    return enqueue

@@ -1,0 +1,172 @@
+"""Fixtures that open the GPU, and one result file per test in $ESNET_GPU_RESULTS.
+
+Environment variables, set by scripts/gpu_check.sh:
+    ESNET_REQUIRE_GPU=1: fail without a GPU instead of skipping.
+    ESNET_GPU_RESULTS: folder for results; tests that passed according to this folder are skipped.
+    ESNET_GPU_DATA: frames, an image folder or a video; default: generated scenes.
+    ESNET_GPU_WEIGHTS: checkpoint, or the name of shipped weights; default: camvid.
+    ESNET_GPU_QUICK=1: a tenth of the work or less.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from benchmarks.environment import describe_environment
+from benchmarks.frames import load_frames
+from benchmarks.report.tables import write_json, write_text
+from runtime.cuda.device import CUDA_LIBRARIES, open_device
+from runtime.errors import BackendUnavailable
+from tests.gpu.checks import BASELINE, COMPILED, REFERENCE, SIZE_HW
+
+WEIGHTS = os.environ.get("ESNET_GPU_WEIGHTS", "camvid")
+RESULT = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """Name and compute capability of the first GPU; without one, skip, or fail if ESNET_REQUIRE_GPU=1."""
+    try:
+        device = open_device()
+    except BackendUnavailable as error:
+        stop = pytest.fail if os.environ.get("ESNET_REQUIRE_GPU") == "1" else pytest.skip
+        stop(str(error))
+    device.close()
+    return device.name, device.sm
+
+
+@pytest.fixture(params=list(CUDA_LIBRARIES))
+def device(gpu, request):
+    """The GPU, opened with each CUDA library that is installed."""
+    pytest.importorskip(CUDA_LIBRARIES[request.param][0])
+    device = open_device(request.param)
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="session")
+def frames():
+    """Frames of the model's size, RGB uint8 (H, W, 3)."""
+    data = os.environ.get("ESNET_GPU_DATA")
+    return load_frames(Path(data) if data else None, SIZE_HW).frames
+
+
+@pytest.fixture(scope="session")
+def export_artefact(gpu, tmp_path_factory):
+    """Export the weights in a precision; each artefact is written once."""
+    for name in ("torch", "onnx"):
+        pytest.importorskip(name)
+    from export.plan import ExportPlan
+    from export.to_onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("artefacts")
+
+    @cache
+    def export(precision):
+        path = folder / f"{precision}.onnx"
+        plan = ExportPlan(size_hw=SIZE_HW, precision=precision, optimized_for="tensorrt")
+        export_onnx(WEIGHTS, path, plan, verify=False)
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def checkpoint(gpu):
+    """The network and its normalisation."""
+    pytest.importorskip("torch")
+    from esnet.checkpoint import load_checkpoint
+
+    return load_checkpoint(WEIGHTS)
+
+
+@pytest.fixture(scope="session")
+def torch_labels(checkpoint, frames):
+    """Class ids of torch fp32 for every frame; on the CPU if torch has no CUDA."""
+    import torch
+
+    from benchmarks.baselines.pipelines import torch_pipeline
+
+    pipeline = torch_pipeline(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    return [pipeline(frame) for frame in frames]
+
+
+@pytest.fixture(scope="session")
+def torch_pipelines(checkpoint):
+    """The torch baselines on the GPU, by name."""
+    import torch
+
+    from benchmarks.baselines.pipelines import torch_pipeline
+
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} sees no GPU: install a CUDA build of torch")
+    fp16 = {"device": "cuda", "dtype": torch.float16, "channels_last": True}
+    return {
+        REFERENCE: torch_pipeline(checkpoint, device="cuda"),
+        BASELINE: torch_pipeline(checkpoint, **fp16),
+        COMPILED: torch_pipeline(checkpoint, **fp16, compiled=True),
+    }
+
+
+@pytest.fixture
+def record(request):
+    """Keep figures of the test for its result file: ``record(name=value)``."""
+    return request.node.stash[RESULT]["figures"].update
+
+
+def results_folder():
+    if not (name := os.environ.get("ESNET_GPU_RESULTS")):
+        return None
+    Path(name).mkdir(parents=True, exist_ok=True)
+    return Path(name)
+
+
+def result_path(folder, item):
+    name = re.sub(r"[^\w.-]+", "-", f"{item.path.stem}-{item.name}").strip("-")
+    return folder / f"{name}.json"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip a test that passed in an earlier run, before its fixtures are made."""
+    folder = results_folder()
+    path = result_path(folder, item) if folder else None
+    if path and path.is_file() and json.loads(path.read_text())["status"] == "passed":
+        pytest.skip(f"already passed in {folder}")
+    item.stash[RESULT] = {"status": "passed", "seconds": 0.0, "figures": {}}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Write the result of a test after its teardown."""
+    report, folder = (yield), results_folder()
+    if folder and RESULT in item.stash:
+        result = item.stash[RESULT]
+        result["seconds"] = round(result["seconds"] + call.duration, 2)
+        if not report.passed and result["status"] != "failed":
+            reason = call.excinfo.exconly().removeprefix("Skipped: ")
+            result.update(status=report.outcome, reason=reason)
+        if report.when == "teardown":
+            write_json(result_path(folder, item), result)
+    return report
+
+
+def pytest_sessionfinish():
+    """Write gpu_check.json and gpu_check.md: results of this run and of earlier ones."""
+    if folder := results_folder():
+        paths = sorted(folder.glob("test_*.json"))
+        results = {path.stem: json.loads(path.read_text()) for path in paths}
+        environment = describe_environment()
+        write_json(folder / "gpu_check.json", {"environment": environment, "results": results})
+        lines = ["# GPU check", "", *(f"- {name}: {text}" for name, text in environment.items())]
+        for name, result in results.items():
+            lines += ["", f"## {name}: {result['status']} ({result['seconds']} s)", ""]
+            rest = {key: result[key] for key in ("reason", "figures") if result.get(key)}
+            lines += ["```json", json.dumps(rest, indent=1), "```"]
+        write_text(folder / "gpu_check.md", "\n".join(lines) + "\n")

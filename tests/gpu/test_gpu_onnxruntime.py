@@ -1,0 +1,53 @@
+"""ONNX Runtime CUDA on the GPU: labels, latency and throughput beside torch."""
+
+import pytest
+
+from runtime.artefact.card import ModelCard
+from tests.gpu.checks import SIZE_HW, check_labels, measure_throughput, time_pipelines
+
+pytestmark = pytest.mark.gpu
+CUDA = "CUDAExecutionProvider"
+
+
+@pytest.fixture(scope="module")
+def open_backend(gpu, export_artefact):
+    """Open the artefact of a precision."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} has no CUDA: install onnxruntime-gpu")
+    from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+
+    def open_precision(precision):
+        path = export_artefact(precision)
+        return OnnxRuntimeCudaBackend(path, ModelCard.from_file(path), timing=True)
+
+    return open_precision
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def backend(open_backend, request):
+    with open_backend(request.param) as backend:
+        yield backend
+
+
+def test_onnxruntime_labels_equal_torch(backend, frames, torch_labels, record):
+    check_labels(backend, frames, torch_labels, record)
+
+
+def test_onnxruntime_throughput(backend, frames, record):
+    record(**measure_throughput(backend, frames))
+
+
+def test_onnxruntime_latency(open_backend, torch_pipelines, checkpoint, frames, tmp_path, record):
+    from benchmarks.baselines.pipelines import backend_pipeline, plain_onnx_pipeline
+
+    path = tmp_path / "plain.onnx"
+    plain = plain_onnx_pipeline(checkpoint, SIZE_HW, path, provider=CUDA)
+    with open_backend("fp32") as fp32, open_backend("fp16") as fp16:
+        pipelines = {
+            **torch_pipelines,
+            "plain ONNX Runtime CUDA": plain,
+            "ours, ONNX Runtime CUDA fp32": backend_pipeline(fp32),
+            "ours, ONNX Runtime CUDA fp16": backend_pipeline(fp16),
+        }
+        record(latency=time_pipelines(pipelines, frames))

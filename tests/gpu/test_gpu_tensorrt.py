@@ -1,0 +1,54 @@
+"""Each installed TensorRT on the GPU: an fp16 engine, its labels, latency and throughput beside torch."""
+
+import pytest
+
+from runtime.artefact.engine_file import check_gpu
+from runtime.errors import EngineMismatch
+from runtime.tensorrt_api import KINDS, TENSORRT_RTX, installed_kinds
+from tests.gpu.checks import BASELINE, REFERENCE, check_labels, measure_throughput, time_pipelines
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def engine(gpu, export_artefact, request):
+    """The report of an fp16 build."""
+    if request.param not in installed_kinds():
+        pytest.skip(f"{request.param} is not installed")
+    from export.engine.build import BuildOptions, build_engine
+
+    options = BuildOptions(precision="fp16", tensorrt=request.param)
+    artefact = export_artefact("fp32")
+    report = build_engine(artefact, None, options, command=["gpu-check"], force=True)
+    try:
+        check_gpu(report.path, report.record, gpu=gpu[0], sm=gpu[1])
+    except EngineMismatch as error:
+        if request.param != TENSORRT_RTX:
+            raise
+        pytest.skip(f"TensorRT-RTX does not support this GPU: {error}")
+    return report
+
+
+@pytest.fixture(scope="module")
+def backend(engine):
+    from runtime.backends.tensorrt import TensorRtBackend
+
+    with TensorRtBackend(engine.path, engine.record.card, timing=True) as backend:
+        yield backend
+
+
+def test_tensorrt_labels_equal_torch(engine, backend, frames, torch_labels, record):
+    record(kernels=dict(engine.record.kernels))
+    check_labels(backend, frames, torch_labels, record)
+
+
+def test_tensorrt_throughput(backend, frames, record):
+    record(**measure_throughput(backend, frames))
+
+
+def test_tensorrt_latency(backend, torch_pipelines, frames, record):
+    from benchmarks.baselines.pipelines import backend_pipeline
+
+    eager = {name: torch_pipelines[name] for name in (REFERENCE, BASELINE)}
+    pipelines = {**eager, f"ours, {backend.name} fp16": backend_pipeline(backend)}
+    record(latency=time_pipelines(pipelines, frames))

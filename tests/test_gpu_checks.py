@@ -1,0 +1,278 @@
+"""The GPU tests without a GPU: their checks on the fake device, their result files, and their script."""
+
+import ast
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks.timing.latency import TimingConfig
+from runtime.cuda.ring import SlotRing
+from tests.fake_cuda import FakeDevice
+from tests.gpu import checks
+
+ROOT = Path(__file__).parents[1]
+GPU_TESTS = ROOT / "tests" / "gpu"
+SIZE_HW = (8, 16)
+
+
+@pytest.fixture
+def device():
+    device = FakeDevice()
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def figures():
+    return {}
+
+
+def copy_on(device, *, is_corrupt=False):
+    """A device-to-device copy on the fake device; a corrupt one flips a bit of every byte."""
+
+    def copy(target, source, num_bytes, stream):
+        # Addresses lie inside the fake device's allocations.
+        to, at = (max(start for start in device.buffers if start <= a) for a in (target, source))
+
+        def run():
+            data = device.at(at)[source - at : source - at + num_bytes]
+            device.at(to)[target - to : target - to + num_bytes] = data ^ np.uint8(is_corrupt)
+
+        device.launch(run, (at,), (to,), stream)
+
+    return copy
+
+
+def check_ring(device, figures, *, is_corrupt=False, batch=1, use_graphs=False):
+    checks.check_ring(
+        device,
+        copy_on(device, is_corrupt=is_corrupt),
+        figures.update,
+        batch=batch,
+        use_graphs=use_graphs,
+        num_frames=60,
+        size_hw=SIZE_HW,
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_the_ring_returns_every_frame(device, figures, batch, use_graphs):
+    check_ring(device, figures, batch=batch, use_graphs=use_graphs)
+    assert figures["frames"] == 100 * batch
+    assert figures["wrong_frames"] == 0
+    assert figures["memory_drift_bytes"] == 0
+    assert device.captures == (3 if use_graphs else 0)
+
+
+def test_a_corrupted_frame_is_found_and_recorded(device, figures):
+    with pytest.raises(AssertionError, match="100 of 100 frames came back wrong"):
+        check_ring(device, figures, is_corrupt=True)
+    assert figures["wrong_frames"] == 100
+
+
+def test_growing_device_memory_is_found(device, figures, monkeypatch):
+    free = iter(range(1 << 30, 0, -(16 << 20)))
+    monkeypatch.setattr(device, "memory_bytes", lambda: (next(free), 1 << 30))
+    with pytest.raises(AssertionError, match="free device memory changed by 16777216 bytes"):
+        check_ring(device, figures)
+
+
+def test_bytes_are_copied_there_and_back(device):
+    checks.check_copy(device, num_bytes=1000)
+
+
+def test_a_corrupted_copy_is_found(device, monkeypatch):
+    monkeypatch.setattr(device, "copy_to_device", lambda *arguments: None)
+    with pytest.raises(AssertionError, match="bytes came back changed"):
+        checks.check_copy(device, num_bytes=1000)
+
+
+def test_host_overhead_is_measured(device):
+    assert checks.measure_overhead(device, rounds=20, size_hw=SIZE_HW) > 0
+
+
+@pytest.fixture
+def backend(device):
+    """A backend on the fake device whose labels are the first bytes of a frame."""
+    layout = checks.ring_layout(8, SIZE_HW)
+    enqueue = checks.copy_engine(copy_on(device), SIZE_HW[0] * SIZE_HW[1])
+    with device.current(), SlotRing(device, layout, enqueue, timing=True) as ring:
+        yield SimpleNamespace(
+            ring=ring,
+            precision="fp16",
+            submit=ring.submit,
+            collect=ring.collect,
+            infer=lambda batch: ring.collect(ring.submit(batch)),
+        )
+
+
+@pytest.fixture
+def frames():
+    return list(np.random.default_rng(0).integers(0, 256, (3, *SIZE_HW, 3), np.uint8))
+
+
+def first_bytes(frame):
+    return frame.reshape(-1)[: SIZE_HW[0] * SIZE_HW[1]].reshape(SIZE_HW)
+
+
+def test_throughput_is_measured_and_the_ring_left_empty(backend, frames):
+    result = checks.measure_throughput(backend, frames, seconds=0.05)
+    assert result["frames_per_second"] > 0
+    assert backend.ring.free_slots == backend.ring.num_slots
+
+
+def test_labels_are_compared_with_torch(backend, frames, figures):
+    reference = [first_bytes(frame) for frame in frames]
+    checks.check_labels(backend, frames, reference, figures.update)
+    assert figures["labels_equal_to_torch_fp32"] == 1.0
+    reference[0] = reference[0] ^ 1
+    with pytest.raises(
+        AssertionError, match=r"66\.667% of the labels equal torch fp32, not 99\.0%"
+    ):
+        checks.check_labels(backend, frames, reference, figures.update)
+
+
+def test_pipelines_are_timed_and_compared(frames):
+    timing = TimingConfig(
+        warmup_cap_seconds=0.001, min_seconds=0, min_samples=5, block_seconds=0.01, cap_seconds=0.1
+    )
+    pipelines = {
+        checks.REFERENCE: first_bytes,
+        checks.BASELINE: first_bytes,
+        "ours": lambda frame: first_bytes(frame) ^ 1,
+    }
+    result = checks.time_pipelines(pipelines, frames, timing)
+    assert list(result) == list(pipelines)
+    assert result[checks.BASELINE]["speed_to_torch_eager_fp16"] == 1.0
+    assert [result[name]["labels_equal_to_torch_fp32"] for name in pipelines] == [1.0, 1.0, 0.0]
+    assert all(timed["p50_ms"] > 0 for timed in result.values())
+
+
+def test_every_name_that_the_gpu_tests_import_exists():
+    """Their fixtures import inside, where collecting without a GPU does not reach."""
+    ours = ("benchmarks", "esnet", "export", "runtime", "tests")
+    names = [
+        (node.module, alias.name)
+        for path in GPU_TESTS.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ours
+        for alias in node.names
+    ]
+    assert ("benchmarks.baselines.pipelines", "torch_pipeline") in names
+    missing = [f"{m}.{n}" for m, n in names if not hasattr(importlib.import_module(m), n)]
+    assert missing == []
+
+
+def without_gpu(**variables):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ESNET_")}
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **variables}
+
+
+def run(*command, **variables):
+    environment = without_gpu(**variables)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def run_pytest(folder, **variables):
+    options = ("-q", "-rs", "-p", "no:cacheprovider", f"--confcutdir={folder}")
+    return run(sys.executable, "-m", "pytest", *options, str(folder), **variables)
+
+
+def results_in(folder):
+    return json.loads((folder / "gpu_check.json").read_text())["results"]
+
+
+def test_without_a_gpu_the_tests_skip_with_the_reason():
+    result = run_pytest(GPU_TESTS)
+    assert result.returncode == 0, result.stdout
+    assert "no GPU can be used: " in result.stdout
+    assert " skipped in " in result.stdout
+    assert " passed" not in result.stdout
+
+
+def test_the_script_fails_without_a_gpu_and_writes_the_reason(tmp_path):
+    out = tmp_path / "new" / "results"
+    command = ("sh", "scripts/gpu_check.sh", "--out", str(out), "--quick", "-k", "copy or ring")
+    result = run(*command, PYTHON=sys.executable)
+    assert result.returncode == 1, result.stdout + result.stderr
+    results = results_in(out)
+    assert len(results) >= 10
+    assert {entry["status"] for entry in results.values()} == {"failed"}
+    assert all("no GPU can be used: " in entry["reason"] for entry in results.values())
+    assert "test_gpu_ring-test_every_frame_comes_back-pycuda-graphs-batch8" in results
+    assert (
+        "test_every_frame_comes_back-pycuda-graphs-batch8: failed"
+        in (out / "gpu_check.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        pytest.param([], "--out DIR is missing", 2, id="no-out"),
+        pytest.param(["--out"], "--out needs a value", 2, id="no-value"),
+        pytest.param(["--out", "results"], "has no pytest", 3, id="no-pytest"),
+    ],
+)
+def test_the_script_says_what_is_missing(tmp_path, arguments, message, code):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["sh", str(ROOT / "scripts" / "gpu_check.sh"), *arguments],
+        env={**without_gpu(PYTHONPATH=""), "PYTHON": str(python)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert message in result.stderr
+    assert result.returncode == code
+
+
+def test_results_are_recorded_and_a_second_run_continues(tmp_path):
+    tests, results = tmp_path / "tests", tmp_path / "results"
+    tests.mkdir()
+    shutil.copy(GPU_TESTS / "conftest.py", tests)
+    (tests / "test_small.py").write_text(
+        "import os, pathlib, pytest\n"
+        "def note(name):\n"
+        "    with pathlib.Path(os.environ['CALLS']).open('a') as file: file.write(name + '\\n')\n"
+        "def test_good(record): note('good'); record(value=7)\n"
+        "def test_bad(record):\n"
+        "    note('bad'); record(value=8)\n"
+        "    assert os.environ.get('REPAIRED'), 'broken ring'\n"
+        "def test_absent(): pytest.skip('no TensorRT')\n"
+    )
+    variables = {"ESNET_GPU_RESULTS": str(results), "CALLS": str(tmp_path / "calls")}
+    first = run_pytest(tests, **variables)
+    assert first.returncode == 1, first.stdout
+    good, bad, absent = (
+        json.loads((results / f"test_small-test_{name}.json").read_text())
+        for name in ("good", "bad", "absent")
+    )
+    assert (good["status"], good["figures"]) == ("passed", {"value": 7})
+    assert (bad["status"], bad["figures"]) == ("failed", {"value": 8})
+    assert "broken ring" in bad["reason"]
+    assert (absent["status"], absent["reason"]) == ("skipped", "no TensorRT")
+    assert all(entry["seconds"] >= 0 for entry in (good, bad, absent))
+
+    second = run_pytest(tests, REPAIRED="1", **variables)
+    assert second.returncode == 0, second.stdout
+    assert f"already passed in {results}" in second.stdout
+    assert (tmp_path / "calls").read_text().split() == ["good", "bad", "bad"]
+    assert {name: entry["status"] for name, entry in results_in(results).items()} == {
+        "test_small-test_absent": "skipped",
+        "test_small-test_bad": "passed",
+        "test_small-test_good": "passed",
+    }
+    assert "reason" not in results_in(results)["test_small-test_bad"]
+    assert "cpu" in json.loads((results / "gpu_check.json").read_text())["environment"]
