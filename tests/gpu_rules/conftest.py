@@ -1,0 +1,206 @@
+"""Where GPU tests run: child processes with a real CUDA library over the stub of the driver.
+
+By default with the cuda-bindings of this environment. ``scripts/gpu_rules.sh`` makes more environments and names their
+folder in $GPU_RULES_ENVIRONMENTS; then each test runs in all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cuda_stub.build import CannotBuild, build
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60
+# Compute capability, and CUDA version of the driver, for each seed.
+FULL = ((61, 11080), (75, 12020), (86, 12040), (89, 12090), (90, 13000))
+FAST = ((89, 13000), (61, 12040))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One way to run a test."""
+
+    environment: str
+    """Name of the environment: ``here``, or a folder of $GPU_RULES_ENVIRONMENTS."""
+    library: str
+    """CUDA library: a key of ``CUDA_LIBRARIES``."""
+    seed: int
+    """CUDA_STUB_SEED."""
+    sm: int
+    """CUDA_STUB_SM."""
+    driver: int
+    """CUDA_STUB_VERSION."""
+
+    def __str__(self) -> str:
+        return f"{self.environment}-seed{self.seed}-sm{self.sm}-cuda{self.driver}"
+
+
+def setups() -> list[Setup]:
+    """List the setups of this run."""
+    folder = os.environ.get("GPU_RULES_ENVIRONMENTS")
+    names = sorted(p.name for p in Path(folder).iterdir() if p.is_dir()) if folder else ["here"]
+    return [
+        Setup(
+            environment=name,
+            library="pycuda" if name.startswith("pycuda") else "cuda-bindings",
+            seed=seed,
+            sm=sm,
+            driver=driver,
+        )
+        for name in names
+        for seed, (sm, driver) in enumerate(FULL if folder else FAST)
+    ]
+
+
+class Child:
+    """A process that runs tests in forks; see ``tests.gpu_rules.child``."""
+
+    def __init__(self, python: str, library: str, stub: Path, folder: Path) -> None:
+        self._log = folder / "stub.log"
+        self._errors = (folder / "stderr").open("w+")
+        paths = [str(stub), str(stub / "vendor")]
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("CUDA_STUB")},
+            "LD_LIBRARY_PATH": os.pathsep.join(paths),
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(folder),
+        }
+        module = {"pycuda": "pycuda.driver", "cuda-bindings": "cuda.bindings.driver"}[library]
+        self._process = subprocess.Popen(
+            [python, "-m", "tests.gpu_rules.child", library, module],
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run a test in a fork and get its answer."""
+        self._log.unlink(missing_ok=True)
+        request["environment"]["CUDA_STUB_LOG"] = str(self._log)
+        process = self._process
+        assert process.stdin
+        assert process.stdout
+        watch = threading.Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+        watch.start()
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
+        if not line:
+            self._errors.seek(0)
+            pytest.fail(f"the child ended: {self._errors.read()[-4000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._errors.close()
+
+
+class Gpu:
+    """Runs the body of a test in a child, and checks what it leaves behind."""
+
+    def __init__(self, child: Child, setup: Setup) -> None:
+        self._child = child
+        self.library = setup.library
+        self._environment = {
+            "CUDA_STUB_SEED": str(setup.seed),
+            "CUDA_STUB_SM": str(setup.sm),
+            "CUDA_STUB_VERSION": str(setup.driver),
+        }
+
+    def run(self, test: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Run the body of a test that ``on_stub`` made."""
+        file = Path(test.body.__code__.co_filename)
+        arguments = {name: str(a) if isinstance(a, Path) else a for name, a in arguments.items()}
+        return self._child.ask(
+            {
+                "module": ".".join(file.relative_to(ROOT).with_suffix("").parts),
+                "test": test.__name__,
+                "arguments": arguments,
+                "environment": {**self._environment, **test.environment},
+            }
+        )
+
+    def check(self, test: Any, arguments: dict[str, Any]) -> Any:
+        """Run a body, expect that it passes and leaves nothing, and get its result."""
+        answer = self.run(test, arguments)
+        if answer["error"]:
+            pytest.fail("\n".join([answer["error"], *answer.get("log", [])]), pytrace=False)
+        if not test.may_leave:
+            assert answer["left"] == {}
+        pattern = test.may_log
+        assert [line for line in answer["log"] if not (pattern and re.search(pattern, line))] == []
+        return answer["result"]
+
+
+@pytest.fixture(scope="session")
+def stub_folder(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The compiled stub, or a skip with the reason."""
+    cache = getattr(pytestconfig, "cache", None)
+    try:
+        return build(Path(cache.mkdir("cuda_stub")) if cache else tmp_path_factory.mktemp("stub"))
+    except CannotBuild as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def children(
+    stub_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Setup], Child]]:
+    """One child process for each environment."""
+    started: dict[str, Child] = {}
+
+    def child_for(setup: Setup) -> Child:
+        name = setup.environment
+        if name not in started:
+            folder = os.environ.get("GPU_RULES_ENVIRONMENTS")
+            python = f"{folder}/{name}/bin/python" if folder else sys.executable
+            work = tmp_path_factory.mktemp(name)
+            started[name] = Child(python, setup.library, stub_folder, work)
+        return started[name]
+
+    yield child_for
+    for child in started.values():
+        child.close()
+
+
+@pytest.fixture(params=setups(), ids=str)
+def gpu(request: pytest.FixtureRequest, children: Callable[[Setup], Child]) -> Gpu:
+    """A child with a CUDA library over the stub, once for every setup."""
+    setup: Setup = request.param
+    for mark in request.node.iter_markers("defect"):
+        if mark.kwargs.get("library", setup.library) == setup.library:
+            request.applymarker(pytest.mark.xfail(reason=mark.args[0], strict=True))
+    return Gpu(children(setup), setup)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark of known defects."""
+    config.addinivalue_line(
+        "markers", "defect(reason, library=...): strict xfail, with one CUDA library if it is named"
+    )

@@ -1,0 +1,128 @@
+"""What the tests of this folder share: tests that run in a child process, and a ring whose engine is a host function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.base import TensorSpec
+from runtime.cuda.device import CudaDevice, open_device
+from runtime.cuda.ring import SlotLayout, SlotRing
+from runtime.errors import CudaError, EsnetError
+from tests.cuda_stub import stub
+
+HEIGHT, WIDTH, MAX_BATCH = 6, 8, 4
+UINT8 = np.dtype(np.uint8)
+LAYOUT = SlotLayout(
+    input=TensorSpec(name="frames", dtype=UINT8, shape=(None, HEIGHT, WIDTH, 3)),
+    outputs=(
+        TensorSpec(name="labels", dtype=UINT8, shape=(None, HEIGHT, WIDTH)),
+        TensorSpec(name="confidence", dtype=UINT8, shape=(None, HEIGHT, WIDTH)),
+    ),
+    max_batch=MAX_BATCH,
+)
+
+
+def on_stub(
+    body: Callable[..., Any] | None = None,
+    *,
+    log: str = "",
+    left: bool = False,
+    environment: dict[str, str] | None = None,
+) -> Any:
+    """Turn ``body(library, ...)`` into a test that runs in a child process over the stub.
+
+    Args:
+        body: Test body; it gets the name of the CUDA library, and its other parameters from pytest.
+        log: Pattern of the lines that the stub may log; none by default.
+        left: True if driver objects may stay alive.
+        environment: Further CUDA_STUB_* variables.
+    """
+    if body is None:
+        return lambda function: on_stub(function, log=log, left=left, environment=environment)
+
+    def test(gpu: Any, **arguments: Any) -> None:
+        gpu.check(test, arguments)
+
+    parameters = list(inspect.signature(body).parameters.values())[1:]
+    first = inspect.Parameter("gpu", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    test.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+    test.__name__, test.__doc__ = body.__name__, body.__doc__
+    test.__module__, test.__qualname__ = body.__module__, body.__qualname__
+    vars(test).update(body=body, may_log=log, may_leave=left, environment=dict(environment or {}))
+    return test
+
+
+def batch(count: int, seed: int = 0) -> np.ndarray:
+    """Make a batch of noise, uint8 (count, HEIGHT, WIDTH, 3)."""
+    shape = (count, HEIGHT, WIDTH, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def expected(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute on the host what the engine computes: labels and confidence, uint8 (N, H, W)."""
+    return frames[..., 0] + 1, frames[..., 2] ^ 0x5A
+
+
+def is_right(views: tuple[np.ndarray, ...], frames: np.ndarray) -> bool:
+    """Compare results with ``expected``."""
+    return all(map(np.array_equal, views, expected(frames)))
+
+
+def run_engine(source: int, targets: list[int], shape: tuple[int, ...], stream: int) -> None:
+    """Enqueue the engine: a host function that reads and writes device memory.
+
+    Raises:
+        CudaError: The driver refused it.
+    """
+
+    def work() -> None:
+        frames = stub.memory(source, shape)
+        for target, values in zip(targets, expected(frames), strict=False):
+            stub.memory(target, values.shape)[:] = values
+
+    if status := stub.launch(stream, work):
+        raise CudaError(f"cuLaunchHostFunc: {status}", hint="this is the test's own engine")
+
+
+def enqueue(slot: Any, count: int, stream: Any) -> None:
+    """Enqueue the engine for a slot of a ring."""
+    targets = [buffer.address for buffer in slot.output_buffers]
+    shape = (count, HEIGHT, WIDTH, 3)
+    run_engine(slot.input_buffer.address, targets, shape, stream.handle)
+
+
+@contextmanager
+def opened(library: str, **settings: Any) -> Iterator[tuple[CudaDevice, SlotRing]]:
+    """Open a device and a ring on it, and close both."""
+    device = open_device(library)
+    try:
+        with SlotRing(device, LAYOUT, **{"enqueue": enqueue, **settings}) as ring:
+            yield device, ring
+    finally:
+        device.close()
+
+
+def drive(ring: SlotRing, num_batches: int = 40) -> int:
+    """Keep a ring full for a while, with batches of every size, and count wrong results."""
+    rng = np.random.default_rng(0)
+    flying: list[tuple[np.ndarray, int]] = []
+    wrong = 0
+    for number in range(num_batches + ring.num_slots):
+        if len(flying) == ring.num_slots or number >= num_batches:
+            frames, ticket = flying.pop(0)
+            wrong += not is_right(ring.collect(ticket), frames)
+        if number < num_batches:
+            frames = batch(int(rng.integers(1, MAX_BATCH + 1)), number)
+            flying.append((frames, ring.submit(frames)))
+    return wrong
+
+
+def assert_typed(error: BaseException) -> None:
+    """Check that an error is one of ours and has a hint."""
+    assert isinstance(error, EsnetError), f"{type(error).__name__}: {error}"
+    assert error.hint, f"no hint: {error}"

@@ -1,0 +1,110 @@
+"""The slot ring and the CUDA devices on a real CUDA library over the stub; every result is compared."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from runtime.cuda.device import open_device
+from runtime.cuda.ring import SlotRing
+from runtime.errors import CudaError
+from tests.cuda_stub import stub
+from tests.gpu_rules.rules import LAYOUT, batch, drive, enqueue, is_right, on_stub, opened
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+@pytest.mark.parametrize("use_graphs", [False, True])
+@on_stub
+def test_every_result_is_right(library, num_slots, use_graphs):
+    with opened(library, num_slots=num_slots, use_graphs=use_graphs) as (_, ring):
+        assert drive(ring) == 0
+        assert ring.notes == []
+    assert bool(stub.calls("cuGraphLaunch")) is use_graphs
+
+
+@on_stub
+def test_a_batch_is_submitted_without_waiting_for_the_gpu(library):
+    with opened(library, use_graphs=False) as (_, ring):
+        for seed in range(3):
+            ring.submit(batch(2, seed))
+        assert stub.calls("cuEventSynchronize") + stub.calls("cuStreamSynchronize") == 0
+        for seed in range(3):
+            assert is_right(ring.collect(), batch(2, seed))
+
+
+@on_stub
+def test_nothing_is_allocated_after_the_first_batches(library):
+    names = ("cuMemAlloc", "cuMemHostAlloc", "cuEventCreate", "cuStreamCreate")
+    with opened(library) as (_, ring):
+        assert drive(ring, 60) == 0
+        before = [stub.calls(name) for name in names]
+        assert drive(ring, 60) == 0
+        assert [stub.calls(name) for name in names] == before
+
+
+@on_stub
+def test_frames_are_decoded_into_page_locked_memory(library):
+    with opened(library) as (_, ring):
+        for seed in range(6):
+            ring.next_input()[:3] = batch(3, seed)
+            assert is_right(ring.collect(ring.submit(num_frames=3)), batch(3, seed))
+
+
+@on_stub
+def test_closing_waits_for_what_is_in_flight(library):
+    device = open_device(library)
+    ring = SlotRing(device, LAYOUT, enqueue)
+    ring.submit(batch(2))
+    ring.submit(batch(1))
+    ring.close()
+    ring.close()
+    assert stub.pending() == 0
+    device.close()
+    device.close()
+
+
+@on_stub
+def test_threads_use_one_ring_in_turn(library):
+    wrong = []
+    with opened(library) as (_, ring):
+        for _ in range(3):
+            thread = threading.Thread(target=lambda: wrong.append(drive(ring, 20)))
+            thread.start()
+            thread.join()
+    assert wrong == [0, 0, 0]
+
+
+@on_stub
+def test_stages_are_timed_by_the_device(library):
+    with opened(library, timing=True) as (_, ring):
+        assert drive(ring, 9) == 0
+        assert all(stage >= 0 for stage in ring.stage_times_ms())
+
+
+@on_stub
+def test_two_devices_share_the_primary_context(library):
+    with opened(library) as (_, first):
+        with opened(library) as (_, second):
+            assert drive(first) + drive(second) == 0
+        assert drive(first) == 0
+
+
+@on_stub
+def test_the_context_may_be_current_already(library):
+    device = open_device(library)
+    with device.current(), device.current(), SlotRing(device, LAYOUT, enqueue) as ring:
+        assert drive(ring) == 0
+    device.close()
+
+
+@on_stub(log="cuMemAlloc.*OUT_OF_MEMORY")
+def test_device_memory_has_an_end(library):
+    device = open_device(library)
+    with device.current():
+        _, total = device.memory_bytes()
+        with pytest.raises(CudaError, match="GPU memory is full") as caught:
+            device.device_buffer(total + 1)
+        assert caught.value.hint
+    device.close()
