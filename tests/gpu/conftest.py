@@ -35,8 +35,9 @@ def gpu():
     try:
         device = open_device()
     except BackendUnavailable as error:
-        stop = pytest.fail if os.environ.get("ESNET_REQUIRE_GPU") == "1" else pytest.skip
-        stop(str(error))
+        if os.environ.get("ESNET_REQUIRE_GPU") == "1":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
     device.close()
     return device.name, device.sm
 
@@ -145,7 +146,8 @@ def pytest_runtest_setup(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Write the result of a test after its teardown."""
-    report, folder = (yield), results_folder()
+    report = yield
+    folder = results_folder()
     if folder and RESULT in item.stash:
         result = item.stash[RESULT]
         result["seconds"] = round(result["seconds"] + call.duration, 2)
