@@ -1,15 +1,13 @@
-"""Load the weights of any public ESNet, recognised by its keys, without running code from the file."""
+"""Load the weights of any public ESNet implementation, without running code from the file."""
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +18,13 @@ from torch import Tensor
 from esnet.errors import CheckpointError
 from esnet.families import FAMILIES, Family
 from esnet.model import ESNet
+from runtime.files import sha256_of
 
-SHIPPED_WEIGHTS: Mapping[str, str] = MappingProxyType({"camvid": "esnet_camvid.safetensors"})
-
-SHIPPED_RANGES: Mapping[str, Path] = MappingProxyType(
-    {"camvid": Path(__file__).parent / "weights" / "esnet_camvid.ranges.json"}
-)
-"""Ranges of activations for INT8, by the name of the shipped weights that they belong to."""
+_WEIGHTS_DIR = Path(__file__).parent / "weights"
+SHIPPED_WEIGHTS = {"camvid": _WEIGHTS_DIR / "esnet_camvid.safetensors"}
+"""Weights in this package, by name."""
+SHIPPED_RANGES = {"camvid": _WEIGHTS_DIR / "esnet_camvid.ranges.json"}
+"""Activation ranges for INT8 in this package, by the name of their weights."""
 
 _WRAPPERS = ("module.", "model.", "network.", "net.", "_orig_mod.")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
@@ -34,33 +32,38 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A network with the weights of a file, in evaluation mode, and what the file says of itself."""
+    """The network of a weights file, in evaluation mode, with the file's metadata."""
 
     network: ESNet
     """The network, float32, on the CPU."""
     family: Family
-    """Which public implementation the file comes from."""
+    """Public implementation whose keys the file has."""
     metadata: Mapping[str, str]
-    """What a safetensors header or a checkpoint of ``esnet-train`` says; empty for other files."""
+    """Metadata of a safetensors file or of a checkpoint of ``esnet-train``; empty for other files."""
     path: Path
-    """The file that was read."""
+    """Path of the file."""
     sha256: str
-    """Hash of the file's bytes, hexadecimal."""
+    """SHA-256 of the file, hexadecimal."""
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
-    """Read a checkpoint and build the network that it is for.
+    """Read a checkpoint and build its network.
 
     Args:
-        source: A ``.safetensors`` or torch file: a state dict, bare, behind ``module.`` or inside
-            ``{"state_dict": ...}``; or the name of shipped weights (``camvid``).
+        source: A ``.safetensors`` or torch file, or the name of shipped weights (``camvid``). A torch file
+            may hold the state dict inside ``{"state_dict": ...}`` and with prefixes such as ``module.``.
 
     Returns:
-        The network with every weight of the file, and none left at its initial value.
+        The network with all its weights from the file.
 
     Raises:
-        CheckpointError: Not a file, not readable without running code, not an ESNet, or keys that are
-            missing, unknown or of another shape; the message lists them.
+        CheckpointError: The file does not exist, cannot be read without running code, is not an ESNet, or has
+            missing, unknown or misshapen keys, which the message lists.
+
+    Example:
+        >>> checkpoint = load_checkpoint("camvid")
+        >>> checkpoint.family.name, checkpoint.network.config.num_classes
+        ('authors', 11)
     """
     path = resolve_weights(source)
     tensors, metadata = _read_tensors(path)
@@ -69,9 +72,9 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     return Checkpoint(
         network=_fill(family, tensors, path),
         family=family,
-        metadata=MappingProxyType(metadata),
+        metadata=metadata,
         path=path,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256_of(path),
     )
 
 
@@ -79,11 +82,11 @@ def resolve_weights(source: str | Path) -> Path:
     """Get the path of a weights file, or of shipped weights by name.
 
     Raises:
-        CheckpointError: No such file and no such name.
+        CheckpointError: There is neither such a file nor such a name.
     """
     path = Path(source)
     if str(source) in SHIPPED_WEIGHTS and not path.exists():
-        return Path(__file__).parent / "weights" / SHIPPED_WEIGHTS[str(source)]
+        return SHIPPED_WEIGHTS[str(source)]
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(
@@ -109,7 +112,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _load_torch_file(path: Path) -> object:
-    """Unpickle tensors and plain containers only; anything that would run code is refused."""
+    """Unpickle tensors and plain containers; refuse everything that could run code."""
     with path.open("rb") as file:
         magic = file.read(4)
     if not magic.startswith((b"PK", b"\x80")):
@@ -117,7 +120,7 @@ def _load_torch_file(path: Path) -> object:
         raise CheckpointError(f"{path} {what}", hint=_EXPECTED_FILES)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
-            # "pickle protocol 4 detected": it loads, or fails below.
+            # "pickle protocol 4 detected": such a file either loads or fails below.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -125,29 +128,29 @@ def _load_torch_file(path: Path) -> object:
         raise CheckpointError(
             f"{path} holds more than tensors, and reading it could run code"
             + (f": it asks for {asked_for[1]}" if asked_for else ""),
-            hint="save model.state_dict() with torch.save and give that file",
+            hint="save model.state_dict() with torch.save and use that file",
         ) from error
-    except Exception as error:  # the errors of torch's reader share no other base
+    except Exception as error:  # torch's reader raises errors without a common base class
         raise CheckpointError(
             f"{path} cannot be read as a state dict: {_first_line(error)}", hint=_COPY_AGAIN
         ) from error
 
 
 _EXPECTED_FILES = "give a state dict saved with torch.save, or a .safetensors file"
-_COPY_AGAIN = "it may be cut short: copy or download it again"
+_COPY_AGAIN = "the file may be truncated: copy or download it again"
 
 
 def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Allow the numpy numbers that trainers keep beside the weights (``best_score``); they run no code."""
+    """List numpy's scalar types: trainers store them (``best_score``), and loading them runs no code."""
     scalar: Any = np.float64().__reduce__()[0]
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # of numpy 1 and of numpy 2
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1 and numpy 2
     kinds = (np.float32, np.float64, np.int32, np.int64, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
     return [*((scalar, f"{module}.scalar") for module in modules), np.dtype, *dtypes]
 
 
 def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
-    """Find the state dict: the file's content, or one of its well-known entries."""
+    """Find the state dict: the content itself, or one of its ``_CONTAINERS`` entries."""
     candidates = [content]
     if isinstance(content, Mapping):
         candidates += [content[key] for key in _CONTAINERS if key in content]
@@ -161,7 +164,7 @@ def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _metadata_in(content: object) -> dict[str, str]:
-    """Read what a checkpoint of ``esnet-train`` says of itself; its state dict is the averaged weights."""
+    """Read the metadata of a checkpoint of ``esnet-train``; empty for other files."""
     metadata = content.get("esnet") if isinstance(content, Mapping) else None
     if not isinstance(metadata, Mapping):
         return {}
@@ -169,7 +172,7 @@ def _metadata_in(content: object) -> dict[str, str]:
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strip what DataParallel, Lightning and torch.compile put before every key."""
+    """Strip the key prefixes of DataParallel, Lightning and torch.compile."""
     for wrapper in _WRAPPERS:
         if tensors and all(key.startswith(wrapper) for key in tensors):
             return _without_wrapper({key[len(wrapper) :]: value for key, value in tensors.items()})
@@ -177,50 +180,45 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
-    """Choose the family that shares most keys with the file; half of its keys must be there."""
-    shares = {family: family.share_of_keys(tensors) for family in FAMILIES.values()}
-    best = max(shares, key=lambda family: shares[family])
-    if shares[best] < 0.5:
+    """Choose the family with the largest fraction of its keys in the file, at least half."""
+    best = max(FAMILIES.values(), key=lambda family: family.share_of_keys(tensors))
+    if best.share_of_keys(tensors) < 0.5:
         raise CheckpointError(
             f"{path} is not an ESNet checkpoint: it holds {_shown(tensors)}",
-            hint=f"known layouts: {', '.join(FAMILIES)}; the nearest, {best.name}, has keys like "
+            hint=f"known layouts: {', '.join(FAMILIES)}; the closest, {best.name}, has keys like "
             f"{_shown([best.head_key, *best.expected_shapes(1)])}",
         )
     return best
 
 
 def _fill(family: Family, tensors: Mapping[str, Tensor], path: Path) -> ESNet:
-    """Build the family's network and load every key, or list what does not fit."""
+    """Build the family's network and load all keys, or list those that do not fit."""
     num_classes = _num_classes(family, tensors, path)
     expected = family.expected_shapes(num_classes)
     problems = _key_problems(expected, tensors)
     if problems:
         raise CheckpointError(
             f"{path} looks like an ESNet of the {family.name} layout with {num_classes} classes, "
-            f"but does not fit it: {'; '.join(problems)}",
+            f"but its keys differ: {'; '.join(problems)}",
             hint="the network must be ESNet as published: no added, removed or resized layers",
         )
     network = ESNet(family.config(num_classes))
     network.load_state_dict(
-        {
-            ours: tensors[theirs]
-            for ours, theirs in family.keys(network).items()
-            if theirs in tensors
-        },
+        {ours: tensors[key] for ours, key in family.keys(network).items() if key in tensors},
         strict=False,  # num_batches_tracked may be absent; everything else was checked above
     )
     return network.eval()
 
 
 def _num_classes(family: Family, tensors: Mapping[str, Tensor], path: Path) -> int:
-    """Read K off the last layer's weight, (16, K, k, k)."""
+    """Get K from the shape of the last layer's weight, (16, K, k, k)."""
     head = tensors.get(family.head_key)
     if head is None or head.ndim != 4 or head.shape[1] == 0:
         missing = [key for key in family.expected_shapes(1) if key not in tensors]
         raise CheckpointError(
             f"{path} looks like an ESNet of the {family.name} layout, but its last layer "
-            f"{family.head_key} is not there; missing: {_shown(missing, 8)}",
-            hint="the network must be ESNet as published, decoder included",
+            f"{family.head_key} is missing or misshapen; missing: {_shown(missing, 8)}",
+            hint="the network must be ESNet as published, with its decoder",
         )
     return int(head.shape[1])
 

@@ -6,16 +6,16 @@ from runtime.errors import EsnetError
 
 
 class CheckpointError(EsnetError, ValueError):
-    """The file is not a checkpoint that this network can load."""
+    """The file is not a checkpoint that ESNet can load."""
 
 
 class LabelSetError(EsnetError, ValueError):
-    """The label set is unknown, or does not fit the checkpoint."""
+    """The label set is unknown, or its size differs from the checkpoint's number of classes."""
 
 
 class DatasetError(EsnetError, ValueError):
-    """The dataset is missing, incomplete, or holds labels outside its set."""
+    """The dataset is missing, incomplete, or has labels outside its label set."""
 
 
 class TrainingError(EsnetError, ValueError):
-    """The run cannot be started or resumed as asked."""
+    """The training run cannot be started or resumed with these settings."""

@@ -1,11 +1,10 @@
-"""The three public ESNet implementations: how each differs, and what each calls its weights."""
+"""The three public ESNet implementations: their network configurations and state dict keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from types import MappingProxyType
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -21,26 +20,26 @@ class Family:
     """One public implementation of ESNet."""
 
     name: str
-    """Short name, as shown to the user and stored in the card."""
+    """Name shown to the user and stored in the model card."""
     source: str
-    """Where its code and weights are published."""
+    """Location of the published code and weights."""
     config: Callable[[int], NetworkConfig]
-    """Number of classes to the structure of its network."""
+    """Function from the number of classes to the network configuration."""
     blocks: Mapping[str, str]
-    """Our block path to theirs."""
+    """Path of a block in our network to its path in theirs."""
     units: Mapping[str, Mapping[str, str]]
-    """By kind of block: our module inside it to theirs; modules not listed keep their name."""
+    """By kind of block: name of a module in our block to its name in theirs; others keep their names."""
     mean: tuple[float, float, float]
-    """RGB mean its training subtracts, on the 0-1 scale."""
+    """RGB mean that its training subtracts, on the 0-1 scale."""
     std: tuple[float, float, float]
-    """RGB deviation its training divides by, on the 0-1 scale."""
+    """RGB standard deviation that its training divides by, on the 0-1 scale."""
 
     def keys(self, network: ESNet) -> dict[str, str]:
-        """Map each key of our state dict to the family's own name for it."""
+        """Map each key of our state dict to the family's key."""
         return {key: self._their_key(key) for key in network.state_dict()}
 
     def expected_shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:
-        """List the family's own keys and shapes for this many classes."""
+        """Get the family's state dict keys and shapes for this many classes."""
         with torch.device("meta"):
             network = ESNet(self.config(num_classes))
         return {
@@ -49,11 +48,11 @@ class Family:
 
     @property
     def head_key(self) -> str:
-        """The family's key of the last layer's weight (16, K, k, k), which tells the number of classes."""
+        """The family's key of the last layer's weight, (16, K, k, k)."""
         return self._their_key("decoder.output_conv.weight")
 
     def share_of_keys(self, tensors: Mapping[str, Tensor]) -> float:
-        """Measure how many of the family's keys are among these, 0 to 1."""
+        """Compute the fraction of the family's keys that a state dict contains, 0 to 1."""
         expected = _expected_keys(self)
         return len(expected & tensors.keys()) / len(expected)
 
@@ -71,69 +70,41 @@ def _expected_keys(family: Family) -> frozenset[str]:
     return frozenset(family.expected_shapes(1))
 
 
-def _authors_config(num_classes: int) -> NetworkConfig:
-    return NetworkConfig(num_classes=num_classes)
-
-
-def _pytorchcv_config(num_classes: int) -> NetworkConfig:
-    return NetworkConfig(
-        num_classes=num_classes, shared_branch_norm=False, branch_sum="stacked", encoder_head=False
-    )
-
-
-def _zh320_config(num_classes: int) -> NetworkConfig:
-    return NetworkConfig(
-        num_classes=num_classes,
-        conv_bias=False,
-        norm_after_concat=False,
-        pool_kernel=3,
-        shared_branch_norm=False,
-        branch_sum="branches first",
-        norm_eps=1e-5,
-        head_kernel=3,
-        encoder_head=False,
-        fcu_dropout=0.0,
-        pfcu_dropout=0.0,
-    )
-
-
-# Our blocks in the order in which a frame passes them, each with its kind.
-_BLOCK_KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        "encoder.initial_block": "downsampler",
-        **{f"encoder.layers.{i}": "fcu" for i in (0, 1, 2)},
-        "encoder.layers.3": "downsampler",
-        **{f"encoder.layers.{i}": "fcu" for i in (4, 5)},
-        "encoder.layers.6": "downsampler",
-        **{f"encoder.layers.{i}": "pfcu" for i in (7, 8, 9)},
-        "decoder.layers.0": "upsampler",
-        **{f"decoder.layers.{i}": "fcu" for i in (1, 2)},
-        "decoder.layers.3": "upsampler",
-        **{f"decoder.layers.{i}": "fcu" for i in (4, 5)},
-        "decoder": "head",
-    }
-)
+# Path of each block in our network to its kind, in order of execution.
+_BLOCK_KINDS = {
+    "encoder.initial_block": "downsampler",
+    **{f"encoder.layers.{i}": "fcu" for i in (0, 1, 2)},
+    "encoder.layers.3": "downsampler",
+    **{f"encoder.layers.{i}": "fcu" for i in (4, 5)},
+    "encoder.layers.6": "downsampler",
+    **{f"encoder.layers.{i}": "pfcu" for i in (7, 8, 9)},
+    "decoder.layers.0": "upsampler",
+    **{f"decoder.layers.{i}": "fcu" for i in (1, 2)},
+    "decoder.layers.3": "upsampler",
+    **{f"decoder.layers.{i}": "fcu" for i in (4, 5)},
+    "decoder": "head",
+}
 
 
 def _named(*theirs: str) -> dict[str, str]:
-    """Pair our blocks with a family's, in order."""
+    """Map our blocks to a family's blocks, given in order."""
     return dict(zip(_BLOCK_KINDS, theirs, strict=True))
 
 
 def _pair(number: str, column: str, row: str, norm: str) -> dict[str, str]:
-    """Name a factorized pair: its (k x 1) and (1 x k) convolutions and the BN after them."""
+    """Map the names of a factorized pair: the (k x 1) and (1 x k) convolutions and their BN."""
     return {f"conv3x1_{number}": column, f"conv1x3_{number}": row, f"bn{number}": norm}
 
 
 def _branch(dilation: int, column: str, row: str, norm: str) -> dict[str, str]:
-    """Name a PFCU branch that owns its BN."""
+    """Map the names of a PFCU branch with its own BN."""
     return {**_pair(f"2{dilation}", column, row, norm), f"bn2_2{dilation}": norm}
 
 
 AUTHORS = Family(
     name="authors",
     source="github.com/xiaoyufenfei/ESNet",
-    config=_authors_config,
+    config=NetworkConfig,
     blocks={},
     units={},
     mean=(0.0, 0.0, 0.0),
@@ -143,7 +114,9 @@ AUTHORS = Family(
 PYTORCHCV = Family(
     name="pytorchcv",
     source="pypi.org/project/pytorchcv, esnet_cityscapes",
-    config=_pytorchcv_config,
+    config=partial(
+        NetworkConfig, shared_branch_norm=False, branch_sum="stacked", encoder_head=False
+    ),
     blocks=_named(
         *(f"encoder.stage1.unit{i}" for i in (1, 2, 3, 4)),
         *(f"encoder.stage2.unit{i}" for i in (1, 2, 3)),
@@ -178,7 +151,19 @@ PYTORCHCV = Family(
 ZH320 = Family(
     name="zh320",
     source="github.com/zh320/realtime-semantic-segmentation-pytorch",
-    config=_zh320_config,
+    config=partial(
+        NetworkConfig,
+        conv_bias=False,
+        norm_after_concat=False,
+        pool_kernel=3,
+        shared_branch_norm=False,
+        branch_sum="branches first",
+        norm_eps=1e-5,
+        head_kernel=3,
+        encoder_head=False,
+        fcu_dropout=0.0,
+        pfcu_dropout=0.0,
+    ),
     blocks=_named(
         "block1_down",
         *(f"block1.{i}" for i in (0, 1, 2)),
@@ -213,6 +198,4 @@ ZH320 = Family(
     std=IMAGENET_STD,
 )
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (AUTHORS, PYTORCHCV, ZH320)}
-)
+FAMILIES = {family.name: family for family in (AUTHORS, PYTORCHCV, ZH320)}

@@ -1,10 +1,9 @@
-"""Label sets: class names, colours, and the ids their datasets store."""
+"""Label sets: class names, colours, and the label ids stored in dataset files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from esnet.errors import LabelSetError
 
@@ -13,18 +12,18 @@ IGNORE_ID = 255
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSet:
-    """The classes of a dataset, in the order in which a network scores them."""
+    """The classes of a dataset, in the order of the network's output channels."""
 
     name: str
-    """Short name, as on the command line."""
+    """Name on the command line."""
     class_names: tuple[str, ...]
-    """One name a class; the position is the train id."""
+    """One name per class; the position is the train id."""
     palette: tuple[tuple[int, int, int], ...]
-    """One RGB colour a class, 0-255."""
+    """One RGB colour per class, 0-255."""
     ignore_index: int
-    """The label value that counts as no class."""
-    train_ids: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
-    """Label id as stored in the dataset's files to train id; empty where they are the same."""
+    """Label value of pixels without a class."""
+    train_ids: Mapping[int, int] = field(default_factory=dict)
+    """Label id stored in the dataset's files to train id; empty if they are equal."""
 
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.palette):
@@ -36,11 +35,6 @@ class LabelSet:
     def num_classes(self) -> int:
         """Number of classes, K."""
         return len(self.class_names)
-
-    @property
-    def label_ids(self) -> dict[int, int]:
-        """Train id to label id, for writing submission files."""
-        return {train_id: label_id for label_id, train_id in self.train_ids.items()}
 
 
 # Source: github.com/mcordts/cityscapesScripts, helpers/labels.py (label id, train id, name, colour).
@@ -71,10 +65,10 @@ CITYSCAPES = LabelSet(
     class_names=tuple(name for _, name, _ in _CITYSCAPES),
     palette=tuple(colour for _, _, colour in _CITYSCAPES),
     ignore_index=IGNORE_ID,
-    train_ids=MappingProxyType({label: train for train, (label, _, _) in enumerate(_CITYSCAPES)}),
+    train_ids={label: train for train, (label, _, _) in enumerate(_CITYSCAPES)},
 )
 
-# Source: the 11-class split of Badrinarayanan et al., "SegNet", arXiv 1511.00561; CamVid's own colours.
+# Source: the 11 classes of Badrinarayanan et al., "SegNet", arXiv 1511.00561; colours of CamVid.
 _CAMVID = (
     ("sky", (128, 128, 128)),
     ("building", (128, 0, 0)),
@@ -96,18 +90,18 @@ CAMVID = LabelSet(
     ignore_index=11,
 )
 
-LABEL_SETS: Mapping[str, LabelSet] = MappingProxyType({"cityscapes": CITYSCAPES, "camvid": CAMVID})
+LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID)}
 
 
 def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
-    """Choose the label set of a network with this many classes.
+    """Get the label set of a network with this many classes.
 
     Args:
-        num_classes: Classes that the network scores.
-        name: A key of ``LABEL_SETS``; ``None`` takes the set of that size, or numbered classes.
+        num_classes: Number of output channels of the network.
+        name: A key of ``LABEL_SETS``; ``None`` chooses the set of that size, or numbered classes.
 
     Raises:
-        LabelSetError: An unknown name, or a set of another size.
+        LabelSetError: The name is unknown, or the set has another size.
     """
     if name is None:
         sizes = {label_set.num_classes: label_set for label_set in LABEL_SETS.values()}
@@ -120,16 +114,16 @@ def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
     if label_set.num_classes != num_classes:
         fitting = [s.name for s in LABEL_SETS.values() if s.num_classes == num_classes]
         raise LabelSetError(
-            f"label set {name!r} has {label_set.num_classes} classes, the checkpoint scores {num_classes}",
+            f"label set {name!r} has {label_set.num_classes} classes, the checkpoint has {num_classes}",
             hint=f"use --label-set {fitting[0]}"
             if fitting
-            else "leave --label-set away for numbered classes",
+            else "omit --label-set to get numbered classes",
         )
     return label_set
 
 
 def _numbered(num_classes: int) -> LabelSet:
-    """Make a label set for a network whose classes nobody named."""
+    """Make a label set with numbered class names."""
     return LabelSet(
         name=f"{num_classes}-classes",
         class_names=tuple(f"class {index}" for index in range(num_classes)),
@@ -139,7 +133,10 @@ def _numbered(num_classes: int) -> LabelSet:
 
 
 def _distinct_colour(index: int) -> tuple[int, int, int]:
-    """Spread colours by the bits of the index, as Pascal VOC does (its devkit's ``VOCcolormap``)."""
+    """Get a distinct colour from the bits of the index.
+
+    Source: ``VOCcolormap`` of the Pascal VOC devkit.
+    """
     red = green = blue = 0
     value = index + 1
     for shift in range(7, -1, -1):

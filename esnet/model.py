@@ -1,4 +1,4 @@
-"""The whole network: blocks, encoder, decoder, and the one configuration that covers all public variants.
+"""ESNet: blocks, encoder, decoder, and one configuration for all public variants.
 
 Shapes: N batch, C channels, H x W pixels (both multiples of 8), K classes.
 
@@ -11,8 +11,8 @@ github.com/xiaoyufenfei/ESNet (MIT), so that its checkpoints load unchanged. The
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import KW_ONLY, dataclass
+from functools import partial, reduce
 from operator import add
 from typing import Literal
 
@@ -24,33 +24,34 @@ PFCU_DILATIONS = (2, 5, 9)
 BranchSum = Literal["residual first", "branches first", "stacked"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """What differs between the public implementations of ESNet; the defaults are the authors'."""
+    """Differences between the public implementations of ESNet; the defaults are those of the authors."""
 
     num_classes: int
-    """Classes the head scores, K."""
+    """Number of classes, K."""
+    _: KW_ONLY
     conv_bias: bool = True
-    """Whether the convolutions have a bias; the transposed ones always have."""
+    """True if the convolutions have a bias; transposed convolutions always have one."""
     norm_after_concat: bool = True
-    """Downsampler: BN and ReLU on ``cat(conv, pool)``; otherwise on the conv half alone, pool left bare."""
+    """Downsampler: BN and ReLU on ``cat(conv, pool)`` if true, otherwise on the conv half only."""
     pool_kernel: int = 2
-    """Downsampler: max-pool window, 2 (no padding) or 3 (padding 1); its stride is 2."""
+    """Downsampler: max-pool window, 2 (no padding) or 3 (padding 1); the stride is 2."""
     shared_branch_norm: bool = True
-    """PFCU: one BN for the three dilated branches; otherwise each has its own."""
+    """PFCU: one BN for the three dilated branches if true, otherwise one per branch."""
     branch_sum: BranchSum = "residual first"
-    """PFCU: the order in which residual and branches are added. The sum is the same but for rounding; with
-    the family's own order the logits are its own to the last bit."""
+    """PFCU: order in which residual and branches are added. The sums differ only in rounding; with the
+    family's order the logits are bit-identical to those of its own code."""
     norm_eps: float = 1e-3
     """Epsilon of every BN."""
     head_kernel: int = 2
     """Last transposed convolution: kernel 2, or kernel 3 followed by BN and ReLU."""
     encoder_head: bool = True
-    """Whether the 1x1 classifier on the encoder, used in two-stage training only, exists."""
+    """True if the encoder has a 1x1 classifier, which only two-stage training uses."""
     fcu_dropout: float = 0.03
-    """Channel dropout in the encoder's FCUs while training."""
+    """Probability of channel dropout in the encoder's FCUs."""
     pfcu_dropout: float = 0.3
-    """Channel dropout in the PFCU branches while training."""
+    """Probability of channel dropout in the PFCU branches."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -60,7 +61,7 @@ class NetworkConfig:
 
 
 class DownsamplerBlock(nn.Module):
-    """Halve H and W: a stride-2 convolution beside a max-pool, concatenated to ``out_channels``."""
+    """Stride-2 convolution and max-pool, concatenated to ``out_channels`` at half the height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class DownsamplerBlock(nn.Module):
 
 
 class FCU(nn.Module):
-    """Factorized convolution unit: two (k x 1, 1 x k) pairs with a residual around them."""
+    """Factorized convolution unit: two (k x 1, 1 x k) pairs with a residual connection."""
 
     def __init__(
         self, channels: int, kernel: int, config: NetworkConfig, *, dropout: float = 0.0
@@ -102,10 +103,10 @@ class FCU(nn.Module):
 
 
 class PFCU(nn.Module):
-    """Parallel factorized convolution unit: three dilated branches summed onto the residual.
+    """Parallel factorized convolution unit: three dilated branches added to the residual.
 
-    ``bn2`` is one module applied to all three branches when ``config.shared_branch_norm``, as the
-    authors have it; otherwise the branches own ``bn2_22``, ``bn2_25`` and ``bn2_29``.
+    With ``config.shared_branch_norm``, as in the authors' code, ``bn2`` is one module for all three branches;
+    otherwise they have ``bn2_22``, ``bn2_25`` and ``bn2_29``.
     """
 
     def __init__(self, channels: int, config: NetworkConfig) -> None:
@@ -140,12 +141,12 @@ class PFCU(nn.Module):
     def _branch(self, y: Tensor, dilation: int) -> Tensor:
         y = torch.relu(self.get_submodule(f"conv3x1_2{dilation}")(y))
         y = self.get_submodule(f"conv1x3_2{dilation}")(y)
-        y = self.dropout(self.branch_norm(dilation)(y))
-        return y
+        branch: Tensor = self.dropout(self.branch_norm(dilation)(y))
+        return branch
 
 
 class UpsamplerBlock(nn.Module):
-    """Double H and W with a transposed 3x3 convolution, BN and ReLU."""
+    """Transposed 3x3 convolution, BN and ReLU; doubles height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class UpsamplerBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(N, 3, H, W) to (N, 128, H/8, W/8)."""
+    """Encoder: three downsamplers with FCUs and PFCUs between them."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -176,7 +177,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode normalised frames (N, 3, H, W) float."""
+        """Map normalised images (N, 3, H, W) float to features (N, 128, H/8, W/8)."""
         x = self.initial_block(x)
         for layer in self.layers:
             x = layer(x)
@@ -184,7 +185,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(N, 128, H/8, W/8) to logits (N, K, H, W)."""
+    """Decoder: upsamplers with FCUs between them, and the last transposed convolution."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -205,7 +206,7 @@ class Decoder(nn.Module):
             self.output_bn = nn.BatchNorm2d(config.num_classes, eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Decode features to logits."""
+        """Map features (N, 128, H/8, W/8) to logits (N, K, H, W)."""
         for layer in self.layers:
             x = layer(x)
         x = self.output_conv(x)
@@ -213,7 +214,7 @@ class Decoder(nn.Module):
 
 
 class ESNet(nn.Module):
-    """The network. With the default configuration its state dict is the authors', key for key."""
+    """The network; with the default configuration its state dict has the keys of the authors' code."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -224,23 +225,23 @@ class ESNet(nn.Module):
             self.encoder_output_conv = nn.Conv2d(128, config.num_classes, 1)
 
     def forward(self, x: Tensor, only_encoder: bool = False) -> Tensor:
-        """Score every pixel.
+        """Compute the logits of every pixel.
 
         Args:
-            x: Normalised RGB frames (N, 3, H, W) float, H and W multiples of 8.
-            only_encoder: Score the encoder's features instead, for two-stage training; needs
+            x: Normalised RGB images (N, 3, H, W) float, H and W multiples of 8.
+            only_encoder: Classify the encoder's features instead, for two-stage training; needs
                 ``config.encoder_head``.
 
         Returns:
             Logits (N, K, H, W), or (N, K, H/8, W/8) with ``only_encoder``.
         """
-        x = self.encoder(x)
-        x = self.encoder_output_conv(x) if only_encoder else self.decoder(x)
-        return x
+        features = self.encoder(x)
+        logits: Tensor = (self.encoder_output_conv if only_encoder else self.decoder)(features)
+        return logits
 
 
 def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Compute (images / 255 - mean) / std on the images' own device.
+    """Compute (images / 255 - mean) / std on the device of the images.
 
     Args:
         images_NHWC: RGB, uint8 (N, H, W, 3).
@@ -248,7 +249,7 @@ def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) 
         std: RGB standard deviation on the 0-1 scale.
 
     Returns:
-        float32 (N, 3, H, W).
+        float32 (N, 3, H, W) in channels-last memory format.
     """
     scaled = images_NHWC.permute(0, 3, 1, 2).float().div(255)
     shift, scale = (scaled.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
@@ -258,23 +259,10 @@ def normalise(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float]) 
 def _factorized_pair(
     channels: int, kernel: int, dilation: int, config: NetworkConfig
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """Make the (k x 1) and (1 x k) convolutions that keep H and W."""
+    """Make a (k x 1) and a (1 x k) convolution that keep height and width."""
     padding = (kernel - 1) // 2 * dilation
+    conv = partial(nn.Conv2d, channels, channels, bias=config.conv_bias)
     return (
-        nn.Conv2d(
-            channels,
-            channels,
-            (kernel, 1),
-            padding=(padding, 0),
-            dilation=(dilation, 1),
-            bias=config.conv_bias,
-        ),
-        nn.Conv2d(
-            channels,
-            channels,
-            (1, kernel),
-            padding=(0, padding),
-            dilation=(1, dilation),
-            bias=config.conv_bias,
-        ),
+        conv((kernel, 1), padding=(padding, 0), dilation=(dilation, 1)),
+        conv((1, kernel), padding=(0, padding), dilation=(1, dilation)),
     )

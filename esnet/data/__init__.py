@@ -1,1 +1,1 @@
-"""Images with labels: datasets, and generated scenes for demos and tests."""
+"""Labelled images: datasets, augmentation, and generated scenes for demos and tests."""

@@ -1,4 +1,4 @@
-"""Random views of a labelled picture for training: geometry in one warp, colours in one matrix."""
+"""Random augmentation of a labelled image: one warp for the geometry, one matrix for the colours."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 from esnet.data.labelled import Sample
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as OpenCV's RGB2GRAY
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in OpenCV's RGB2GRAY
 _FILL = (128, 128, 128)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What may happen to a training picture. The defaults change nothing but the crop."""
+    """Ranges of the random changes. With the defaults, only the crop and the flip are random."""
 
     crop_hw: tuple[int, int]
-    """Size of every view, multiples of 8."""
+    """Height and width of every crop, multiples of 8."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of the zoom, drawn log-uniformly: half and double are equally likely."""
+    """Range of the scale factor, sampled log-uniformly: half and double are equally likely."""
     stretch: float = 0.0
-    """Largest change of the aspect ratio, as a share: 0.1 is 10 % wider or narrower."""
+    """Largest change of the aspect ratio: 0.1 is 10 % wider or narrower."""
     rotation_deg: float = 0.0
-    """Largest rotation to either side, degrees."""
+    """Largest rotation in either direction, degrees."""
     flip: float = 0.5
-    """Probability of a left-right flip."""
+    """Probability of a horizontal flip."""
     brightness: float = 0.0
-    """Largest shift of all channels, as a share of the range 0-255."""
+    """Largest shift of all channels, as a fraction of the range 0-255."""
     contrast: float = 0.0
     """Largest relative change of the distance to mid-grey."""
     saturation: float = 0.0
@@ -40,51 +40,49 @@ class Augmentation:
 def augment(
     sample: Sample, settings: Augmentation, ignore_index: int, random: np.random.Generator
 ) -> Sample:
-    """Draw a random view.
+    """Augment an image and its labels at random.
 
     Args:
-        sample: The picture, any size.
-        settings: What may happen.
-        ignore_index: Label of what lies outside the picture; the picture itself is grey there.
-        random: The source of chance.
+        sample: Image and labels of any size; not modified.
+        settings: Ranges of the changes.
+        ignore_index: Label of pixels outside the image; they are grey.
+        random: Random generator.
 
     Returns:
-        A fresh sample of ``settings.crop_hw``.
+        A new sample of ``settings.crop_hw``.
     """
-    matrix = _view_matrix(sample.labels.shape, settings, random)
-    height, width = settings.crop_hw
-    size = (width, height)
-    image = cv2.warpAffine(sample.image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=_FILL)
+    matrix = _geometry_matrix(sample.labels.shape, settings, random)
+    size_wh = settings.crop_hw[::-1]
+    image = cv2.warpAffine(sample.image, matrix, size_wh, flags=cv2.INTER_LINEAR, borderValue=_FILL)
     labels = cv2.warpAffine(
-        sample.labels, matrix, size, flags=cv2.INTER_NEAREST, borderValue=ignore_index
+        sample.labels, matrix, size_wh, flags=cv2.INTER_NEAREST, borderValue=ignore_index
     )
     return Sample(cv2.transform(image, _colour_matrix(settings, random)), labels)
 
 
-def _view_matrix(
+def _geometry_matrix(
     size_hw: tuple[int, ...], settings: Augmentation, random: np.random.Generator
 ) -> np.ndarray:
-    """Make the 2x3 map from the picture's pixels to the view's."""
+    """Make the 2x3 matrix that maps pixels of the image to pixels of the crop."""
     low, high = np.log(settings.scale)
-    zoom = np.exp(random.uniform(low, high))
+    scale = np.exp(random.uniform(low, high))
     stretch = np.exp(random.uniform(-1, 1) * np.log1p(settings.stretch) / 2)
     mirror = -1.0 if random.random() < settings.flip else 1.0
     angle = np.radians(random.uniform(-1, 1) * settings.rotation_deg)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.diag([mirror * zoom * stretch, zoom / stretch])
-    picture = np.array([size_hw[1], size_hw[0]], float)
-    view = np.array([settings.crop_hw[1], settings.crop_hw[0]], float)
-    slack = (
-        np.abs(picture * zoom - view) / 2
-    )  # the view may move over what is larger than the other
-    centre = view / 2 + random.uniform(-1, 1, 2) * slack
-    # Centres of pixels lie at +0.5, as cv2.resize has it.
-    offset = centre - linear @ (picture / 2 - 0.5) - 0.5
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = rotation @ np.diag([mirror * scale * stretch, scale / stretch])
+    image_wh = np.array([size_hw[1], size_hw[0]], float)
+    crop_wh = np.array([settings.crop_hw[1], settings.crop_hw[0]], float)
+    # The crop may shift by half the difference of the two sizes, also where the image is the smaller one.
+    max_shift = np.abs(image_wh * scale - crop_wh) / 2
+    centre = crop_wh / 2 + random.uniform(-1, 1, 2) * max_shift
+    # Pixel centres are at +0.5, as in cv2.resize.
+    offset = centre - linear @ (image_wh / 2 - 0.5) - 0.5
     return np.column_stack([linear, offset])
 
 
 def _colour_matrix(settings: Augmentation, random: np.random.Generator) -> np.ndarray:
-    """Make the 3x4 map of RGB values (cv2.transform rounds and clips)."""
+    """Make the 3x4 matrix for RGB values; cv2.transform rounds and clips."""
     gains = 1 + random.uniform(-1, 1, 3) * settings.tint
     saturation = 1 + random.uniform(-1, 1) * settings.saturation
     contrast = 1 + random.uniform(-1, 1) * settings.contrast

@@ -1,4 +1,4 @@
-"""Cityscapes, 19 classes, in its official tree."""
+"""Cityscapes with 19 classes, in its official folder layout."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _FROM_LABEL_IDS = {
 
 
 def cityscapes_split(root: Path, split: str) -> LabelledSplit:
-    """Find a split of Cityscapes.
+    """Find the files of a Cityscapes split.
 
-    The tree; where a picture has only ``_labelIds``, they are mapped to train ids while reading::
+    Expected tree; an image that has only ``_labelIds`` gets them mapped to train ids while reading::
 
         root/
             leftImg8bit/{train,val,train_extra}/CITY/NAME_leftImg8bit.png
@@ -31,38 +31,38 @@ def cityscapes_split(root: Path, split: str) -> LabelledSplit:
             gtCoarse/train_extra/CITY/NAME_gtCoarse_labelTrainIds.png  or NAME_gtCoarse_labelIds.png
 
     Args:
-        root: The folder.
+        root: The dataset's folder.
         split: ``train``, ``val``, ``train_extra`` (coarse labels), or ``trainval``.
 
     Raises:
-        DatasetError: No such split, or a picture without its labels.
+        DatasetError: There is no such split, or an image has no labels.
     """
     parts = ("train", "val") if split == "trainval" else (split,)
     files = tuple(file for part in parts for file in _files(root, part))
     num_mapped = sum(file.stored_ids is _FROM_LABEL_IDS for file in files)
-    notes = (
+    note = (
         f"{num_mapped} of {len(files)} labels of {split} are _labelIds, mapped to train ids while reading; "
-        "python -m cityscapesscripts.preparation.createTrainIdLabelImgs makes them once",
+        "python -m cityscapesscripts.preparation.createTrainIdLabelImgs converts them once"
     )
     return LabelledSplit(
         dataset="cityscapes",
         split=split,
         label_set=CITYSCAPES,
         files=files,
-        notes=notes if num_mapped else (),
+        notes=(note,) if num_mapped else (),
     )
 
 
 def _files(root: Path, split: str) -> list[LabelledFile]:
     if split == "test":
         raise DatasetError("the labels of Cityscapes test are not public", hint="use --split val")
-    pictures = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.*"))
-    if split not in _LABELS_FOLDER or not pictures:
-        images = root / "leftImg8bit"
+    images = root / "leftImg8bit"
+    image_paths = sorted((images / split).glob("*/*_leftImg8bit.*"))
+    if split not in _LABELS_FOLDER or not image_paths:
         found = sorted(path.name for path in images.iterdir()) if images.is_dir() else []
         what = f"leftImg8bit has {', '.join(found)}" if found else "there is no leftImg8bit"
         raise DatasetError(f"no Cityscapes split {split!r} in {root}: {what}", hint=_TREE)
-    return [_with_labels(root, path, split) for path in pictures]
+    return [_with_labels(root, path, split) for path in image_paths]
 
 
 def _with_labels(root: Path, image_path: Path, split: str) -> LabelledFile:

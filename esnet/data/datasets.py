@@ -1,26 +1,31 @@
-"""The datasets by name."""
+"""The supported datasets, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 from esnet.data.camvid import camvid_split
 from esnet.data.cityscapes import cityscapes_split
 from esnet.data.labelled import LabelledSplit
 from esnet.errors import DatasetError
 
-DATASETS: Mapping[str, Callable[[Path, str], LabelledSplit]] = MappingProxyType(
-    {"camvid": camvid_split, "cityscapes": cityscapes_split}
-)
+DATASETS: dict[str, Callable[[Path, str], LabelledSplit]] = {
+    "camvid": camvid_split,
+    "cityscapes": cityscapes_split,
+}
 
 
 def open_split(dataset: str, root: Path, split: str) -> LabelledSplit:
-    """Find a split of a dataset by name.
+    """Find the files of a dataset's split.
+
+    Args:
+        dataset: A key of ``DATASETS``.
+        root: The dataset's folder.
+        split: Name of the split, such as ``train`` or ``val``.
 
     Raises:
-        DatasetError: An unknown dataset, a missing split, or a picture without its labels.
+        DatasetError: The dataset is unknown, the split is missing, or an image has no labels.
     """
     if dataset not in DATASETS:
         raise DatasetError(f"unknown dataset {dataset!r}", hint=f"datasets: {', '.join(DATASETS)}")

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
-from esnet.labels import CAMVID, LabelSet
+from esnet.data.labelled import Sample
+from esnet.labels import CAMVID
 
 _IDS = {name: index for index, name in enumerate(CAMVID.class_names)}
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A picture and its labels."""
+def street_scene(size_hw: tuple[int, int], *, seed: int = 0) -> Sample:
+    """Draw a street from a dashboard camera's viewpoint: sky, houses, trees, road, pavement, cars, people.
 
-    image: np.ndarray
-    """RGB, uint8 (H, W, 3)."""
-    labels: np.ndarray
-    """Classes of ``LABEL_SET``, uint8 (H, W)."""
-
-
-LABEL_SET: LabelSet = CAMVID
-
-
-def street_scene(size_hw: tuple[int, int], *, seed: int = 0) -> Scene:
-    """Draw a street as a dashboard camera sees it: sky, houses, trees, road, pavement, cars, people.
-
-    The colours are those of CamVid photographs, with texture and sensor noise, so that a network trained on
-    it finds most of the scene; the accuracy it reaches here says nothing about real streets.
+    Colours, texture and noise resemble CamVid photographs, so that a network trained on CamVid recognises
+    most of the scene. Accuracy on these scenes does not predict accuracy on real streets.
 
     Args:
         size_hw: Height and width in pixels.
-        seed: Same seed, same scene, whatever the size.
+        seed: Random seed; the same seed draws the same scene at any size.
+
+    Returns:
+        RGB image, uint8 (H, W, 3), and CamVid train ids, uint8 (H, W).
     """
     painter = _Painter(size_hw, np.random.default_rng(seed))
     painter.draw_background()
@@ -41,13 +30,13 @@ def street_scene(size_hw: tuple[int, int], *, seed: int = 0) -> Scene:
     painter.draw_trees()
     painter.draw_street_furniture()
     painter.draw_traffic()
-    return Scene(painter.finish(), painter.labels)
+    return Sample(painter.finish(), painter.labels)
 
 
 class _Painter:
-    """Draws each thing twice, its colours into the image and its class into the labels.
+    """Draws each object twice: its colours into the image and its class into the labels.
 
-    Positions are shares of width and height, 0 to 1.
+    Positions are fractions of width and height, 0 to 1.
     """
 
     def __init__(self, size_hw: tuple[int, int], random: np.random.Generator) -> None:
@@ -59,7 +48,7 @@ class _Painter:
         self.vanish = float(random.uniform(0.4, 0.6))
 
     def draw_background(self) -> None:
-        """Sky with a gradient, pavement, and a road that narrows to the vanishing point, with lane marks."""
+        """Draw the sky, the pavement, and a road with lane marks that narrows to the vanishing point."""
         haze = np.linspace(0, 1, self.height)[:, None, None]
         self.image[:] = (200 + 40 * haze + np.array([0, 5, 12]) * (1 - haze)).astype(np.uint8)
         self.labels[:] = _IDS["sky"]
@@ -82,7 +71,7 @@ class _Painter:
             )
 
     def draw_houses(self) -> None:
-        """Rows of houses on both sides, with windows, lower towards the vanishing point."""
+        """Draw rows of houses with windows on both sides, lower towards the vanishing point."""
         for side in (-1, 1):
             for index, distance in enumerate(np.linspace(0.5, 0.1, 5)):
                 x = self.vanish + side * distance * 1.1
@@ -100,7 +89,7 @@ class _Painter:
                         self._shape(window, "building", (52, 56, 64))
 
     def draw_trees(self) -> None:
-        """Round crowns in front of the houses."""
+        """Draw trees with round crowns in front of the houses."""
         for _ in range(5):
             side = self.random.choice([-1, 1])
             x = self.vanish + side * float(self.random.uniform(0.15, 0.55))
@@ -112,7 +101,7 @@ class _Painter:
                 self._ellipse(crown, (size * 0.5, size * 0.8), "tree", self._tint((62, 74, 46), 14))
 
     def draw_street_furniture(self) -> None:
-        """Fences, lamp posts and signs on the pavements."""
+        """Draw fences, lamp posts and signs on the pavements."""
         for side in (-1, 1):
             x = self.vanish + side * float(self.random.uniform(0.4, 0.5))
             self._shape(_box(x, self.horizon + 0.16, 0.16, 0.09), "fence", (96, 90, 82))
@@ -123,7 +112,7 @@ class _Painter:
             self._shape(sign, "sign symbol", self._tint((150, 60, 56), 20))
 
     def draw_traffic(self) -> None:
-        """Cars with windows and wheels on the road, pedestrians and a bicyclist beside it."""
+        """Draw cars on the road, and pedestrians and a bicyclist beside it."""
         for depth in sorted(self.random.uniform(0.15, 0.6, 3)):
             side = self.random.choice([-1, 1])
             x = self.vanish + side * (0.04 + 0.22 * depth)
@@ -184,6 +173,6 @@ class _Painter:
 
 
 def _box(x: float, bottom: float, width: float, height: float) -> list[tuple[float, float]]:
-    """Corners of an upright box, from the middle of its foot."""
+    """Compute the corners of an upright box from the middle of its bottom edge."""
     left, right, top = x - width / 2, x + width / 2, bottom - height
     return [(left, top), (right, top), (right, bottom), (left, bottom)]

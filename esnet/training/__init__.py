@@ -1,1 +1,1 @@
-"""Training of ESNet: recipes, random views, losses, and runs that can be stopped and resumed."""
+"""Training of ESNet: recipes, losses, and resumable runs."""

@@ -1,4 +1,4 @@
-"""Class weights against imbalance, from label counts that are made once and kept."""
+"""Class weights against class imbalance, from cached label counts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 
 from esnet.data.labelled import LabelledFile, LabelledSplit, read_labels
 from esnet.errors import DatasetError
+from runtime.files import atomic_path
 
 
 def class_weights(counts: np.ndarray, offset: float | None) -> np.ndarray:
-    """Weigh each class by 1 / ln(c + p), p its share of the labelled pixels.
+    """Compute the weights 1 / ln(c + p), where p is a class's fraction of the labelled pixels.
 
     Args:
-        counts: Labelled pixels a class, (K,).
-        offset: c; the smaller, the more rare classes count. ``None`` weighs all alike.
+        counts: Labelled pixels per class, (K,).
+        offset: c; smaller values give rare classes more weight. ``None`` gives all classes weight 1.
 
     Returns:
         float32 (K,).
@@ -29,41 +30,45 @@ def class_weights(counts: np.ndarray, offset: float | None) -> np.ndarray:
     """
     if offset is None:
         return np.ones(len(counts), np.float32)
-    shares = counts / counts.sum()
-    return np.asarray(1 / np.log(offset + shares), np.float32)
+    return np.asarray(1 / np.log(offset + counts / counts.sum()), np.float32)
 
 
 def label_counts(split: LabelledSplit, cache_dir: Path) -> np.ndarray:
-    """Count the labelled pixels of every class, int64 (K,), once for the same files.
+    """Count the labelled pixels of every class.
+
+    Args:
+        split: The split; its labels are read unless the same files were counted before.
+        cache_dir: Folder of the cached counts.
+
+    Returns:
+        int64 (K,).
 
     Raises:
-        DatasetError: A label file that cannot be read, or a split without any label.
+        DatasetError: A label file cannot be read, or no pixel is labelled.
     """
     path = cache_dir / f"label-counts-{_fingerprint(split.files)}.json"
     if path.is_file():
         return np.array(json.loads(path.read_text())["counts"], np.int64)
-    num_classes = split.label_set.num_classes
+
+    def count(file: LabelledFile) -> np.ndarray:
+        return np.bincount(read_labels(file).ravel(), minlength=256)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        each = pool.map(lambda file: _counts(file, num_classes), split.files)
-        counts: np.ndarray = np.sum(list(each), axis=0)
+        totals: np.ndarray = np.sum(list(pool.map(count, split.files)), axis=0)
+    counts = totals[: split.label_set.num_classes]
     if not counts.sum():
         raise DatasetError(f"no pixel of {split.dataset} {split.split} is labelled")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cache_dir.mkdir(parents=True, exist_ok=True)
     record = {"dataset": split.dataset, "split": split.split, "counts": counts.tolist()}
-    path.write_text(json.dumps(record))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record))
     return counts
 
 
-def _counts(file: LabelledFile, num_classes: int) -> np.ndarray:
-    return np.bincount(read_labels(file).ravel(), minlength=256)[:num_classes]
-
-
 def _fingerprint(files: Sequence[LabelledFile]) -> str:
-    """Tell files apart by path, size and time of change, without reading them."""
+    """Hash the paths, sizes and modification times of the label files."""
     digest = hashlib.sha256()
-    for file in files:
-        status = file.labels_path.stat()
-        digest.update(
-            f"{file.labels_path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode()
-        )
+    for path in (file.labels_path for file in files):
+        status = path.stat()
+        digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -1,114 +1,80 @@
-"""``esnet-train``."""
+"""Command line of ``esnet-train``."""
 
 from __future__ import annotations
 
-import enum
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from runtime.errors import EsnetError
+from esnet.training.settings import Accelerator, Precision, RunSettings
+from runtime.console import is_terminal, new_app, parse_size, run_app
 
 _EXIT_CODES = (
     "Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed. --debug shows tracebacks."
 )
-_BAD_INPUT, _NOT_INSTALLED = 2, 3
-_LIBRARIES = ("torch", "lightning", "torchmetrics", "safetensors", "matplotlib")
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-class Dataset(str, enum.Enum):
-    """Whose tree the data folder has."""
-
-    camvid = "camvid"
-    cityscapes = "cityscapes"
-
-
-class RecipeName(str, enum.Enum):
-    """How to train."""
-
-    camvid = "camvid"
-    cityscapes = "cityscapes"
-    paper = "paper"
-
-
-class Accelerator(str, enum.Enum):
-    """Where to train."""
-
-    auto = "auto"
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class PrecisionName(str, enum.Enum):
-    """Arithmetic of training."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
+app = new_app("Train ESNet.")
 
 
 @app.command(epilog=_EXIT_CODES)
 def train(
-    data: Annotated[Path, typer.Option("--data", help="The dataset's folder.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the dataset.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The run's folder; continued if it exists.")
+        Path, typer.Option("--output", "-o", help="Folder of the run; resumed if it exists.")
     ],
-    dataset: Annotated[Dataset, typer.Option(help="Whose tree the folder has.")] = Dataset.camvid,
-    recipe: Annotated[RecipeName | None, typer.Option(help="Default: the dataset's own.")] = None,
+    dataset: Annotated[
+        Literal["camvid", "cityscapes"], typer.Option(help="Dataset in the folder.")
+    ] = "camvid",
+    recipe: Annotated[
+        Literal["camvid", "cityscapes", "paper"] | None,
+        typer.Option(help="Hyperparameters; default: the recipe named like the dataset."),
+    ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to begin with; default: from scratch.")
+        str | None, typer.Option(help="Initial weights; default: train from scratch.")
     ] = None,
     qat: Annotated[
         bool,
         typer.Option(
-            "--qat", help="Fine-tune --init for INT8: 3 epochs with its rounding, at a low rate."
+            "--qat",
+            help="Fine-tune --init for INT8: 3 epochs with fake quantization, low learning rate.",
         ),
     ] = False,
-    train_split: Annotated[str, typer.Option(help="Split to learn.")] = "train",
-    val_split: Annotated[str, typer.Option(help="Split to measure.")] = "val",
+    train_split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Split to validate on.")] = "val",
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     encoder_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs with the encoder alone, before the others.")
+        int | None, typer.Option(min=0, help="Epochs that train only the encoder, before --epochs.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Over all devices; default: the recipe's.")
+        int | None, typer.Option(min=1, help="Images per step, all devices; default: the recipe's.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; default: the recipe's.")
+    ] = None,
     crop: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH, multiples of 8; default: the recipe's.")
     ] = None,
     validate_every: Annotated[
         int | None,
-        typer.Option(min=1, help="Epochs between validations; default: 5, 1 with --qat."),
+        typer.Option(min=1, help="Epochs between validations; default: 5, with --qat 1."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Source of all chance.")] = 0,
-    accelerator: Annotated[Accelerator, typer.Option(help="Where to train.")] = Accelerator.auto,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on the CPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    accelerator: Annotated[Accelerator, typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Number of GPUs, or of CPU processes.")] = 1,
     precision: Annotated[
-        PrecisionName,
-        typer.Option(help="auto: bf16 where it is native, fp16 on other GPUs, else fp32."),
-    ] = PrecisionName.auto,
+        Precision,
+        typer.Option(help="auto: bf16 if supported natively, else fp16 on GPUs, fp32 on CPUs."),
+    ] = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes a device that prepare pictures.")
+        int, typer.Option(min=0, help="Processes per device that load and augment images.")
     ] = 1,
 ) -> None:
-    """Train ESNet. The same command continues a run that was stopped."""
+    """Train ESNet. Re-run the same command to resume an interrupted run, even after kill -9."""
     from esnet.training.recipe import quantization_aware, recipe_named
-    from esnet.training.run import RunSettings
     from esnet.training.run import train as run_training
 
-    chosen = recipe_named(recipe.value if recipe else dataset.value)
+    chosen = recipe_named(recipe or dataset)
     if qat:
         chosen = quantization_aware(chosen)
     changes: dict[str, Any] = {
@@ -116,65 +82,30 @@ def train(
         "encoder_epochs": encoder_epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
-        "augmentation": replace(chosen.augmentation, crop_hw=_size(crop)) if crop else None,
+        "augmentation": replace(chosen.augmentation, crop_hw=parse_size(crop)) if crop else None,
     }
-    result = run_training(
-        RunSettings(
-            dataset=dataset.value,
-            data_dir=data,
-            run_dir=output,
-            recipe=replace(
-                chosen, **{name: value for name, value in changes.items() if value is not None}
-            ),
-            train_split=train_split,
-            val_split=val_split,
-            validate_every=validate_every or (1 if qat else 5),
-            init=init,
-            seed=seed,
-            accelerator=accelerator.value,
-            devices=devices,
-            precision=precision.value,
-            workers=workers,
-            show_progress=sys.stderr.isatty(),
-        )
+    settings = RunSettings(
+        dataset=dataset,
+        data_dir=data,
+        run_dir=output,
+        recipe=replace(chosen, **{k: v for k, v in changes.items() if v is not None}),
+        train_split=train_split,
+        val_split=val_split,
+        validate_every=validate_every or (1 if qat else 5),
+        init=init,
+        seed=seed,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        workers=workers,
+        show_progress=is_terminal(),
     )
-    typer.echo(result.as_text())
+    typer.echo(run_training(settings).as_text())
 
 
 def main() -> NoReturn:
-    """Entry point of ``esnet-train``."""
-    is_debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        app()
-    except (EsnetError, OSError) as error:
-        if is_debug:
-            raise
-        _fail(str(error), getattr(error, "hint", None), _BAD_INPUT)
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if is_debug or library not in _LIBRARIES:
-            raise
-        _fail(
-            f"this command needs {library}, which is not installed",
-            "pip install 'esnet-deploy[train]'",
-            _NOT_INSTALLED,
-        )
-    sys.exit(0)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise EsnetError(f"size {text!r} is not HEIGHTxWIDTH", hint="for example --crop 320x432")
-    return int(height), int(width)
-
-
-def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    sys.exit(exit_code)
+    """Run ``esnet-train``."""
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What training minimises: weighted cross-entropy, and a direct surrogate of the mean IoU beside it."""
+"""Training losses: weighted cross-entropy, and the Lovász-softmax surrogate of the mean IoU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, ignore_index: int) -> Tensor:
-    """Average the weighted cross-entropy over the labelled pixels.
+    """Compute the weighted mean cross-entropy of the labelled pixels.
 
     Args:
         logits: Float (N, K, H, W).
         labels: Long (N, H, W), 0 to K - 1 or ``ignore_index``.
-        weights: Float (K,), one a class.
-        ignore_index: Label that counts as no class.
+        weights: Class weights, float (K,).
+        ignore_index: Label of unlabelled pixels.
 
     Returns:
-        A scalar; 0, with zero gradients, where nothing is labelled.
+        A scalar; 0, with zero gradients, if no pixel is labelled.
     """
     total = functional.cross_entropy(
         logits, labels, weight=weights, ignore_index=ignore_index, reduction="sum"
@@ -27,16 +27,17 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, ignore_index:
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor, ignore_index: int, *, stride: int = 1) -> Tensor:
-    """Average the Lovász extension of the Jaccard loss over the classes that occur.
+    """Compute the Lovász extension of the Jaccard loss, averaged over the classes that occur.
 
     Args:
         logits: Float (N, K, H, W).
         labels: Long (N, H, W), 0 to K - 1 or ``ignore_index``.
-        ignore_index: Label that counts as no class.
-        stride: Take every such pixel in both directions, from a random start: the sort is what costs.
+        ignore_index: Label of unlabelled pixels.
+        stride: Use every ``stride``-th pixel in both directions, from a random start. Sorting the pixels
+            takes most of the time.
 
     Returns:
-        A scalar, 0 to 1; 0, with zero gradients, where nothing is labelled.
+        A scalar, 0 to 1; 0, with zero gradients, if no pixel is labelled.
 
     Source: Berman et al., "The Lovász-Softmax loss", arXiv 1705.08790, section 3 and algorithm 1.
     """
@@ -55,7 +56,7 @@ def lovasz_softmax(logits: Tensor, labels: Tensor, ignore_index: int, *, stride:
 
 
 def _jaccard_steps(true: Tensor) -> Tensor:
-    """How much the Jaccard loss grows with each further wrong pixel, the worst first; (K, P) each."""
+    """Compute the increase of the Jaccard loss with each further wrong pixel, (K, P) in order of error."""
     total = true.sum(1, keepdim=True)
     intersection = total - true.cumsum(1)
     union = total + (1 - true).cumsum(1)

@@ -1,12 +1,9 @@
-"""Recipes: all that decides how a network is trained, in one frozen value, by name."""
+"""Recipes: the hyperparameters of a training run, by name."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
 
 from esnet.data.augment import Augmentation
 from esnet.errors import TrainingError
@@ -16,39 +13,40 @@ QUANTIZATIONS = ("tensorrt", "cpu")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How to train. What depends on the machine (devices, precision, workers) is not part of it."""
+    """Hyperparameters. Hardware settings (devices, precision, workers) are not part of a recipe."""
 
     name: str
     """Name on the command line."""
     epochs: int
-    """Passes over the data with the whole network."""
+    """Epochs that train the whole network."""
     encoder_epochs: int = 0
-    """Passes before those with the encoder and its own 1x1 head alone, against labels at an eighth."""
+    """Epochs before these that train only the encoder and its 1x1 head, on labels at 1/8 of the size."""
     batch_size: int
-    """Pictures a step, over all devices together."""
+    """Images per step, over all devices."""
     size_hw: tuple[int, int] | None = None
-    """Size to which every picture is brought first; ``None`` keeps the dataset's own."""
+    """Size to which every image is resized first; ``None`` keeps its own size."""
     augmentation: Augmentation
-    """What random views look like."""
+    """Random augmentation of the training images."""
     learning_rate: float
     """Peak learning rate of Adam."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its peak."""
+    """Steps of the linear warm-up of the learning rate."""
     poly_power: float = 0.9
-    """The learning rate falls as (1 - progress) to this power, to 0."""
+    """Exponent of the poly schedule: the learning rate falls to 0 as (1 - progress) ** poly_power."""
     weight_decay: float
-    """L2 penalty in Adam's gradient."""
+    """Weight decay of Adam (L2 penalty)."""
     class_weight_offset: float | None = 1.10
-    """c of the class weights 1 / ln(c + p), p a class's share of the pixels; ``None`` weighs all alike."""
+    """c in the class weights 1 / ln(c + p), p a class's fraction of the pixels; ``None``: all weights 1."""
     lovasz_weight: float = 0.0
-    """Weight of the Lovász-softmax loss beside the cross-entropy, which has 1."""
+    """Weight of the Lovász-softmax loss; the weight of the cross-entropy is 1."""
     lovasz_stride: int = 4
-    """The Lovász loss looks at every such pixel in both directions."""
+    """Pixel stride of the Lovász loss in both directions."""
     ema_decay: float | None = None
-    """Decay a step of the moving average that is validated and kept; ``None`` keeps the last weights."""
+    """Decay per step of the exponential moving average, whose weights are validated and saved; ``None``: no
+    average."""
     quantization: str | None = None
-    """One of ``QUANTIZATIONS``, the schemes of ``esnet-export quantize``: train and validate with its
-    rounding, batch statistics frozen and no dropout. ``None`` trains in float."""
+    """One of ``QUANTIZATIONS``, the schemes of ``esnet-export quantize``: train and validate with fake
+    quantization, frozen BN statistics and no dropout. ``None`` trains in float."""
 
     def __post_init__(self) -> None:
         height, width = self.augmentation.crop_hw
@@ -60,7 +58,7 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < 1:
-            raise TrainingError(f"learning rate must lie between 0 and 1, got {self.learning_rate}")
+            raise TrainingError(f"learning rate must be between 0 and 1, got {self.learning_rate}")
         if self.quantization not in (None, *QUANTIZATIONS):
             raise TrainingError(
                 f"unknown quantization {self.quantization!r}",
@@ -68,22 +66,18 @@ class Recipe:
             )
         if self.quantization and self.encoder_epochs:
             raise TrainingError(
-                f"{self.encoder_epochs} epochs of the encoder alone cannot be quantization-aware",
-                hint="fine-tune the whole network: encoder_epochs 0",
+                f"{self.encoder_epochs} epochs of encoder training cannot be quantization-aware",
+                hint="fine-tune the whole network: --encoder-epochs 0",
             )
 
     @property
-    def all_epochs(self) -> int:
-        """Passes over the data, both stages together."""
+    def total_epochs(self) -> int:
+        """Epochs of both stages."""
         return self.encoder_epochs + self.epochs
-
-    def as_dict(self) -> dict[str, Any]:
-        """Get all settings as plain values, for ``config.json``."""
-        return dataclasses.asdict(self)
 
 
 def paper() -> Recipe:
-    """ESNet's own recipe for Cityscapes at half size, encoder first.
+    """Get the recipe of the ESNet paper: Cityscapes at half size, encoder first.
 
     Source: arXiv 1906.09826, section 4.2; class weights as in ERFNet (Romera et al., 2018).
     """
@@ -100,7 +94,7 @@ def paper() -> Recipe:
 
 
 def cityscapes() -> Recipe:
-    """For Cityscapes on a current GPU: larger batches, colour jitter, moving average, mIoU in the loss."""
+    """Get the recipe for Cityscapes on a current GPU: larger batches, colour jitter, EMA, Lovász loss."""
     return Recipe(
         name="cityscapes",
         epochs=300,
@@ -116,7 +110,7 @@ def cityscapes() -> Recipe:
 
 
 def camvid() -> Recipe:
-    """For CamVid at 360x480; what the shipped weights were trained with."""
+    """Get the recipe for CamVid at 360x480, with which the shipped weights were trained."""
     return Recipe(
         name="camvid",
         epochs=200,
@@ -130,16 +124,18 @@ def camvid() -> Recipe:
     )
 
 
-RECIPES: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
-    {"camvid": camvid, "cityscapes": cityscapes, "paper": paper}
-)
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "paper": paper,
+}
 
 
 def recipe_named(name: str) -> Recipe:
     """Get a recipe by name.
 
     Raises:
-        TrainingError: No such recipe.
+        TrainingError: There is no such recipe.
     """
     if name not in RECIPES:
         raise TrainingError(f"unknown recipe {name!r}", hint=f"recipes: {', '.join(RECIPES)}")
@@ -147,9 +143,10 @@ def recipe_named(name: str) -> Recipe:
 
 
 def quantization_aware(recipe: Recipe) -> Recipe:
-    """Turn a recipe into a short fine-tuning for INT8, from weights that are trained already.
+    """Turn a recipe into a short INT8 fine-tuning of trained weights.
 
-    The rounding is TensorRT's, the coarser of the two schemes: weights that bear it bear the other as well.
+    It uses TensorRT's scheme, the coarser of the two: weights tuned for it also keep their accuracy with the
+    other.
     """
     return replace(
         recipe,

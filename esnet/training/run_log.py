@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: a CSV row an epoch, a picture of the curves, lines to read."""
+"""The log of a run: a CSV row per epoch, a plot of the curves, and printed lines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+
+from runtime.files import atomic_path
 
 COLUMNS = (
     "epoch",
@@ -22,14 +24,14 @@ COLUMNS = (
 
 
 class RunLog(Callback):
-    """Keeps ``metrics.csv`` and ``curve.png`` of a run folder, across restarts."""
+    """Writes ``metrics.csv`` and ``curve.png`` to a run's folder, and extends them after a resume."""
 
     def __init__(self, run_dir: Path, *, prints_lines: bool) -> None:
-        """Continue the folder's log where there is one.
+        """Log to a folder.
 
         Args:
             run_dir: The run's folder.
-            prints_lines: Whether to print a line an epoch, for where no progress bar is seen.
+            prints_lines: True to print a line per epoch, for runs without a progress bar.
         """
         self.csv_path, self.curve_path = run_dir / "metrics.csv", run_dir / "curve.png"
         self.prints_lines = prints_lines
@@ -38,20 +40,26 @@ class RunLog(Callback):
         self.validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the rows of the epochs that will not be trained again; the trainer knows them by now."""
-        rows = _read_rows(self.csv_path)
-        self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
+        """Read the rows of the epochs before the resume; later ones are trained again."""
+        if self.csv_path.is_file():
+            with self.csv_path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock: throughput is that of training alone."""
+        """Stop the clock: the throughput is that of training only."""
         self._stop_clock()
 
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Mark the current validation metrics as those of this epoch."""
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the epoch down."""
+        """Log the epoch."""
         if not trainer.is_global_zero:
             return
         seconds = self._stop_clock()
@@ -68,28 +76,24 @@ class RunLog(Callback):
         values |= {name: f"{float(metrics[name]):.4f}" for name in measured if name in metrics}
         self.validated = False
         self.rows.append(values)
-        _write_rows(self.csv_path, self.rows)
+        with atomic_path(self.csv_path) as temporary:
+            _write_rows(self.rows, temporary)
         if "val_miou" in values:
-            draw_curve(self.rows, self.curve_path)
+            with atomic_path(self.curve_path) as temporary:
+                draw_curve(self.rows, temporary)
         if self.prints_lines:
             named = [f"{name} {values[name]}" for name in COLUMNS[1:] if name in values]
             print(f"epoch {values['epoch']}/{trainer.max_epochs}  {'  '.join(named)}", flush=True)
 
-    validated = False
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember that the metrics at hand belong to this epoch."""
-        self.validated = True
-
     def _stop_clock(self) -> float:
-        """Get the seconds of training since the epoch began; the first call of an epoch counts."""
+        """Get the seconds from the start of the epoch to the first call of this method in it."""
         if self.started > 0:
             self.started = -max(time.perf_counter() - self.started, 1e-9)
         return -self.started
 
 
 def draw_curve(rows: list[dict[str, str]], path: Path) -> None:
-    """Draw loss and validation mIoU over the epochs."""
+    """Plot training loss and validation mIoU over the epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -100,28 +104,16 @@ def draw_curve(rows: list[dict[str, str]], path: Path) -> None:
         (right, "val_miou", "tab:blue", 100),
     ):
         points = [(int(row["epoch"]), scale * float(row[name])) for row in rows if row.get(name)]
-        axis.plot(
-            *zip(*points, strict=True), color=colour, marker="." if len(points) < 60 else None
-        )
+        marker = "." if len(points) < 60 else None
+        axis.plot(*zip(*points, strict=True), color=colour, marker=marker)
     left.set(xlabel="epoch", ylabel="training loss (grey)")
     right.set(ylabel="validation mIoU, % (blue)")
     right.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    figure.savefig(path, format="png", dpi=110)
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+def _write_rows(rows: list[dict[str, str]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)

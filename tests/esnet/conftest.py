@@ -1,4 +1,4 @@
-"""What the tests of ``esnet`` share: networks with random weights, and their state dicts in each layout."""
+"""Shared fixtures: networks with random weights, and their state dicts in each layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.conftest import random_network
 
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., ESNet]:
-    """Make networks with random weights and far from trivial BN."""
+    """Make networks with random weights and non-trivial BN statistics."""
     return random_network
 
 
 @pytest.fixture
 def make_state_dict() -> Callable[..., dict[str, torch.Tensor]]:
-    """Make state dicts under the keys that a family's own code gives them."""
+    """Make state dicts with the keys of a family's own code."""
 
     def make(family: str = "authors", **settings: int) -> dict[str, torch.Tensor]:
         network = random_network(family, **settings)

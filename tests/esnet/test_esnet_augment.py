@@ -1,4 +1,4 @@
-"""Random views: labels move with their pixels, borders are ignored, chance is repeatable."""
+"""Augmentation: labels move with their pixels, borders are ignored, seeds are reproducible."""
 
 from dataclasses import replace
 
@@ -26,12 +26,11 @@ WILD = Augmentation(
 
 
 def sample(size_hw=(48, 64)) -> Sample:
-    scene = street_scene(size_hw, seed=3)
-    return Sample(scene.image, scene.labels)
+    return street_scene(size_hw, seed=3)
 
 
 def marked(size_hw=(60, 80)) -> Sample:
-    """A picture whose red is its label times 20: wherever a pixel goes, both must tell the same."""
+    """An image whose red channel is the label times 20, so that moved pixels can be checked."""
     labels = (np.indices(size_hw).sum(0) // 16 % 11).astype(np.uint8)
     return Sample(np.repeat(labels[..., None] * 20, 3, axis=2), labels)
 
@@ -59,7 +58,7 @@ def test_labels_move_with_their_pixels(seed):
     view = augment(marked(), geometry, IGNORE, chance(seed))
     inside = view.labels != IGNORE
     same = np.abs(view.image[..., 0].astype(int) - 20 * view.labels.astype(int)) <= 12
-    # Bilinear pictures and nearest labels part on the edges of regions alone.
+    # Bilinear images and nearest-neighbour labels differ only at the edges of regions.
     assert same[inside].mean() > 0.6
 
 

@@ -233,7 +233,7 @@ def test_truncated_checkpoint_is_refused_as_one(share, suffix, make_state_dict, 
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
-    assert caught.value.hint == "it may be cut short: copy or download it again"
+    assert caught.value.hint == "the file may be truncated: copy or download it again"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,8 @@ def test_path_without_a_file_is_refused_with_the_shipped_names(name, message, tm
         ),
         pytest.param(
             {HEAD: None},
-            "its last layer decoder.output_conv.weight is not there; missing: decoder.output_conv.weight",
+            "its last layer decoder.output_conv.weight is missing or misshapen; "
+            "missing: decoder.output_conv.weight",
             id="no-last-layer",
         ),
     ],

@@ -1,4 +1,4 @@
-"""Datasets in their own trees: found, paired, mapped, and every gap named."""
+"""Datasets in their own trees: files are found, paired and mapped, and missing ones are reported."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class TestCamvid:
                 "train/a.png trainannot/a.png", "line 1: .*a.png does not exist", id="gone"
             ),
             pytest.param("train/frame0.png", "line 1: .* is not two paths", id="one-path"),
-            pytest.param("\n", "lists no picture", id="empty"),
+            pytest.param("\n", "lists no images", id="empty"),
         ],
     )
     def test_a_bad_list_is_named_with_its_line(self, camvid, text, message):
@@ -99,7 +99,7 @@ class TestCamvid:
 
     def test_a_picture_without_labels_is_named(self, camvid):
         (camvid / "trainannot" / "frame1.png").unlink()
-        with pytest.raises(DatasetError, match=r"1 of 3 pictures have no labels.*frame1\.png"):
+        with pytest.raises(DatasetError, match=r"1 of 3 images have no labels.*frame1\.png"):
             open_split("camvid", camvid, "train")
 
     def test_a_label_outside_the_set_is_named_with_its_file(self, camvid):

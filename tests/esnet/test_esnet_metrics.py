@@ -1,4 +1,4 @@
-"""mIoU against a hand-made case, its own properties, and torchmetrics."""
+"""mIoU compared with a hand-made case and with torchmetrics, and its properties."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Quantization-aware training: it rounds what the artefact rounds, and leaves a float checkpoint."""
+"""Quantization-aware training: same rounding as the INT8 artefact, ordinary float checkpoints."""
 
 import json
 from dataclasses import replace
@@ -18,15 +18,16 @@ from esnet.families import FAMILIES
 from esnet.metrics import ConfusionMatrix
 from esnet.model import ESNet
 from esnet.training.cli import app
+from esnet.training.data import EvalDataset
 from esnet.training.qat import FakeQuantization, round_activation, round_weight
 from esnet.training.recipe import Recipe, quantization_aware, recipe_named
-from esnet.training.run import RunSettings, train
+from esnet.training.run import train
 from esnet.training.run_log import RunLog
-from esnet.training.views import EvalDataset
+from esnet.training.settings import RunSettings
 from export.graph.qdq import SCHEMES, activation_scale, insert_qdq
 from export.plan import ExportPlan, graph_from_network
 from export.quantization.calibration import measure_ranges
-from export.quantization.unoptimized import run_unoptimized
+from export.quantization.check import run_unoptimized
 
 SIZE = (32, 64)
 FRAMES = np.random.default_rng(0).random((2, 1, 3, *SIZE), np.float32)  # no ties, as bytes have
@@ -86,8 +87,10 @@ def graph_scores(model: onnx.ModelProto) -> np.ndarray:
 
 
 class TestRounding:
-    """Float noise flips a rounding, and a flip is a whole step, which flips more: after some layers two exact
-    implementations are as far apart as each is from float. So convolutions are compared one at a time.
+    """Compare one convolution at a time.
+
+    Float noise can change a rounding by a whole step, which changes further roundings: after some layers two
+    exact implementations differ as much from each other as from float.
     """
 
     def test_the_convolutions_are_those_of_the_graph(self, exported):
@@ -115,7 +118,7 @@ class TestRounding:
         in_graph = graph_scores(one.graph(scheme, (path,)))
         in_float = graph_scores(one.model)
         ours = scores(one.quantization(scheme, (path,)), one.network)
-        # Single flips, measured up to 0.05; a skip alone that is rounded wrongly gives 0.15 and more.
+        # Single changed roundings give up to 0.05; a wrongly rounded skip gives 0.15 and more.
         assert np.abs(ours - in_graph).mean() < 0.1 * np.abs(in_float - in_graph).mean()
 
     @pytest.mark.parametrize("scheme", SCHEMES)
@@ -293,7 +296,7 @@ class TestRun:
         words = ["--data", str(small_camvid), "-o", str(tmp_path / "run"), "--qat"]
         result = CliRunner().invoke(app, [*words, "--accelerator", "cpu"])
         assert isinstance(result.exception, TrainingError)
-        assert "begins with trained weights" in str(result.exception)
+        assert "needs trained weights" in str(result.exception)
         assert "--init" in result.exception.hint
         assert not (tmp_path / "run").exists()
 
@@ -320,7 +323,7 @@ class TestRecipe:
             pytest.param({"quantization": "int4"}, "unknown quantization 'int4'", id="scheme"),
             pytest.param(
                 {"quantization": "cpu", "encoder_epochs": 2},
-                "2 epochs of the encoder",
+                "2 epochs of encoder training",
                 id="encoder",
             ),
         ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from esnet.data.scenes import LABEL_SET, street_scene
+from esnet.data.scenes import street_scene
+from esnet.labels import CAMVID
 
 
 @pytest.mark.parametrize("size_hw", [(64, 128), (37, 55), (512, 1024)], ids=str)
@@ -28,11 +29,11 @@ def test_other_seeds_give_other_scenes():
 
 
 def test_scene_shows_every_class_and_nothing_else():
-    assert set(np.unique(street_scene((512, 1024)).labels)) == set(range(LABEL_SET.num_classes))
+    assert set(np.unique(street_scene((512, 1024)).labels)) == set(range(CAMVID.num_classes))
 
 
 def test_image_shows_what_the_labels_say():
     scene = street_scene((256, 512))
-    sky, road = (scene.labels == LABEL_SET.class_names.index(name) for name in ("sky", "road"))
+    sky, road = (scene.labels == CAMVID.class_names.index(name) for name in ("sky", "road"))
     assert scene.image[sky].mean() > 180
     assert scene.image[road].mean() < 130

@@ -1,4 +1,4 @@
-"""Whole runs of ``esnet-train``: what they leave behind, how they stop, and how they go on."""
+"""Whole runs of ``esnet-train``: their files, interruption and resuming."""
 
 import csv
 import json
@@ -17,8 +17,9 @@ from esnet.checkpoint import load_checkpoint
 from esnet.data.augment import Augmentation
 from esnet.errors import TrainingError
 from esnet.training.recipe import Recipe
-from esnet.training.run import RunSettings, train
+from esnet.training.run import train
 from esnet.training.run_log import RunLog
+from esnet.training.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +99,7 @@ def test_every_epoch_has_its_row(finished):
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "best.safetensors"])
 def test_what_was_trained_is_loaded_and_says_on_what(finished, name):
     checkpoint = load_checkpoint(finished / name)
-    assert checkpoint.metadata["trained_on"] == "camvid train, 6 pictures"
+    assert checkpoint.metadata["trained_on"] == "camvid train, 6 images"
     assert checkpoint.metadata["label_set"] == "camvid"
     assert 0 <= float(checkpoint.metadata["val_miou"]) <= 1
 
@@ -163,7 +164,7 @@ def test_other_settings_do_not_continue_a_run(finished, small_camvid):
 
 def test_a_folder_with_other_things_is_left_alone(small_camvid, tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(TrainingError, match="other things in it"):
+    with pytest.raises(TrainingError, match="contains files that are not a run"):
         train(settings(small_camvid, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -179,8 +180,8 @@ def test_the_encoder_may_go_first(small_camvid, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"devices": 3}, "a batch of 2 cannot be shared by 3", id="batch"),
-        pytest.param({"accelerator": "gpu", "devices": 2}, "2 GPUs asked for", id="gpus"),
+        pytest.param({"devices": 3}, "a batch of 2 cannot be split over 3", id="batch"),
+        pytest.param({"accelerator": "gpu", "devices": 2}, "2 GPUs requested", id="gpus"),
     ],
 )
 def test_a_machine_that_cannot_is_named(small_camvid, tmp_path, changes, message):
@@ -232,7 +233,7 @@ def test_ctrl_c_leaves_a_usable_last(small_camvid, tmp_path):
     out, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in error
-    assert "the same command continues it" in out + error
+    assert "re-run the command to resume" in out + error
     load_checkpoint(run_dir / "last.ckpt")
 
 

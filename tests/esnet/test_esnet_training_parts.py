@@ -1,4 +1,4 @@
-"""The parts of a training: losses, class weights, views, schedule, averaging."""
+"""The parts of training: losses, class weights, data, schedule, averaging."""
 
 import json
 import math
@@ -13,10 +13,10 @@ from esnet.data.augment import Augmentation
 from esnet.data.datasets import open_split
 from esnet.errors import TrainingError
 from esnet.training.class_weights import class_weights, label_counts
+from esnet.training.data import EvalDataset, TrainDataset, TrainSampler, train_loader
 from esnet.training.losses import cross_entropy, lovasz_softmax
 from esnet.training.recipe import RECIPES, Recipe, recipe_named
 from esnet.training.task import MovingAverage, poly_factor
-from esnet.training.views import EvalDataset, TrainDataset, ViewSampler, training_loader
 
 K, IGNORE = 4, 9
 
@@ -138,7 +138,7 @@ class TestViews:
     @pytest.mark.parametrize("num_ranks", [1, 2])
     def test_ranks_share_an_epoch_without_overlap(self, num_ranks):
         shares = [
-            list(ViewSampler(11, 4, seed=0, rank=rank, num_ranks=num_ranks))
+            list(TrainSampler(11, 4, seed=0, rank=rank, num_ranks=num_ranks))
             for rank in range(num_ranks)
         ]
         drawn = [view for share in shares for view in share]
@@ -146,19 +146,19 @@ class TestViews:
         assert len({len(share) for share in shares}) == 1
 
     def test_an_epochs_views_are_its_own(self):
-        sampler = ViewSampler(10, 5, seed=0, rank=0, num_ranks=1)
+        sampler = TrainSampler(10, 5, seed=0, rank=0, num_ranks=1)
         sampler.set_epoch(3)
         drawn = list(sampler)
         assert sorted(drawn) == list(range(30, 40))
         assert drawn != sorted(drawn)
 
     def test_a_split_smaller_than_a_batch_repeats_pictures(self):
-        assert len(list(ViewSampler(3, 8, seed=0, rank=0, num_ranks=1))) == 8
+        assert len(list(TrainSampler(3, 8, seed=0, rank=0, num_ranks=1))) == 8
 
     def test_workers_draw_what_the_process_itself_would_draw(self, small_camvid):
         views = TrainDataset(open_split("camvid", small_camvid, "train"), recipe(), seed=1)
         batches = [
-            next(iter(training_loader(views, seed=1, rank=0, num_ranks=1, workers=workers)))
+            next(iter(train_loader(views, seed=1, rank=0, num_ranks=1, workers=workers)))
             for workers in (0, 1)
         ]
         torch.testing.assert_close(batches[0], batches[1])
@@ -167,7 +167,7 @@ class TestViews:
         views = TrainDataset(
             open_split("camvid", small_camvid, "train"), recipe(size_hw=(64, 96)), seed=0
         )
-        assert views.kept[0].labels.shape == (64, 96)
+        assert views.cache[0].labels.shape == (64, 96)
 
     def test_whole_pictures_keep_their_labels_as_they_are(self, small_camvid):
         image, labels = EvalDataset(open_split("camvid", small_camvid, "val"), (32, 40))[0]
