@@ -88,9 +88,11 @@ def new_context() -> int:
     return context.value
 
 
-def fail(name: str, nth: int = 1, code: int = 999) -> None:
-    """Let the ``nth`` call of a driver function from now on fail, once."""
-    os.environ["CUDA_STUB_FAIL"] = f"{name}:{calls(name) + nth}:{code}"
+def fail(name: str, nth: int = 1, code: int = 999, *, times: int = 1) -> None:
+    """Let the ``nth`` call of a driver function from now on fail, and the ``times - 1`` calls after it."""
+    first = calls(name) + nth
+    entries = [f"{name}:{number}:{code}" for number in range(first, first + times)]
+    os.environ["CUDA_STUB_FAIL"] = ",".join(entries)
 
 
 def fail_never() -> None:

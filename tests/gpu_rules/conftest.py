@@ -6,6 +6,7 @@ folder in $GPU_RULES_ENVIRONMENTS; then each test runs in all of them.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -34,15 +35,23 @@ class Setup:
     """One way to run a test."""
 
     environment: str
-    """Name of the environment: ``here``, or a folder of $GPU_RULES_ENVIRONMENTS."""
-    library: str
-    """CUDA library: a key of ``CUDA_LIBRARIES``."""
+    """Name of the environment: ``here``, or a folder of $GPU_RULES_ENVIRONMENTS, KIND-VERSION."""
     seed: int
     """CUDA_STUB_SEED."""
     sm: int
     """CUDA_STUB_SM."""
     driver: int
     """CUDA_STUB_VERSION."""
+
+    @property
+    def kind(self) -> str:
+        """What the environment is for: ``cuda-bindings``, ``pycuda`` or ``onnxruntime-gpu``."""
+        return "cuda-bindings" if self.environment == "here" else self.environment.rpartition("-")[0]
+
+    @property
+    def library(self) -> str:
+        """CUDA library: a key of ``CUDA_LIBRARIES``."""
+        return "pycuda" if self.kind == "pycuda" else "cuda-bindings"
 
     def __str__(self) -> str:
         return f"{self.environment}-seed{self.seed}-sm{self.sm}-cuda{self.driver}"
@@ -51,15 +60,9 @@ class Setup:
 def setups() -> list[Setup]:
     """List the setups of this run."""
     folder = os.environ.get("GPU_RULES_ENVIRONMENTS")
-    names = sorted(p.name for p in Path(folder).iterdir() if p.is_dir()) if folder else ["here"]
+    names = sorted(path.name for path in Path(folder).iterdir()) if folder else ["here"]
     return [
-        Setup(
-            environment=name,
-            library="pycuda" if name.startswith("pycuda") else "cuda-bindings",
-            seed=seed,
-            sm=sm,
-            driver=driver,
-        )
+        Setup(environment=name, seed=seed, sm=sm, driver=driver)
         for name in names
         for seed, (sm, driver) in enumerate(FULL if folder else FAST)
     ]
@@ -125,13 +128,19 @@ class Gpu:
     """Runs the body of a test in a child, and checks what it leaves behind."""
 
     def __init__(self, child: Child, setup: Setup) -> None:
-        self._child = child
+        self._child, self._setup = child, setup
         self.library = setup.library
         self._environment = {
             "CUDA_STUB_SEED": str(setup.seed),
             "CUDA_STUB_SM": str(setup.sm),
             "CUDA_STUB_VERSION": str(setup.driver),
         }
+
+    def __hash__(self) -> int:
+        return hash(self._setup)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gpu) and self._setup == other._setup
 
     def run(self, test: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """Run the body of a test that ``on_stub`` made."""
@@ -142,7 +151,7 @@ class Gpu:
                 "module": ".".join(file.relative_to(ROOT).with_suffix("").parts),
                 "test": test.__name__,
                 "arguments": arguments,
-                "environment": {**self._environment, **test.environment},
+                "environment": {**self._environment, **(test.environment or {})},
             }
         )
 
@@ -151,9 +160,9 @@ class Gpu:
         answer = self.run(test, arguments)
         if answer["error"]:
             pytest.fail("\n".join([answer["error"], *answer.get("log", [])]), pytrace=False)
-        if not test.may_leave:
+        if not test.left:
             assert answer["left"] == {}
-        pattern = test.may_log
+        pattern = test.log
         assert [line for line in answer["log"] if not (pattern and re.search(pattern, line))] == []
         return answer["result"]
 
@@ -189,14 +198,33 @@ def children(
         child.close()
 
 
-@pytest.fixture(params=setups(), ids=str)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test in the setups that it asks for; see ``on_stub``."""
+    if "gpu" in metafunc.fixturenames:
+        only = getattr(metafunc.function, "only", ("cuda-bindings", "pycuda"))
+        chosen = [setup for setup in setups() if setup.kind in only]
+        if getattr(metafunc.function, "once", False):
+            chosen = [setup for setup in chosen if setup.seed == 0]
+        metafunc.parametrize("gpu", chosen, ids=str, indirect=True)
+
+
+@pytest.fixture
 def gpu(request: pytest.FixtureRequest, children: Callable[[Setup], Child]) -> Gpu:
     """A child with a CUDA library over the stub, once for every setup."""
     setup: Setup = request.param
+    if setup.environment == "here" and not _has_bindings():
+        pytest.skip("cuda-bindings is not installed")
     for mark in request.node.iter_markers("defect"):
         if mark.kwargs.get("library", setup.library) == setup.library:
             request.applymarker(pytest.mark.xfail(reason=mark.args[0], strict=True))
     return Gpu(children(setup), setup)
+
+
+def _has_bindings() -> bool:
+    try:
+        return importlib.util.find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def pytest_configure(config: pytest.Config) -> None:

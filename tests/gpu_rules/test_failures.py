@@ -1,0 +1,158 @@
+"""Every driver call fails once, at each place where the ring and the device make it.
+
+The user must see an ``EsnetError`` with a hint; nothing may stay allocated or current, and the next open must work.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import tempfile
+from typing import Any
+
+import pytest
+
+from runtime.cuda.device import open_device
+from runtime.cuda.ring import SlotRing
+from tests.cuda_stub import stub
+from tests.gpu_rules.rules import LAYOUT, drive, enqueue, on_stub, opened, untyped, with_one_seed
+
+OUT_OF_MEMORY, UNKNOWN, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 999, 700, 719
+_RAW = pytest.mark.defect("PyCUDA's own error reaches the caller", library="pycuda")
+_GRAPH = pytest.mark.defect("a capture whose work raises does not destroy its graph")
+CALLS = (
+    "cuInit",
+    "cuDeviceGetCount",
+    pytest.param("cuDeviceGet", marks=_RAW),
+    pytest.param("cuDeviceGetName", marks=_RAW),
+    "cuDeviceGetAttribute",
+    pytest.param("cuDevicePrimaryCtxRetain", marks=_RAW),
+    "cuCtxPushCurrent",
+    "cuStreamCreateWithPriority",
+    "cuEventCreate",
+    "cuMemHostAlloc",
+    "cuMemAlloc",
+    pytest.param("cuMemGetInfo", marks=_RAW),
+    "cuMemcpyHtoDAsync",
+    "cuMemcpyDtoHAsync",
+    "cuEventRecordWithFlags",
+    "cuStreamWaitEvent",
+    pytest.param("cuLaunchHostFunc", marks=_GRAPH),
+    "cuStreamBeginCapture",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuEventSynchronize",
+    "cuStreamSynchronize",
+    "cuEventElapsedTime",
+    pytest.param("cuCtxPopCurrent", marks=_RAW),
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuStreamDestroy",
+    "cuEventDestroy",
+    "cuMemFree",
+    "cuMemFreeHost",
+    "cuDevicePrimaryCtxRelease",
+)
+
+def use(library: str) -> tuple[list[BaseException], int, list[str]]:
+    """Open, run and close twice; get the errors, the number of wrong results, and the ring's notes."""
+    errors: list[BaseException] = []
+    made: list[Any] = []
+    wrong, notes = 0, []
+    try:
+        made.append(device := open_device(library))
+        made.append(ring := SlotRing(device, LAYOUT, enqueue, num_slots=2, timing=True))
+        notes = ring.notes
+        with device.current():
+            device.memory_bytes()
+        wrong = drive(ring, 8)
+        ring.stage_times_ms()
+    except Exception as error:
+        errors.append(error)
+    for item in reversed(made):
+        for _ in range(2):
+            try:
+                item.close()
+            except Exception as error:
+                errors.append(error)
+    return errors, wrong, notes
+
+
+@on_stub(log=".", left=True)
+def count_calls(library, names):
+    errors, wrong, _ = use(library)
+    assert (errors, wrong) == ([], 0)
+    return {name: stub.calls(name) for name in names}
+
+
+@on_stub(log=".", left=True)
+def fail_once(library, name, nth, code):
+    # An allocation fails twice: PyCUDA collects garbage and tries again.
+    stub.fail(name, nth, code, times=2 if code == OUT_OF_MEMORY else 1)
+    with tempfile.TemporaryFile("w+") as warnings:
+        os.dup2(warnings.fileno(), 2)
+        errors, wrong, notes = use(library)
+        gc.collect()
+        warnings.seek(0)
+        notes += re.findall(r"PyCUDA WARNING: .*", warnings.read())  # its destructors do not raise
+    stub.fail_never()
+    troubles = [f"{wrong} wrong results"] if wrong else []
+    troubles += [problem for error in errors if (problem := untyped(error))]
+    if not errors and not notes:
+        troubles.append("nobody is told")
+    troubles += [f"left: {kind}" for kind in stub.left()]
+    is_current = stub.current() is not None
+    if code in (OUT_OF_MEMORY, UNKNOWN):
+        with opened(library) as (_, ring):
+            assert drive(ring, 8) == 0
+    return {"troubles": troubles, "is_current": is_current}
+
+
+_answers: dict[tuple[object, str], list[dict[str, Any]]] = {}
+
+
+def sweep(gpu: Any, name: str) -> list[dict[str, Any]]:
+    """Let each call of a function fail in turn, once for each environment, and get what happened."""
+    if (gpu, name) not in _answers:
+        code = OUT_OF_MEMORY if name in ("cuMemAlloc", "cuMemHostAlloc") else UNKNOWN
+        count = gpu.check(count_calls, {"names": [name]})[name]
+        _answers[gpu, name] = [
+            gpu.check(fail_once, {"name": name, "nth": nth, "code": code})
+            for nth in range(1, count + 1)
+        ]
+    return _answers[gpu, name]
+
+
+@with_one_seed
+@pytest.mark.parametrize("name", CALLS)
+def test_a_failing_call_is_told_and_leaves_nothing(gpu, name):
+    troubles = [
+        f"call {nth}: {trouble}"
+        for nth, answer in enumerate(sweep(gpu, name), 1)
+        for trouble in answer["troubles"]
+    ]
+    assert troubles == []
+
+
+@with_one_seed
+@pytest.mark.defect("detach() makes the destroyed primary context current", library="pycuda")
+def test_no_context_stays_current_after_a_failure(gpu):
+    names = [name if isinstance(name, str) else name.values[0] for name in CALLS]
+    answers = {name: sweep(gpu, name) for name in names}
+    assert [name for name in names if any(a["is_current"] for a in answers[name])] == []
+    # PyCUDA reads the compute capability without this call; everything else is made by both libraries.
+    assert [name for name in names if not answers[name]] in ([], ["cuDeviceGetAttribute"])
+
+
+@pytest.mark.parametrize("code", [ILLEGAL_ADDRESS, LAUNCH_FAILED])
+@pytest.mark.parametrize("name", ["cuLaunchHostFunc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"])
+@on_stub(log=".")
+def test_a_lost_gpu_is_told_and_everything_can_be_closed(library, name, code):
+    stub.fail(name, 3, code)
+    errors, wrong, _ = use(library)
+    assert wrong == 0
+    assert errors
+    assert [problem for error in errors if (problem := untyped(error))] == []
+    assert "restart" in errors[0].hint
