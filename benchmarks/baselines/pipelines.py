@@ -21,7 +21,7 @@ from esnet.model import normalise
 from export.engine.build import build_engine
 from export.engine.trt_builder import BuildOptions
 from export.plan import ExportPlan
-from export.quantization.quantize import quantize
+from export.quantization.quantize import QuantizeOptions, quantize
 from export.to_onnx import export_onnx
 from runtime.backend import open_backend
 from runtime.backends.base import Backend
@@ -243,5 +243,6 @@ def _quantized(path: Path, calibration: Path | None) -> Path:
         table = None if calibration is None else path.with_name("ranges.json")
         is_measured = table is not None and table.is_file()
         source = None if is_measured else calibration
-        quantize(path, output, calibration=source, table_path=table, scheme_name="cpu")
+        options = QuantizeOptions(calibration=source, table_path=table, scheme="cpu")
+        quantize(path, output, options)
     return output

@@ -193,7 +193,7 @@ def compare_weights(
         blocks = _interleaved_rounds(workers, rounds, on_part)
         mious = _measure_miou(workers, labelled, left_out, on_part) if labelled else {}
     on_part("peaks of this machine")
-    machine = measure_machine(backends=installed_backends())
+    machine = measure_machine(installed_backends())
     plan = ExportPlan(size_hw=size_hw, outputs=(LOGITS,))
     network = network_from_onnx(graph_from_network(checkpoint.network, plan))
     return CompareReport(
@@ -207,8 +207,7 @@ def compare_weights(
         frames=frames.description,
         gflop=network.flops / 1e9,
         compute_bound_ms={
-            precision: network.floor(machine, precision).compute_ms
-            for precision in machine.peak_tops
+            precision: bound.compute_ms for precision, bound in network.bounds(machine).items()
         },
         bound_source=machine.source,
         environment={**environment, "gpu after": describe_gpu_state()},

@@ -1,4 +1,4 @@
-"""The least time a network can take on a device: of each fused layer, the larger of its compute and memory.
+"""Roofline bounds of a network: each fused layer takes at least its compute time and its memory time.
 
 Source: Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", CACM, 2009.
 """
@@ -7,94 +7,107 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import onnx
 from onnx import TensorProto
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from benchmarks.errors import BenchmarkError
 from export.graph.editor import dims_of
 from runtime.machine.gpus import GpuSpec
 
-ITEM_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-"""Precision -> bytes of a value: every activation and every weight, whatever the graph's own types."""
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Precision -> bytes of every activation and weight, whatever the types in the graph."""
 
 COMPUTE, MEMORY = "compute", "memory"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """What can compute and move so much at most."""
+    """Peak compute and bandwidth of a device."""
 
     name: str
-    """For the tables."""
+    """Name, for tables."""
     peak_tops: Mapping[str, float]
-    """Precision -> 1e12 operations a second; a multiplication and its addition are two."""
+    """Precision -> 1e12 operations per second; a multiply-accumulate counts as two."""
     bandwidth_gb_s: float
-    """Memory bandwidth, 1e9 bytes a second."""
+    """Memory bandwidth, 1e9 bytes per second."""
     source: str
-    """Where the figures come from."""
+    """Source of the figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class RooflineBound:
-    """The least time of one layer."""
+    """Minimum time of a layer."""
 
     compute_ms: float
-    """Operations over peak."""
+    """Operations / peak."""
     memory_ms: float
-    """Bytes over bandwidth."""
+    """Bytes / bandwidth."""
 
     @property
     def ms(self) -> float:
-        """The larger of the two."""
+        """The larger of both times."""
         return max(self.compute_ms, self.memory_ms)
 
     @property
-    def bound(self) -> str:
-        """Which of the two it is, ``compute`` or ``memory``."""
+    def bound_by(self) -> str:
+        """``compute`` or ``memory``, whichever takes longer."""
         return COMPUTE if self.compute_ms >= self.memory_ms else MEMORY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkBound:
+    """Minimum time of layers that run one after the other."""
+
+    ms: float
+    """Sum of the bounds of the layers, for one batch."""
+    compute_ms: float
+    """Operations / peak: the bound if caches hold all activations."""
+    memory_share: float
+    """Share of ``ms`` in layers bound by memory, 0 to 1."""
+    fps: float
+    """Frames per second at ``ms``."""
+
+    def needed_efficiency(self, target_fps: float) -> float:
+        """Return the share of the bound's speed that an engine needs for a target; above 1 is impossible."""
+        return target_fps / self.fps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """What an engine would run as one kernel: it reads its inputs once, and writes its outputs once."""
+    """Nodes that an engine runs as one kernel, which reads its inputs and writes its outputs once."""
 
     name: str
-    """Of the first node."""
+    """Name of the first node."""
+    block: str
+    """Module of the layer, such as ``encoder.layers.3``."""
     kind: str
     """Operator of the first node."""
     nodes: tuple[str, ...]
-    """Everything that is folded into it, itself first."""
+    """Names of all fused nodes."""
     flops: int
-    """Two for each multiply-accumulate of a convolution, padding included; all else counts as none."""
+    """Two per multiply-accumulate of a convolution, padding included; other operators count as zero."""
     read_values: int
-    """Activations read."""
+    """Float activations read."""
     written_values: int
-    """Activations written."""
+    """Float activations written."""
     weight_values: int
     """Constants read."""
     fixed_bytes: int
-    """Bytes read and written that no precision changes: frames, class maps."""
-
-    @property
-    def block(self) -> str:
-        """The module it belongs to, such as ``encoder.layers.3``."""
-        return block_of(self.name)
+    """Bytes of integer tensors read and written, such as frames and labels; independent of the precision."""
 
     def bytes_at(self, precision: str) -> int:
-        """Count the bytes read and written."""
+        """Count the bytes read and written at a precision."""
         values = self.read_values + self.written_values + self.weight_values
         return values * ITEM_BYTES[precision] + self.fixed_bytes
 
-    def intensity(self, precision: str) -> float:
-        """Get the operations for each byte moved."""
-        return self.flops / self.bytes_at(precision)
-
-    def floor(self, device: Device, precision: str) -> RooflineBound:
-        """Get the least time on a device."""
+    def bound(self, device: Device, precision: str) -> RooflineBound:
+        """Compute the minimum time on a device."""
         return RooflineBound(
             compute_ms=self.flops / device.peak_tops[precision] / 1e9,
             memory_ms=self.bytes_at(precision) / device.bandwidth_gb_s / 1e6,
@@ -102,125 +115,95 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkBound:
-    """The least time of a network, its layers one after the other."""
-
-    ms: float
-    """For one batch: the sum of the layers' floors."""
-    compute_ms: float
-    """What the operations alone would take: the bound that holds even if no activation left the caches."""
-    memory_share: float
-    """Share of ``ms`` spent in layers that memory bounds, 0 to 1."""
-    fps: float
-    """Frames a second at ``ms``."""
-
-    def needed_efficiency(self, target_fps: float) -> float:
-        """Get how much of this speed an engine must reach to hold a rate; above 1 it cannot."""
-        return target_fps / self.fps
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """The fused layers of a graph."""
+    """The fused layers of a graph, or of a part of it."""
 
     layers: tuple[Layer, ...]
-    """In order of execution."""
+    """Layers in order of execution."""
     batch: int
-    """Frames they process at once."""
+    """Frames per batch."""
 
     @property
     def flops(self) -> int:
-        """Operations of a batch."""
+        """Operations per batch."""
         return sum(layer.flops for layer in self.layers)
 
     def bytes_at(self, precision: str) -> int:
-        """Count the bytes that all layers read and write for a batch."""
+        """Count the bytes that all layers read and write per batch."""
         return sum(layer.bytes_at(precision) for layer in self.layers)
 
-    def floor(self, device: Device, precision: str) -> NetworkBound:
-        """Get the least time of a batch on a device."""
-        return sum_floors((layer.floor(device, precision) for layer in self.layers), self.batch)
+    def bound(self, device: Device, precision: str) -> NetworkBound:
+        """Compute the minimum time of a batch on a device."""
+        bounds = [layer.bound(device, precision) for layer in self.layers]
+        total_ms = sum(bound.ms for bound in bounds)
+        memory_ms = sum(bound.ms for bound in bounds if bound.bound_by == MEMORY)
+        return NetworkBound(
+            ms=total_ms,
+            compute_ms=sum(bound.compute_ms for bound in bounds),
+            memory_share=memory_ms / total_ms,
+            fps=self.batch * 1e3 / total_ms,
+        )
 
-    def blocks(self) -> dict[str, list[Layer]]:
-        """Group the layers by module, in order of execution."""
+    def bounds(self, device: Device) -> dict[str, NetworkBound]:
+        """Compute ``bound`` at every precision of a device."""
+        return {precision: self.bound(device, precision) for precision in device.peak_tops}
+
+    def parts(self, *, by_layer: bool = False) -> list[tuple[str, Network]]:
+        """Split by block, or by layer, in order of execution."""
         grouped: dict[str, list[Layer]] = {}
         for layer in self.layers:
-            grouped.setdefault(layer.block, []).append(layer)
-        return grouped
+            grouped.setdefault(layer.name if by_layer else layer.block, []).append(layer)
+        return [(k, Network(layers=tuple(v), batch=self.batch)) for k, v in grouped.items()]
+
+
+def device_from_gpu(gpu: GpuSpec) -> Device:
+    """Return the published peaks of a GPU."""
+    tops = {"fp32": gpu.fp32_tflops, "fp16": gpu.fp16_tflops, "int8": gpu.int8_tops}
+    return Device(
+        name=gpu.name, peak_tops=tops, bandwidth_gb_s=gpu.bandwidth_gb_s, source=gpu.source
+    )
 
 
 def network_from_onnx(model: onnx.ModelProto, *, batch: int = 1) -> Network:
-    """Fuse an exported graph as engines do, and count what each layer computes and moves.
+    """Fuse the nodes of a graph as engines do, and count operations and bytes of each layer.
 
-    A convolution takes along the additions, ReLUs and scalings behind it, a pool its affine, an argmax its
-    casts. A concat of tensors that nobody else reads costs nothing: their makers write side by side. Reshapes
-    and quantize or dequantize nodes are other names of a tensor.
+    A convolution takes in the additions, ReLUs and scalings after it, a pool its affine, an argmax its casts.
+    A concat is free if nothing else reads its inputs: they are written side by side. Reshape, QuantizeLinear
+    and DequantizeLinear are views.
 
     Args:
-        model: An artefact's graph, float or with Q/DQ. Not modified.
-        batch: Size of its open batch axis; a fixed one stays.
+        model: Graph of an artefact, float or with Q/DQ nodes. Not modified.
+        batch: Size of a dynamic batch axis; a fixed axis keeps its size.
 
     Raises:
         BenchmarkError: A shape cannot be inferred.
     """
-    tensors, fixed_batch = _tensors(model, batch)
-    return Network(layers=tuple(_Fusion(model.graph, tensors).layers()), batch=fixed_batch)
-
-
-def device_from_gpu(target: GpuSpec) -> Device:
-    """Get the peaks of a GPU of the table."""
-    return Device(
-        name=target.name,
-        peak_tops={
-            "fp32": target.fp32_tflops,
-            "fp16": target.fp16_tflops,
-            "int8": target.int8_tops,
-        },
-        bandwidth_gb_s=target.bandwidth_gb_s,
-        source=target.source,
-    )
-
-
-def sum_floors(floors: Iterable[RooflineBound], batch: int) -> NetworkBound:
-    """Add up layers that run one after the other for a batch."""
-    floors = list(floors)
-    total_ms = sum(floor.ms for floor in floors)
-    memory_ms = sum(floor.ms for floor in floors if floor.bound == MEMORY)
-    return NetworkBound(
-        ms=total_ms,
-        compute_ms=sum(floor.compute_ms for floor in floors),
-        memory_share=memory_ms / total_ms,
-        fps=batch * 1e3 / total_ms,
-    )
+    concrete = onnx.ModelProto()
+    concrete.CopyFrom(model)
+    for value in (*concrete.graph.input, *concrete.graph.output):
+        axis = value.type.tensor_type.shape.dim[0]
+        if not axis.HasField("dim_value"):
+            axis.dim_value = batch
+    del concrete.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(concrete).graph
+    tensors = _tensors(graph)
+    num_frames = tensors[graph.input[0].name].shape[0]
+    constants = {tensor.name for tensor in graph.initializer}
+    groups = _fuse(_remove_views(graph), [value.name for value in graph.output])
+    layers = tuple(_layer(nodes, tensors, constants) for nodes in groups)
+    return Network(layers=layers, batch=num_frames)
 
 
 def block_of(name: str) -> str:
-    """Name the module of a node: ``encoder.layers.3`` of ``encoder.layers.3.conv``; a head is one itself."""
+    """Return the module of a node: ``encoder.layers.3`` for ``encoder.layers.3.conv``."""
     match = re.match(r"(?:en|de)coder\.(?:layers\.\d+|[^./]+)|[^./]+", name)
     return match[0] if match else name
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     item_bytes: int | None
-    """Bytes of an item that no precision changes; ``None`` for floats."""
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A layer that may still take nodes in."""
-
-    nodes: list[onnx.NodeProto]
-    reads: dict[str, None]
-    weights: dict[str, None]
-    output: str
-    flops: int = 0
-    more_outputs: list[str] = field(default_factory=list)
+    """Bytes of an integer item; ``None`` for floats and constants, whose bytes depend on the precision."""
 
 
 _VIEWS = {
@@ -235,135 +218,95 @@ _SHUFFLES = {"DepthToSpace", "SpaceToDepth", "Transpose"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
-class _Fusion:
-    """Walks a graph once; every node starts a layer, joins one, or is a view."""
-
-    def __init__(self, graph: onnx.GraphProto, tensors: Mapping[str, _Tensor]) -> None:
-        self._graph, self._tensors = graph, tensors
-        self._constants = {tensor.name for tensor in graph.initializer}
-        self._outputs = {value.name for value in graph.output}
-        self._origin: dict[str, str] = {}
-        self._makers: dict[str, int] = {}
-        self._drafts: list[_Draft] = []
-        self._num_readers = self._count_readers()
-
-    def layers(self) -> Iterable[Layer]:
-        """Fuse, in graph order."""
-        for node in self._graph.node:
-            if node.op_type not in _VIEWS and not self._is_free_concat(node):
-                self._place(node)
-        return [self._layer(draft) for draft in self._drafts]
-
-    def _count_readers(self) -> Counter[str]:
-        """Resolve the views, and count who reads each tensor behind them."""
-        readers: Counter[str] = Counter()
-        for node in self._graph.node:
-            if node.op_type in _VIEWS:
-                self._origin[node.output[0]] = self._resolved(node.input[0])
-            else:
-                readers.update(set(self._inputs(node)))
-        readers.update(self._resolved(name) for name in self._outputs)
-        return readers
-
-    def _resolved(self, name: str) -> str:
-        return self._origin.get(name, name)
-
-    def _inputs(self, node: onnx.NodeProto) -> list[str]:
-        return [self._resolved(name) for name in node.input if name]
-
-    def _is_free_concat(self, node: onnx.NodeProto) -> bool:
-        """Tell whether the makers of what is joined can write into the joined tensor."""
-        return node.op_type == "Concat" and all(
-            name in self._makers and self._num_readers[name] == 1 for name in self._inputs(node)
+def _tensors(graph: onnx.GraphProto) -> dict[str, _Tensor]:
+    """Collect shape and type of every tensor."""
+    tensors = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shape, dtype = dims_of(value), value.type.tensor_type.elem_type
+        if all(isinstance(size, int) for size in shape):
+            is_float = dtype in _FLOATS
+            item_bytes = None if is_float else tensor_dtype_to_np_dtype(dtype).itemsize
+            tensors[value.name] = _Tensor(tuple(map(int, shape)), item_bytes)
+    tensors |= {tensor.name: _Tensor(tuple(tensor.dims), None) for tensor in graph.initializer}
+    names = (name for node in graph.node for name in (*node.input, *node.output))
+    if unknown := next((name for name in names if name and name not in tensors), None):
+        raise BenchmarkError(
+            f"the shape of tensor {unknown!r} cannot be inferred",
+            hint="export the artefact again: esnet-export to-onnx WEIGHTS",
         )
-
-    def _place(self, node: onnx.NodeProto) -> None:
-        inputs = self._inputs(node)
-        host = self._host(node, inputs)
-        if host is None:
-            outputs = list(node.output)
-            draft = _Draft([], {}, {}, outputs[0], _flops(node, inputs, self._tensors), outputs[1:])
-            self._drafts.append(draft)
-            host = len(self._drafts) - 1
-        draft = self._drafts[host]
-        draft.nodes.append(node)
-        for name in inputs:
-            if name in self._constants:
-                draft.weights[name] = None
-            elif self._makers.get(name) != host:
-                draft.reads[name] = None
-        draft.output = node.output[0]
-        self._makers.update(dict.fromkeys(node.output, host))
-
-    def _host(self, node: onnx.NodeProto, inputs: Sequence[str]) -> int | None:
-        """Find the layer that this node can join: that of its latest input, if nobody else reads it."""
-        made = [name for name in inputs if name in self._makers]
-        if not made:
-            return None
-        latest = max(made, key=self._makers.__getitem__)
-        draft = self._drafts[self._makers[latest]]
-        is_copy = draft.nodes[0].op_type in _POINTWISE  # which can shuffle while it copies
-        fits = node.op_type in _POINTWISE or (is_copy and node.op_type in _SHUFFLES)
-        is_alone = self._num_readers[latest] == 1 and not draft.more_outputs
-        return self._makers[latest] if fits and is_alone else None
-
-    def _layer(self, draft: _Draft) -> Layer:
-        read = [self._tensors[name] for name in draft.reads]
-        written = [self._tensors[name] for name in (draft.output, *draft.more_outputs) if name]
-        return Layer(
-            name=draft.nodes[0].name or draft.output,
-            kind=draft.nodes[0].op_type,
-            nodes=tuple(node.name for node in draft.nodes),
-            flops=draft.flops,
-            read_values=_num_values(read),
-            written_values=_num_values(written),
-            weight_values=sum(self._tensors[name].size for name in draft.weights),
-            fixed_bytes=sum(t.size * t.item_bytes for t in (*read, *written) if t.item_bytes),
-        )
+    return tensors
 
 
-def _num_values(tensors: Iterable[_Tensor]) -> int:
-    return sum(tensor.size for tensor in tensors if tensor.item_bytes is None)
+def _remove_views(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """List the nodes without views; in place, readers of a view read its source."""
+    sources: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        inputs = [sources.get(name, name) for name in node.input if name]
+        del node.input[:]
+        node.input.extend(inputs)
+        if node.op_type in _VIEWS:
+            sources[node.output[0]] = inputs[0]
+        else:
+            nodes.append(node)
+    for value in graph.output:
+        value.name = sources.get(value.name, value.name)
+    return nodes
 
 
-def _flops(node: onnx.NodeProto, inputs: Sequence[str], tensors: Mapping[str, _Tensor]) -> int:
+def _fuse(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[list[onnx.NodeProto]]:
+    """Group nodes into layers, in order of execution."""
+    num_readers = Counter(outputs)
+    for node in nodes:
+        num_readers.update(set(node.input))
+    groups: list[list[onnx.NodeProto]] = []
+    makers: dict[str, int] = {}  # tensor -> index of its group
+    for node in nodes:
+        made = [name for name in node.input if name in makers]
+        is_sole_reader = all(num_readers[name] == 1 for name in made)
+        if node.op_type == "Concat" and len(made) == len(node.input) and is_sole_reader:
+            continue
+        latest = max(made, key=makers.__getitem__, default="")
+        index = makers.get(latest, -1)
+        if index < 0 or num_readers[latest] > 1 or not _can_join(node, groups[index]):
+            index = len(groups)
+            groups.append([])
+        groups[index].append(node)
+        makers.update(dict.fromkeys(node.output, index))
+    return groups
+
+
+def _can_join(node: onnx.NodeProto, group: Sequence[onnx.NodeProto]) -> bool:
+    first = group[0]
+    is_copy = first.op_type in _POINTWISE  # a kernel that copies can shuffle as well
+    fits = node.op_type in _POINTWISE or (is_copy and node.op_type in _SHUFFLES)
+    return fits and len(first.output) == 1
+
+
+def _layer(
+    nodes: Sequence[onnx.NodeProto], tensors: Mapping[str, _Tensor], constants: Collection[str]
+) -> Layer:
+    first, made = nodes[0], {name for node in nodes for name in node.output}
+    inputs = {name for node in nodes for name in node.input} - made
+    read = [tensors[name] for name in inputs if name not in constants]
+    written = [tensors[name] for name in (nodes[-1].output[0], *first.output[1:]) if name]
+    name = first.name or nodes[-1].output[0]
+    return Layer(
+        name=name,
+        block=block_of(name),
+        kind=first.op_type,
+        nodes=tuple(node.name for node in nodes),
+        flops=_flops(first, tensors),
+        read_values=sum(prod(t.shape) for t in read if t.item_bytes is None),
+        written_values=sum(prod(t.shape) for t in written if t.item_bytes is None),
+        weight_values=sum(prod(tensors[name].shape) for name in inputs if name in constants),
+        fixed_bytes=sum(prod(t.shape) * t.item_bytes for t in (*read, *written) if t.item_bytes),
+    )
+
+
+def _flops(node: onnx.NodeProto, tensors: Mapping[str, _Tensor]) -> int:
     if node.op_type not in ("Conv", "ConvTranspose"):
         return 0
-    # A convolution uses its kernel once for each pixel it writes, a transposed one for each that it reads.
-    pixels = tensors[node.output[0] if node.op_type == "Conv" else inputs[0]]
-    return 2 * pixels.size * prod(tensors[inputs[1]].shape[1:])
-
-
-def _tensors(model: onnx.ModelProto, batch: int) -> tuple[dict[str, _Tensor], int]:
-    """Infer shape and type of every tensor at a batch size; also return the batch that there is."""
-    concrete = onnx.ModelProto()
-    concrete.CopyFrom(model)
-    graph = concrete.graph
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        first = value.type.tensor_type.shape.dim[0]
-        if not first.HasField("dim_value"):
-            first.dim_value = batch
-    graph = onnx.shape_inference.infer_shapes(concrete).graph
-    found: dict[str, _Tensor] = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shape = dims_of(value)
-        if all(isinstance(size, int) for size in shape):
-            item_bytes = _fixed_bytes(value.type.tensor_type.elem_type)
-            found[value.name] = _Tensor(tuple(map(int, shape)), item_bytes)
-    for tensor in graph.initializer:
-        found[tensor.name] = _Tensor(tuple(tensor.dims), None)
-    for node in graph.node:
-        for name in (*node.input, *node.output):
-            if name and name not in found:
-                raise BenchmarkError(
-                    f"the shape of tensor {name!r} cannot be inferred",
-                    hint="export the artefact again: esnet-export to-onnx WEIGHTS",
-                )
-    return found, found[graph.input[0].name].shape[0]
-
-
-def _fixed_bytes(element_type: int) -> int | None:
-    if element_type in _FLOATS:
-        return None
-    return onnx.helper.tensor_dtype_to_np_dtype(element_type).itemsize
+    # A convolution applies its kernel once per output pixel, a transposed one once per input pixel.
+    pixels = tensors[node.output[0] if node.op_type == "Conv" else node.input[0]]
+    return 2 * prod(pixels.shape) * prod(tensors[node.input[1]].shape[1:])

@@ -24,22 +24,28 @@ from benchmarks.roofline.layers import (
     device_from_gpu,
     network_from_onnx,
 )
-from benchmarks.roofline.peak import Measured, measure_machine, measure_model
+from benchmarks.roofline.peak import measure_machine, measure_model
 from benchmarks.roofline.report import (
+    AnalysedModel,
     Machine,
     RooflineReport,
-    AnalysedModel,
     gpus_table,
-    grids,
     markdown_from_report,
     notes,
+    parts_table,
     print_roofline,
+    report_tables,
     run_roofline,
 )
 from benchmarks.timing.statistics import summarize
 from esnet.families import FAMILIES
 from esnet.model import ESNet
-from export.graph.qdq import TENSORRT_SCHEME, insert_qdq, quantizable_tensors
+from export.graph.qdq import (
+    TENSORRT_SCHEME,
+    insert_qdq,
+    quantizable_tensors,
+    quantized_convolutions,
+)
 from export.plan import ExportPlan, graph_from_network
 from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends
@@ -71,14 +77,14 @@ def gtx() -> Device:
 def report(make_artefact, gtx) -> RooflineReport:
     path = make_artefact()
     network = network_from_onnx(onnx.load(path))
-    subject = AnalysedModel(name="small", card=ModelCard.from_file(path), network=network)
+    model = AnalysedModel(name="small", card=ModelCard.from_file(path), network=network)
     here = Device(
         name="my CPU", peak_tops={"fp32": 0.1, "int8": 0.4}, bandwidth_gb_s=10, source="measured"
     )
-    measured = Measured(precision="fp32", backend="onnxruntime", engine=summarize([50.0] * 20))
-    machine = Machine(device=here, subject=subject, measured=(measured,), notes=("a note",))
+    measured = {"fp32": summarize([50.0] * 20)}
+    machine = Machine(device=here, model=model, measured=measured, notes=("a note",))
     return RooflineReport(
-        subject=subject, devices=(gtx,), machine=machine, notes=(), environment={"cpu": "mine"}
+        model=model, devices=(gtx,), machine=machine, notes=(), environment={"cpu": "mine"}
     )
 
 
@@ -136,7 +142,13 @@ def test_a_convolution_moves_its_input_output_and_weights(precision, width):
     values = 2 * 16 * 32 * 32 + 16 * 16 * 9 + 16
     assert layer.bytes_at(precision) == values * width
     assert layer.flops == 2 * 32 * 32 * 16 * 16 * 9
-    assert layer.intensity(precision) == layer.flops / (values * width)
+
+
+def test_the_parts_table_shows_work_bytes_and_intensity():
+    table = parts_table(network_from_onnx(conv_model()), by_layer=True)
+    flops, num_bytes = 2 * 32 * 32 * 16 * 16 * 9, 4 * (2 * 16 * 32 * 32 + 16 * 16 * 9 + 16)
+    cells = [f"{flops / 1e9:.3f}", f"{num_bytes / 1e6:.1f}", f"{flops / num_bytes:.1f}"]
+    assert list(table.rows) == [["conv", *cells], ["all", *cells]]
 
 
 def test_a_batch_shares_the_weights_and_its_rate_counts_frames(gtx):
@@ -144,8 +156,8 @@ def test_a_batch_shares_the_weights_and_its_rate_counts_frames(gtx):
     weights = one.layers[0].weight_values
     assert four.flops == 4 * one.flops
     assert four.bytes_at("int8") - weights == 4 * (one.bytes_at("int8") - weights)
-    floor = four.floor(gtx, "fp32")
-    assert floor.fps == pytest.approx(4e3 / floor.ms)
+    bound = four.bound(gtx, "fp32")
+    assert bound.fps == pytest.approx(4e3 / bound.ms)
 
 
 def test_a_transposed_convolution_uses_its_kernel_once_a_pixel_read():
@@ -156,15 +168,16 @@ def test_a_transposed_convolution_uses_its_kernel_once_a_pixel_read():
 
 
 @pytest.mark.parametrize(
-    ("flops", "values", "bound", "ms"),
+    ("flops", "values", "bound_by", "ms"),
     [
         pytest.param(10**9, 10**6, COMPUTE, 1.0, id="compute: 1 ms over 0.04 ms"),
         pytest.param(10**7, 10**8, MEMORY, 4.0, id="memory: 4 ms over 0.01 ms"),
     ],
 )
-def test_the_slower_of_compute_and_memory_bounds_a_layer(flops, values, bound, ms):
+def test_the_slower_of_compute_and_memory_bounds_a_layer(flops, values, bound_by, ms):
     layer = Layer(
         name="conv",
+        block="conv",
         kind="Conv",
         nodes=("conv",),
         flops=flops,
@@ -174,16 +187,16 @@ def test_the_slower_of_compute_and_memory_bounds_a_layer(flops, values, bound, m
         fixed_bytes=0,
     )
     device = Device(name="d", peak_tops={"fp32": 1.0}, bandwidth_gb_s=100.0, source="made up")
-    floor = layer.floor(device, "fp32")
-    assert (floor.bound, floor.ms) == (bound, pytest.approx(ms))
+    bound = layer.bound(device, "fp32")
+    assert (bound.bound_by, bound.ms) == (bound_by, pytest.approx(ms))
 
 
-def test_the_floor_of_a_network_is_the_sum_of_its_layers(full_size, gtx):
-    floor = full_size.floor(gtx, "fp32")
-    layers = [layer.floor(gtx, "fp32") for layer in full_size.layers]
-    assert floor.ms == pytest.approx(sum(max(f.compute_ms, f.memory_ms) for f in layers))
-    assert floor.compute_ms == pytest.approx(full_size.flops / gtx.peak_tops["fp32"] / 1e9)
-    assert {f.bound for f in layers} == {COMPUTE, MEMORY}
+def test_the_bound_of_a_network_is_the_sum_of_its_layers(full_size, gtx):
+    bound = full_size.bound(gtx, "fp32")
+    layers = [layer.bound(gtx, "fp32") for layer in full_size.layers]
+    assert bound.ms == pytest.approx(sum(max(b.compute_ms, b.memory_ms) for b in layers))
+    assert bound.compute_ms == pytest.approx(full_size.flops / gtx.peak_tops["fp32"] / 1e9)
+    assert {b.bound_by for b in layers} == {COMPUTE, MEMORY}
 
 
 def test_a_residual_block_is_one_layer_for_each_convolution():
@@ -226,7 +239,7 @@ def test_a_concat_of_fresh_tensors_is_free(full_size):
 
 
 def test_frames_and_labels_are_bytes_at_every_precision(report):
-    first, last = report.subject.network.layers[0], report.subject.network.layers[-1]
+    first, last = report.model.network.layers[0], report.model.network.layers[-1]
     height, width = SMALL_HW
     assert (first.kind, first.fixed_bytes) == ("Cast", 3 * height * width)
     assert (last.kind, last.fixed_bytes) == ("ArgMax", height * width)
@@ -267,7 +280,7 @@ def test_int8_of_a_gtx_1080_ti_peaks_at_four_times_its_fp32(gtx):
 
 
 def test_63_fps_on_a_gtx_1080_ti_is_possible_in_fp32_and_int8_only(full_size, gtx):
-    needs = {p: full_size.floor(gtx, p).needed_efficiency(63.0) for p in PRECISIONS}
+    needs = {p: full_size.bound(gtx, p).needed_efficiency(63.0) for p in PRECISIONS}
     assert 0.25 < needs["fp32"] < 0.35
     assert needs["int8"] < 0.1
     assert needs["fp16"] > 1
@@ -287,15 +300,15 @@ def test_a_layer_belongs_to_its_module(name, block):
 
 
 def test_all_lists_every_gpu_of_the_table(full_size):
-    grid = gpus_table(full_size, [device_from_gpu(target) for target in GPUS.values()])
-    assert [row[0] for row in grid.rows] == list(GPUS)
-    by_name = {row[0]: row for row in grid.rows}
+    table = gpus_table(full_size, [device_from_gpu(gpu) for gpu in GPUS.values()])
+    assert [row[0] for row in table.rows] == list(GPUS)
+    by_name = {row[0]: row for row in table.rows}
     assert by_name["GTX 1080 Ti"][6] == "no"
     assert by_name["GTX 1080 Ti"][3].endswith(" %")
 
 
-def test_the_tables_add_up_to_the_whole(report):
-    blocks = list(grids(report))[1]
+def test_the_parts_add_up_to_the_whole(report):
+    blocks = list(report_tables(report))[1]
     column = blocks.columns.index("share")
     shares = [float(row[column].rstrip("%")) for row in blocks.rows]
     assert shares[-1] == 100.0
@@ -303,23 +316,24 @@ def test_the_tables_add_up_to_the_whole(report):
 
 
 def test_layers_shows_every_layer(report):
-    layers = list(grids(report, show_layers=True))[1]
-    names = [layer.name for layer in report.subject.network.layers]
+    layers = list(report_tables(report, show_layers=True))[1]
+    names = [layer.name for layer in report.model.network.layers]
     assert [row[0] for row in layers.rows] == [*names, "all"]
 
 
-def test_what_was_measured_stands_beside_the_floor(report):
-    floor = report.subject.network.floor(report.machine.device, "fp32")
-    here = list(grids(report))[2]
+def test_measured_times_stand_beside_the_bound(report):
+    bound = report.model.network.bound(report.machine.device, "fp32")
+    here = list(report_tables(report))[2]
     rows = {row[0]: dict(zip(here.columns, row, strict=True)) for row in here.rows}
     assert rows["fp32"]["measured p50"] == "50.00"
-    assert rows["fp32"]["x floor"] == f"{50.0 / floor.ms:.2f}"
+    assert rows["fp32"]["x bound"] == f"{50.0 / bound.ms:.2f}"
     assert rows["int8"]["measured p50"] == "-"
 
 
-def test_the_report_says_that_a_floor_is_a_bound_and_what_is_missing(report):
+def test_the_notes_explain_the_bound_and_name_what_is_missing(report):
     text = " ".join(notes(dataclasses.replace(report, machine=None)))
-    for part in ("a bound that nobody reaches", "floor / 15.87 ms", "cache", "not measured"):
+    first = "Theoretical lower bound; real engines are slower."
+    for part in (first, "bound / 15.87 ms", "cache", "not measured"):
         assert part in text
 
 
@@ -334,24 +348,27 @@ def test_nothing_is_cut_off_in_print(report):
 
 def test_markdown_has_every_row_of_every_table(report):
     text = markdown_from_report(report)
-    rows = [row for grid in grids(report) for row in grid.rows]
+    rows = [row for table in report_tables(report) for row in table.rows]
     assert all(f"| {' | '.join(row)} |" in text for row in rows)
 
 
-def test_json_has_layers_floors_and_what_was_measured(report, gtx):
+def test_json_has_layers_bounds_and_measured_times(report, gtx):
     content = json.loads(json.dumps(report.as_dict()))
-    network = report.subject.network
-    assert len(content["layers"]) == len(network.layers)
-    floor = content["devices"][0]["floors"]["int8"]
-    assert floor["ms"] == network.floor(gtx, "int8").ms
-    assert content["machine"]["measured"][0]["engine"]["p50"] == 50.0
+    network = report.model.network
+    assert len(content["model"]["network"]["layers"]) == len(network.layers)
+    keys = [(bound["device"], bound["precision"]) for bound in content["bounds"]]
+    assert keys == [*((gtx.name, p) for p in PRECISIONS), ("my CPU", "fp32"), ("my CPU", "int8")]
+    assert content["bounds"][2]["ms"] == network.bound(gtx, "int8").ms
+    assert content["machine"]["measured"]["fp32"]["p50"] == 50.0
 
 
 @pytest.mark.parametrize("backend", installed_backends())
 def test_the_peaks_of_this_machine_are_measured(monkeypatch, backend):
     monkeypatch.setattr(peak, "_PROBES", ((32, 16),))
     monkeypatch.setattr(peak, "_ARRAY_VALUES", 2**20)
-    device = measure_machine(backends=[backend], threads=1, least_seconds=0.0)
+    monkeypatch.setattr(peak, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(peak, "num_cores", lambda: 1)
+    device = measure_machine([backend])
     assert {"fp32", "int8"} <= set(device.peak_tops)
     assert min(*device.peak_tops.values(), device.bandwidth_gb_s) > 0
     assert "1 thread," in device.source
@@ -359,10 +376,11 @@ def test_the_peaks_of_this_machine_are_measured(monkeypatch, backend):
 
 
 @pytest.mark.parametrize("is_int8", [False, True], ids=["float", "int8"])
-def test_the_probe_does_the_work_it_is_credited_with(is_int8):
-    model = onnx.load_from_string(peak._probe(32, 16, is_int8=is_int8))
+def test_the_probe_is_a_valid_chain_of_four_convolutions(is_int8):
+    model = peak._probe(32, 16, is_int8=is_int8)
     onnx.checker.check_model(model, full_check=True)
-    assert network_from_onnx(model).flops == peak.probe_operations(32, 16)
+    assert network_from_onnx(model).flops == 2 * 4 * (3 * 32 * 16) ** 2
+    assert len(quantized_convolutions(model)) == (4 if is_int8 else 0)
 
 
 def test_the_fastest_call_counts_and_the_first_one_does_not(monkeypatch):
@@ -378,19 +396,15 @@ def test_the_fastest_call_counts_and_the_first_one_does_not(monkeypatch):
         clock.now += next(durations)
 
     monkeypatch.setattr(peak, "time", clock)
-    assert peak._best_seconds(call, 10.0) == 2.0
+    monkeypatch.setattr(peak, "_LEAST_SECONDS", 10.0)
+    assert peak._best_seconds(call) == 2.0
 
 
 def test_a_model_is_timed_at_the_precision_that_ran(make_artefact, quick):
-    measured = measure_model(
-        make_artefact(),
-        "onnxruntime",
-        precisions=("fp32", "int8"),
-        threads=1,
-        protocol=quick,
-    )
-    assert [entry.precision for entry in measured] == ["fp32"]
-    assert measured[0].engine.p50 > 0
+    precisions = ("fp32", "int8")
+    measured = measure_model(make_artefact(), "onnxruntime", precisions=precisions, config=quick)
+    assert list(measured) == ["fp32"]
+    assert measured["fp32"].p50 > 0
 
 
 def run_quietly(model, **settings):
@@ -415,7 +429,7 @@ def test_a_run_writes_its_files(make_artefact, tmp_path, capsys):
 
 def test_the_shipped_weights_are_the_default(capsys):
     report = run_quietly(None, size_hw=SMALL_HW)
-    assert report.subject.card.size_hw == SMALL_HW
+    assert report.model.card.size_hw == SMALL_HW
     assert "camvid, shipped weights" in capsys.readouterr().out
 
 
