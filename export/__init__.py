@@ -1,1 +1,1 @@
-"""From ESNet weights to a deployable artefact: ONNX graph rewriting, precision, verification."""
+"""Export of ESNet weights: ONNX graph rewriting, FP16 and INT8 conversion, TensorRT engines, verification."""

@@ -1,130 +1,64 @@
-"""``esnet-export``."""
+"""``esnet-export``: the commands to-onnx, quantize, build-engine and inspect."""
 
 from __future__ import annotations
 
-import enum
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from runtime.console import is_terminal, new_app, parse_batch, parse_bytes, parse_size, run_app
 from runtime.errors import InvalidInput
 
-app = new_app("Turn ESNet weights into a deployable artefact, and look into artefacts.")
+app = new_app("Export ESNet weights to ONNX, quantize them, build engines, and inspect artefacts.")
 
-
-class Target(str, enum.Enum):
-    """Engines whose best form is known."""
-
-    tensorrt = "tensorrt"
-    openvino = "openvino"
-    onnxruntime = "onnxruntime"
-
-
-class Upsample(str, enum.Enum):
-    """How upsampling is written."""
-
-    transpose = "transpose"
-    subpixel = "subpixel"
-    mixed = "mixed"
-
-
-class Method(str, enum.Enum):
-    """How a range is chosen from what occurred."""
-
-    percentile = "percentile"
-    entropy = "entropy"
-    mse = "mse"
-    max = "max"
-
-
-class SchemeName(str, enum.Enum):
-    """How activations are written as 8 bits."""
-
-    tensorrt = "tensorrt"
-    cpu = "cpu"
-
-
-class TensorRtKind(str, enum.Enum):
-    """Which TensorRT builds."""
-
-    auto = "auto"
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-class Input(str, enum.Enum):
-    """What the graph takes."""
-
-    frames = "frames"
-    tensor = "tensor"
-
-
-class Output(str, enum.Enum):
-    """What the graph gives."""
-
-    labels = "labels"
-    labels_confidence = "labels+confidence"
-    logits = "logits"
-
-
-@app.callback()
-def _group() -> None:
-    """Keep the subcommand's name even while there are few of them."""
+OutputFile = Annotated[
+    Path | None, typer.Option("--output-file", "-o", help="Output file; default: by input name.")
+]
+Runtime = Literal["tensorrt", "openvino", "onnxruntime"]
+Upsample = Literal["transpose", "subpixel", "mixed"]
+Outputs = Literal["labels", "labels+confidence", "logits"]
+Method = Literal["percentile", "entropy", "mse", "max"]
 
 
 @app.command("to-onnx")
 def to_onnx(
     weights: Annotated[str, typer.Argument(help="Checkpoint file, or shipped weights: camvid.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output-file", "-o", help="File to write; default: beside the weights."),
-    ] = None,
+    output: OutputFile = None,
     size: Annotated[str, typer.Option(help="Input HEIGHTxWIDTH, multiples of 8.")] = "512x1024",
     batch: Annotated[str, typer.Option(help="Batch MIN:OPT:MAX, or one fixed number.")] = "1:1:8",
     mean: Annotated[
-        str | None,
-        typer.Option(help="RGB mean R,G,B on the 0-1 scale; default: the checkpoint's family's."),
+        str | None, typer.Option(help="RGB mean R,G,B, 0-1 scale; default: by the checkpoint.")
     ] = None,
-    std: Annotated[str | None, typer.Option(help="RGB deviation R,G,B on the 0-1 scale.")] = None,
+    std: Annotated[str | None, typer.Option(help="RGB standard deviation, like --mean.")] = None,
     label_set: Annotated[
         str | None, typer.Option(help="cityscapes or camvid; default: by the weights.")
     ] = None,
     input_kind: Annotated[
-        Input,
-        typer.Option(
-            "--input", help="uint8 frames (N,H,W,3), or a normalised float tensor (N,3,H,W)."
-        ),
-    ] = Input.frames,
+        Literal["frames", "tensor"],
+        typer.Option("--input", help="uint8 frames NHWC, or a normalised float tensor NCHW."),
+    ] = "frames",
     output_kind: Annotated[
-        Output,
+        Outputs,
         typer.Option("--output", help="uint8 labels, with uint8 confidence, or float logits."),
-    ] = Output.labels,
+    ] = "labels",
     optimize_for: Annotated[
-        Target, typer.Option(help="Optimize the graph for this runtime.")
-    ] = Target.tensorrt,
+        Runtime, typer.Option(help="Optimize the graph for this runtime.")
+    ] = "tensorrt",
     upsample: Annotated[
         Upsample | None,
-        typer.Option(
-            help="Transposed convolutions, sub-pixel shuffles, or a shuffle in the head alone."
-        ),
+        typer.Option(help="Transposed convolutions, depth-to-space, or that in the head only."),
     ] = None,
-    fp16: Annotated[
-        bool, typer.Option("--fp16", help="Half precision, written into the graph.")
-    ] = False,
-    opset: Annotated[
-        int, typer.Option(help="ONNX operator set; TensorRT 8.6 reads up to 17.")
-    ] = 17,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Convert the graph to FP16.")] = False,
+    opset: Annotated[int, typer.Option(help="ONNX opset; TensorRT 8.6 reads up to 17.")] = 17,
     frames: Annotated[
-        Path | None, typer.Option(help="Image, folder or video to compare with torch on.")
+        Path | None, typer.Option(help="Image, folder or video for --verify.")
     ] = None,
-    verify: Annotated[
-        bool, typer.Option(help="Compare with torch before anything is written.")
-    ] = True,
+    verify: Annotated[bool, typer.Option(help="Compare with torch before writing.")] = True,
 ) -> None:
-    """Export WEIGHTS to ONNX: BN folded, bytes in, class indices out, checked against torch."""
+    """Export WEIGHTS to ONNX with folded BN, and compare the result with torch."""
     size_hw, batch_range = parse_size(size), parse_batch(batch)
     mean_rgb, std_rgb = _parse_rgb(mean, "--mean"), _parse_rgb(std, "--std")
     from export.plan import ExportPlan
@@ -134,10 +68,10 @@ def to_onnx(
     plan = ExportPlan(
         size_hw=size_hw,
         batch=batch_range,
-        input=input_kind.value,
-        outputs=tuple(output_kind.value.split("+")),
-        optimized_for=optimize_for.value,
-        upsample=upsample.value if upsample else None,
+        input=input_kind,
+        outputs=tuple(output_kind.split("+")),
+        optimized_for=optimize_for,
+        upsample=upsample,
         precision="fp16" if fp16 else "fp32",
         opset=opset,
     )
@@ -157,31 +91,22 @@ def to_onnx(
 
 @app.command("quantize")
 def quantize(
-    model: Annotated[Path, typer.Argument(help="An fp32 artefact of to-onnx.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output-file", "-o", help="File to write; default: beside the artefact."),
-    ] = None,
+    model: Annotated[Path, typer.Argument(help="FP32 artefact of to-onnx.")],
+    output: OutputFile = None,
     calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="Real frames: folder, video, list file; default: the weights' own table."
-        ),
+        str | None, typer.Option(help="Images, video or list; default: the weights' own ranges.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="Range table to use, or to write after measuring.")
+        Path | None, typer.Option(help="Range table to use, or to write after calibration.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Calibration frames.")] = 128,
-    method: Annotated[
-        Method, typer.Option(help="How a range is chosen from what occurred.")
-    ] = Method.mse,
+    count: Annotated[int, typer.Option(min=1, help="Number of calibration frames.")] = 128,
+    method: Annotated[Method, typer.Option(help="Calibration method.")] = "mse",
     scheme: Annotated[
-        SchemeName | None,
-        typer.Option(help="tensorrt: symmetric int8; cpu: uint8. Default: by the artefact's form."),
+        Literal["tensorrt", "cpu"] | None,
+        typer.Option(help="tensorrt: symmetric int8; cpu: uint8. Default: by the artefact."),
     ] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option(help="Block or convolution that stays float; may be given several times."),
+        list[str] | None, typer.Option(help="Block or convolution to keep in float; repeatable.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Dataset folder: check mIoU on its val split.")
@@ -191,69 +116,62 @@ def quantize(
     ] = 0.5,
     trt_cache: Annotated[
         Path | None,
-        typer.Option(
-            "--write-trt-cache", help="Write the ranges as a calibration cache of TensorRT 8.6."
-        ),
+        typer.Option("--write-trt-cache", help="TensorRT 8.6 calibration cache to write."),
     ] = None,
     sensitivity: Annotated[
-        Path | None,
-        typer.Option(help="Measure each block alone, and draw what it costs here (.png, .svg)."),
+        Path | None, typer.Option(help="Measure each block alone; image to write (.png, .svg).")
     ] = None,
 ) -> None:
-    """Quantize MODEL to INT8, and check it on every backend at hand before it is written."""
+    """Quantize MODEL to INT8, and check it on every installed backend before writing."""
+    from export.quantization.check import open_labelled
+    from export.quantization.quantize import QuantizeOptions
     from export.quantization.quantize import quantize as run_quantize
-    from export.quantization.session import as_rows, open_labelled, progress_of
-    from export.report import block
+    from export.report import progress, text_from_quantization
 
-    with progress_of(is_shown=is_terminal()) as on_frame:
+    options = QuantizeOptions(
+        calibration=calibration,
+        table_path=table,
+        count=count,
+        method=method,
+        scheme=scheme,
+        keep=keep or (),
+        max_miou_drop=max_miou_drop,
+        trt_cache_path=trt_cache,
+        sensitivity_path=sensitivity,
+    )
+    command = ["esnet-export", *sys.argv[1:]]
+    labelled = open_labelled(model, data)
+    with progress(is_shown=is_terminal()) as on_frame:
         report = run_quantize(
-            model,
-            output,
-            calibration=calibration,
-            table_path=table,
-            count=count,
-            method=method.value,
-            scheme_name=scheme.value if scheme else None,
-            keep=keep or (),
-            labelled=open_labelled(model, data),
-            max_miou_drop=max_miou_drop,
-            trt_cache_path=trt_cache,
-            sensitivity_path=sensitivity,
-            command=["esnet-export", *sys.argv[1:]],
-            on_frame=on_frame,
+            model, output, options, labelled=labelled, command=command, on_frame=on_frame
         )
-    typer.echo(block(as_rows(report)))
+    typer.echo(text_from_quantization(report))
 
 
 @app.command("build-engine")
 def build_engine(
     model: Annotated[Path, typer.Argument(help="Artefact of to-onnx or quantize (.onnx).")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output-file", "-o", help="Engine to write; default: beside the artefact."),
-    ] = None,
-    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision, without TF32.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+    output: OutputFile = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="FP32 without TF32.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="INT8, from a quantized artefact.")] = False,
     tensorrt: Annotated[
-        TensorRtKind, typer.Option(help="Which TensorRT builds; auto: the first installed.")
-    ] = TensorRtKind.auto,
+        Literal["auto", "tensorrt", "tensorrt-rtx"],
+        typer.Option(help="TensorRT library; auto: the first installed."),
+    ] = "auto",
     batch: Annotated[
         str | None, typer.Option(help="Batch MIN:OPT:MAX; default: the artefact's range.")
     ] = None,
     target: Annotated[
-        list[str] | None,
-        typer.Option(help="GPU to build for, 'RTX 3060' or sm_86; several times for several."),
+        list[str] | None, typer.Option(help="GPU to build for, RTX 3060 or sm_86; repeatable.")
     ] = None,
     frames: Annotated[
-        Path | None,
-        typer.Option(help="--fp16: measure activations on these; what could overflow stays FP32."),
+        Path | None, typer.Option(help="--fp16: keep nodes in FP32 that could overflow on these.")
     ] = None,
-    workspace: Annotated[
-        str | None, typer.Option(help="Scratch memory for kernels, such as 2GiB.")
-    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Scratch memory, such as 2GiB.")] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Default: kept per TensorRT and GPU in the user's cache.")
+        Path | None,
+        typer.Option(help="Kernel timings; default: per TensorRT and GPU, in the cache."),
     ] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Loadable by later TensorRT versions.")
@@ -261,21 +179,21 @@ def build_engine(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Runs on other GPUs from Ampere on.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be built.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even if up to date.")] = False,
 ) -> None:
-    """Build a TensorRT engine from MODEL, and check that it computes in what was asked for."""
+    """Build a TensorRT engine from MODEL, and check the precision that it computes in."""
     precision = _one_of(fp32=fp32, fp16=fp16, int8=int8)
     batch_range = parse_batch(batch) if batch else None
     workspace_bytes = parse_bytes(workspace) if workspace else None
-    from export.engine.build import build_engine as build
-    from export.engine.session import text_from_engine, waiter
+    from export.engine.build import build_engine as run_build
     from export.engine.trt_builder import BuildOptions
+    from export.report import text_from_engine, wait_for_build
     from runtime.machine.gpus import sm_of
 
-    plan = BuildOptions(
+    options = BuildOptions(
         precision=precision,
-        tensorrt=tensorrt.value,
+        tensorrt=tensorrt,
         batch=batch_range,
         workspace_bytes=workspace_bytes,
         sms=tuple(dict.fromkeys(sm_of(text) for text in target or ())),
@@ -284,14 +202,14 @@ def build_engine(
         hardware_compatible=hardware_compatible,
         frames=frames,
     )
-    report = build(
+    report = run_build(
         model,
         output,
-        plan,
+        options,
         command=["esnet-export", *sys.argv[1:]],
         force=force,
         dry_run=dry_run,
-        wait=waiter(show_progress=is_terminal()),
+        wait=partial(wait_for_build, is_shown=is_terminal()),
     )
     typer.echo(text_from_engine(report))
 
@@ -301,10 +219,10 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="ONNX file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print a file's card, inputs and outputs, operators and types."""
+    """Print the card, inputs, outputs, operators and types of an ONNX file."""
     from runtime.artefact.onnx_file import read_metadata
 
-    read_metadata(file)  # the plain reasons first, before a heavy library is loaded
+    read_metadata(file)  # reports a bad file before heavy libraries are loaded
     from export.inspect import inspect_onnx
     from export.report import json_from_inspection, text_from_inspection
 
@@ -313,13 +231,13 @@ def inspect(
 
 
 def _one_of(**flags: bool) -> str:
-    """Get the one flag that is set."""
+    """Get the name of the one flag that is set."""
     chosen = [name for name, is_set in flags.items() if is_set]
     if len(chosen) != 1:
         given = " and ".join(f"--{name}" for name in chosen) or "none"
         raise InvalidInput(
             f"give one of {', '.join(f'--{name}' for name in flags)}, got {given}",
-            hint="--fp16 is the best choice on every card from Turing on; GTX 10xx: --fp32 or --int8",
+            hint="--fp16 is best on GPUs from Turing on; GTX 10xx: --fp32 or --int8",
         )
     return chosen[0]
 

@@ -1,16 +1,18 @@
-"""Errors of ``export`` that a user can fix."""
+"""Errors of ``export`` that a user can fix, and the check of an output path."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from runtime.errors import EsnetError
 
 
 class ExportError(EsnetError):
-    """The export cannot be done as asked; base class of this package's errors."""
+    """The export cannot be done as requested; base class of this package's errors."""
 
 
 class GraphError(ExportError, ValueError):
-    """This transform cannot rewrite the graph."""
+    """A transform cannot rewrite the graph."""
 
 
 class ParityError(ExportError, ValueError):
@@ -20,14 +22,23 @@ class ParityError(ExportError, ValueError):
 
 
 class BuildError(ExportError, RuntimeError):
-    """TensorRT refused the graph or the request, or the machine lacks what it takes."""
+    """TensorRT rejects the graph or the request, or the machine cannot build the engine."""
 
 
 class PrecisionError(ExportError, RuntimeError):
-    """The engine does not compute in the precision that was asked for; nothing was written."""
+    """The engine does not compute in the requested precision; nothing was written."""
 
     exit_code = 1
 
 
 class CalibrationError(ExportError, ValueError):
-    """The calibration frames or the range table do not fit this network."""
+    """The calibration frames or the range table do not fit the network."""
+
+
+def require_folder(path: Path) -> None:
+    """Raise ``ExportError`` if the folder of an output file does not exist."""
+    if not path.parent.is_dir():
+        raise ExportError(
+            f"there is no folder {path.parent} to write to",
+            hint="create it, or choose another file with -o",
+        )

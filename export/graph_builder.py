@@ -1,14 +1,13 @@
-"""The network as an ONNX graph, written node by node under ESNet's own module names.
+"""The unfused ONNX graph of a network, written node by node with ESNet's module names.
 
-The graph is the published one, unfused: every transform of ``export.graph`` starts from it. It is written
-here rather than traced, so that it depends on no exporter version, carries no run-time size arithmetic
-(the authors' ``F.pad`` by 0), and names each tensor after the module that made it.
+The transforms of ``export.graph`` start from it. Writing the graph instead of tracing it makes it independent
+of exporter versions, leaves out run-time size arithmetic (the authors' ``F.pad`` by 0), and names each tensor
+after its module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,13 @@ BATCH_AXIS = "N"
 def onnx_from_network(
     network: ESNet, size_hw: tuple[int, int], *, batch: int | None = None, opset: int = 17
 ) -> onnx.ModelProto:
-    """Write the decoder path of a network as ONNX, with every BN and ReLU a node of its own.
+    """Write a network as ONNX, with one node for every convolution, BN and ReLU.
 
     Args:
-        network: Weights and structure; read as in evaluation (no dropout).
+        network: Weights and structure; written as in evaluation mode, without dropout.
         size_hw: Input height and width in pixels, multiples of 8.
         batch: Fixed batch size, or ``None`` for a symbolic N.
-        opset: ONNX operator set; 13 or later.
+        opset: ONNX operator set, 13 or later.
 
     Returns:
         A checked model: ``tensor`` (N, 3, H, W) float32 to ``logits`` (N, K, H, W) float32.
@@ -43,7 +42,7 @@ def onnx_from_network(
     x = _downsampler(writer, "encoder.initial_block", encoder.initial_block, x)
     for path, layers in (("encoder.layers", encoder.layers), ("decoder.layers", decoder.layers)):
         for index, layer in enumerate(layers):
-            x = _EMITTERS[type(layer)](writer, f"{path}.{index}", layer, x)
+            x = _WRITERS[type(layer)](writer, f"{path}.{index}", layer, x)
     x = writer.conv("decoder.output_conv", decoder.output_conv, x)
     if network.config.head_kernel == 3:
         x = writer.relu("decoder.relu", writer.norm("decoder.output_bn", decoder.output_bn, x))
@@ -61,14 +60,14 @@ def onnx_from_network(
     )
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=opsets, producer_name="esnet-deploy")
-    # 8 for opset 17, as TensorRT 8.6 reads it.
+    # IR 8 for opset 17, which TensorRT 8.6 reads.
     model.ir_version = helper.find_min_ir_version_for(opsets)
     onnx.checker.check_model(model)
     return model
 
 
 class _Writer:
-    """Collects nodes and initializers; a node is named after its module, its output ``<node>/out``."""
+    """Collects nodes and initializers; nodes are named after modules, their outputs ``<node>/out``."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -95,11 +94,10 @@ class _Writer:
             "pads": [*module.padding, *module.padding],
             "dilations": list(module.dilation),
         }
-        if isinstance(module, nn.ConvTranspose2d):
-            if any(module.output_padding):
-                attributes["output_padding"] = list(module.output_padding)
-            return self.node("ConvTranspose", name, inputs, **attributes)
-        return self.node("Conv", name, inputs, **attributes)
+        if any(module.output_padding):
+            attributes["output_padding"] = list(module.output_padding)
+        op = "ConvTranspose" if isinstance(module, nn.ConvTranspose2d) else "Conv"
+        return self.node(op, name, inputs, **attributes)
 
     def norm(self, name: str, module: nn.Module, x: str, *, node: str | None = None) -> str:
         assert isinstance(module, nn.BatchNorm2d)
@@ -112,21 +110,14 @@ class _Writer:
 
 
 def _downsampler(writer: _Writer, path: str, block: DownsamplerBlock, x: str) -> str:
-    kernel, padding = block.pool.kernel_size, block.pool.padding
     conv = writer.conv(f"{path}.conv", block.conv, x)
-    pool = writer.node(
-        "MaxPool",
-        f"{path}.pool",
-        [x],
-        kernel_shape=[kernel, kernel],
-        strides=[2, 2],
-        pads=[padding] * 4,
-    )
+    window, pads = [block.pool.kernel_size] * 2, [block.pool.padding] * 4
+    name = f"{path}.pool"
+    pool = writer.node("MaxPool", name, [x], kernel_shape=window, strides=[2, 2], pads=pads)
     if not block.norm_after_concat:
         conv = writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, conv))
+        return writer.node("Concat", f"{path}.cat", [conv, pool], axis=1)
     joined = writer.node("Concat", f"{path}.cat", [conv, pool], axis=1)
-    if not block.norm_after_concat:
-        return joined
     return writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, joined))
 
 
@@ -147,14 +138,13 @@ def _pfcu(writer: _Writer, path: str, block: PFCU, x: str) -> str:
     y = _first_pair(writer, path, block, x)
     for dilation in PFCU_DILATIONS:
         suffix = f"2{dilation}"
-        first, second = f"{path}.conv3x1_{suffix}", f"{path}.conv1x3_{suffix}"
-        branch = writer.conv(first, block.get_submodule(f"conv3x1_{suffix}"), y)
+        first, second = f"conv3x1_{suffix}", f"conv1x3_{suffix}"
+        branch = writer.conv(f"{path}.{first}", block.get_submodule(first), y)
         branch = writer.relu(f"{path}.relu_{suffix}", branch)
-        branch = writer.conv(second, block.get_submodule(f"conv1x3_{suffix}"), branch)
-        owner = "bn2" if block.shares_branch_norm else f"bn2_{suffix}"
-        branch = writer.norm(
-            f"{path}.{owner}", block.branch_norm(dilation), branch, node=f"{path}.bn2_{suffix}"
-        )
+        branch = writer.conv(f"{path}.{second}", block.get_submodule(second), branch)
+        norm, node = block.branch_norm(dilation), f"{path}.bn2_{suffix}"
+        owner = f"{path}.bn2" if block.shares_branch_norm else node
+        branch = writer.norm(owner, norm, branch, node=node)
         x = writer.node("Add", f"{path}.add_{suffix}", [x, branch])
     return writer.relu(f"{path}.relu", x)
 
@@ -164,6 +154,9 @@ def _upsampler(writer: _Writer, path: str, block: UpsamplerBlock, x: str) -> str
     return writer.relu(f"{path}.relu", writer.norm(f"{path}.bn", block.bn, y))
 
 
-_EMITTERS: Mapping[type[nn.Module], Callable[[_Writer, str, Any, str], str]] = MappingProxyType(
-    {DownsamplerBlock: _downsampler, FCU: _fcu, PFCU: _pfcu, UpsamplerBlock: _upsampler}
-)
+_WRITERS: dict[type[nn.Module], Callable[[_Writer, str, Any, str], str]] = {
+    DownsamplerBlock: _downsampler,
+    FCU: _fcu,
+    PFCU: _pfcu,
+    UpsamplerBlock: _upsampler,
+}

@@ -19,16 +19,16 @@ from runtime.files import sha256_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What an ONNX file holds."""
+    """Description of an ONNX file."""
 
     path: Path
-    """The file."""
+    """ONNX file."""
     num_bytes: int
-    """Its size."""
+    """Size of the file."""
     sha256: str
-    """Its hash."""
+    """Hash of the file."""
     opset: int
-    """Default operator set."""
+    """Version of the default operator set; 0 if it is not imported."""
     ir_version: int
     """ONNX format version."""
     inputs: tuple[str, ...]
@@ -40,41 +40,39 @@ class Inspection:
     weight_types: dict[str, int]
     """Elements of all constants by type."""
     card: ModelCard | None
-    """The card; ``None`` in a file that is not ours."""
+    """Model card; ``None`` in a file of another tool."""
 
 
 def inspect_onnx(path: Path) -> Inspection:
-    """Read an ONNX file.
+    """Describe an ONNX file; external weights are not loaded.
 
     Raises:
-        ModelFileError: Missing, empty, truncated or not ONNX.
+        ModelFileError: The file is missing, empty, truncated or not ONNX.
     """
     metadata = read_metadata(path)
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own types, which differ between versions
         raise ModelFileError(
-            f"{path} is damaged: {error}", hint="copy it again or export it anew"
+            f"{path} is damaged: {error}", hint="copy it again or export it again"
         ) from error
     constants = {tensor.name for tensor in model.graph.initializer}
     weight_types: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         weight_types[_type_name(tensor.data_type)] += math.prod(tensor.dims)
+    inputs = (value for value in model.graph.input if value.name not in constants)
+    card = metadata.get(CARD_KEY)
     return Inspection(
         path=path,
         num_bytes=path.stat().st_size,
         sha256=sha256_of(path),
         opset=opset_of(model),
         ir_version=model.ir_version,
-        inputs=tuple(
-            _described(value) for value in model.graph.input if value.name not in constants
-        ),
-        outputs=tuple(_described(value) for value in model.graph.output),
+        inputs=tuple(map(_described, inputs)),
+        outputs=tuple(map(_described, model.graph.output)),
         ops=op_counts(model.graph.node),
         weight_types=dict(weight_types.most_common()),
-        card=ModelCard.from_json(metadata[CARD_KEY], origin=str(path))
-        if CARD_KEY in metadata
-        else None,
+        card=ModelCard.from_json(card, origin=str(path)) if card is not None else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The model card of an export: made from its plan, and put into the ONNX model."""
+"""The model card of an export: made from its plan and stored in the ONNX model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from esnet.labels import LabelSet
-from export.plan import FORMS, ExportPlan, Form
+from export.plan import FORMS, ExportPlan
 from runtime.artefact.card import CARD_KEY, ModelCard
 from runtime.media.frames import RESIZE_FILTER
 
@@ -22,14 +22,14 @@ def card_from_plan(
     source: Mapping[str, Any] | None = None,
     created: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """Write down what an export takes and gives.
+    """Make the card of an export.
 
     Args:
-        plan: What decided the graph.
-        labels: The classes that the network scores.
-        name: Name of the weights, for people.
-        source: The weights, see ``ModelCard.source``.
-        created: Versions and command, see ``ModelCard.created``.
+        plan: Settings of the graph.
+        labels: Classes of the network.
+        name: Name of the weights.
+        source: See ``ModelCard.source``.
+        created: See ``ModelCard.created``.
     """
     return ModelCard(
         name=name,
@@ -51,27 +51,26 @@ def card_from_plan(
             "upsample": plan.form.upsample,
             "head_classes": plan.form.head_classes(labels.num_classes),
             "opset": plan.opset,
-            "suits": _suited_targets(plan, labels.num_classes),
+            "suits": _suited_runtimes(plan, labels.num_classes),
         },
         source=source or {},
         created=created or {},
     )
 
 
-def _suited_targets(plan: ExportPlan, num_classes: int) -> list[str]:
-    """List the engines whose own form this graph has; small heads and large ones can differ in it."""
-
-    def shape(form: Form) -> tuple[str, int]:
-        return form.upsample, form.head_classes(num_classes)
-
-    own = {name: replace(plan, optimized_for=name, upsample=None).form for name in FORMS}
-    return [name for name, form in own.items() if shape(form) == shape(plan.form)]
+def _suited_runtimes(plan: ExportPlan, num_classes: int) -> list[str]:
+    """List the runtimes whose own form gives the same graph; this depends on the number of classes."""
+    forms = {name: replace(plan, optimized_for=name, upsample=None).form for name in FORMS}
+    shape = plan.form.upsample, plan.form.head_classes(num_classes)
+    return [
+        n for n, form in forms.items() if (form.upsample, form.head_classes(num_classes)) == shape
+    ]
 
 
 def with_card(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:
-    """Copy a model with the card among its ``metadata_props``."""
+    """Copy a model and put the card into its ``metadata_props``; other entries stay."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    kept = [(entry.key, entry.value) for entry in result.metadata_props if entry.key != CARD_KEY]
-    onnx.helper.set_model_props(result, dict([*kept, (CARD_KEY, card.to_json())]))
+    kept = {entry.key: entry.value for entry in result.metadata_props if entry.key != CARD_KEY}
+    onnx.helper.set_model_props(result, {**kept, CARD_KEY: card.to_json()})
     return result

@@ -1,11 +1,10 @@
-"""What is asked of an export, and the ordered list of transforms that follows from it."""
+"""Export settings, and the ordered list of graph transforms that they lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 
 import onnx
 
@@ -28,51 +27,44 @@ DEFAULT_BATCH = BatchRange(1, 1, 8)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How the same function is written for an engine."""
+    """Graph form: one of several exact ways to express the same network."""
 
     upsample: str
-    """``transpose``: transposed convolutions; ``subpixel``: convolution and shuffle; ``mixed``: that in the
-    head alone."""
+    """``transpose``: transposed convolutions; ``subpixel``: convolution and depth-to-space; ``mixed``:
+    subpixel in the head only."""
     class_multiple: int = 1
-    """The head is padded to a multiple of this many classes,"""
+    """The number of head classes is padded to a multiple of this,"""
     least_classes: int = 1
-    """and to at least so many."""
-
-    @property
-    def pads_classes(self) -> bool:
-        """Whether there may be classes to add."""
-        return self.class_multiple > 1 or self.least_classes > 1
+    """and to at least this."""
 
     def head_classes(self, num_classes: int) -> int:
         """Count the classes of the head, padding included."""
         return padded_width(num_classes, self.class_multiple, self.least_classes)
 
 
-# The best-measured form of each engine: TensorRT by kernels and bytes (a padded head saves the slice kernel;
-# the shuffle costs extra ones), the CPU engines by time, benchmarks/results/forms-*.json. OpenVINO 2026.4
-# reorders a head of up to 64 sub-pixel channels with a reference kernel, 20 ms at 512x1024: 17 classes avoid
-# it.
-FORMS: Mapping[str, Form] = MappingProxyType(
-    {
-        "tensorrt": Form(upsample="transpose", class_multiple=8),
-        "openvino": Form(upsample="mixed", least_classes=17),
-        "onnxruntime": Form(upsample="mixed"),
-    }
-)
+# The fastest form for each runtime: for TensorRT by kernels and memory traffic (a padded head saves the slice
+# kernel, a shuffle adds kernels), for the CPU runtimes by time, benchmarks/results/forms-*.json. OpenVINO
+# 2026.4 reorders a head of up to 64 sub-pixel channels with a reference kernel, 20 ms at 512x1024; 17 classes
+# avoid it.
+FORMS = {
+    "tensorrt": Form(upsample="transpose", class_multiple=8),
+    "openvino": Form(upsample="mixed", least_classes=17),
+    "onnxruntime": Form(upsample="mixed"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportPlan:
-    """Everything that decides the graph, apart from the weights."""
+    """Settings that determine the graph, apart from the weights."""
 
     size_hw: tuple[int, int] = (512, 1024)
     """Input height and width in pixels, multiples of 8."""
     batch: BatchRange = DEFAULT_BATCH
-    """Smallest, usual and largest batch; equal ends make it a fixed axis."""
+    """Batch sizes; a fixed range makes the batch axis fixed."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """RGB mean, 0-1 scale."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """RGB deviation, 0-1 scale."""
+    """RGB standard deviation, 0-1 scale."""
     input: str = FRAMES
     """``frames`` or ``tensor``; see ``ModelCard.input``."""
     outputs: tuple[str, ...] = (LABELS,)
@@ -80,11 +72,11 @@ class ExportPlan:
     optimized_for: str = "tensorrt"
     """Key of ``FORMS``."""
     upsample: str | None = None
-    """One of ``UPSAMPLES``; ``None`` takes the optimized_for's own."""
+    """One of ``UPSAMPLES``; ``None`` takes the one of ``optimized_for``."""
     precision: str = "fp32"
     """``fp32`` or ``fp16``."""
     opset: int = 17
-    """ONNX operator set; 17 is the newest that TensorRT 8.6 parses."""
+    """ONNX operator set; TensorRT 8.6 parses up to 17."""
 
     def __post_init__(self) -> None:
         for value, allowed, what in (
@@ -98,15 +90,15 @@ class ExportPlan:
                 raise ExportError(f"{what} {value!r} is not one of {allowed}")
         if self.opset not in OPSETS:
             raise ExportError(
-                f"opset {self.opset} is out of range, {OPSETS.start} to {OPSETS.stop - 1} can be written",
-                hint="17 is the newest that every TensorRT from 8.6 on parses",
+                f"opset {self.opset} is out of range, {OPSETS.start} to {OPSETS.stop - 1} are supported",
+                hint="TensorRT 8.6 parses up to 17",
             )
         if any(side < 8 or side % 8 for side in self.size_hw):
             raise ExportError(f"size {self.size_hw} must be multiples of 8 in height and width")
-        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise ExportError(f"batch {self.batch} must rise: 1 <= MIN <= OPT <= MAX")
+        if not 1 <= self.batch.min <= self.batch.opt <= self.batch.max:
+            raise ExportError(f"batch {self.batch} is out of order: 1 <= MIN <= OPT <= MAX")
         is_scaled = all(-1 <= m <= 1 for m in self.mean) and all(0 < s <= 1 for s in self.std)
-        if not is_scaled:  # NaN is not
+        if not is_scaled:  # NaN fails both comparisons
             raise ExportError(
                 f"mean {self.mean} and std {self.std} must be on the 0-1 scale, std above 0",
                 hint="divide values of the 0-255 scale by 255",
@@ -114,25 +106,20 @@ class ExportPlan:
 
     @property
     def form(self) -> Form:
-        """The form of the optimized_for, with the upsampling that was asked for."""
+        """Form of ``optimized_for``, with the requested upsampling."""
         form = FORMS[self.optimized_for]
         upsample = self.upsample or form.upsample
-        if self.outputs == (LOGITS,):  # whose reader expects K of them
+        if self.outputs == (LOGITS,):  # callers expect K channels
             return Form(upsample=upsample)
         return replace(form, upsample=upsample)
 
     def transforms(self) -> list[Transform]:
-        """List what is done to the published graph, in order."""
-        steps: list[Transform] = [fold_batchnorm]
-        if self.form.pads_classes:
-            pad = partial(
-                pad_classes,
-                multiple=self.form.class_multiple,
-                at_least=self.form.least_classes,
-            )
-            steps.append(pad)
-        if self.form.upsample != "transpose":
-            steps.append(partial(upsample_to_subpixel, last_only=self.form.upsample == "mixed"))
+        """List the transforms of the unfused graph, in order."""
+        form = self.form
+        pad = partial(pad_classes, multiple=form.class_multiple, at_least=form.least_classes)
+        steps: list[Transform] = [fold_batchnorm, pad]
+        if form.upsample != "transpose":
+            steps.append(partial(upsample_to_subpixel, last_only=form.upsample == "mixed"))
         if self.input == FRAMES:
             steps.append(partial(attach_frames_input, mean=self.mean, std=self.std))
         if self.outputs != (LOGITS,):
@@ -143,24 +130,37 @@ class ExportPlan:
 
 
 def unfused_graph(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
-    """Write the network as published, before any transform."""
-    low, _, high = plan.batch
-    return onnx_from_network(
-        network, plan.size_hw, batch=low if low == high else None, opset=plan.opset
-    )
-
-
-def graph_from_network(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
-    """Write the network and apply the plan's transforms; no card yet.
+    """Write the network as ONNX without any transform.
 
     Args:
         network: Any family, in evaluation mode.
-        plan: What is asked for.
+        plan: Gives size, batch and opset.
 
     Returns:
-        A checked model, float32 or float16, inputs and outputs as the plan says.
+        ``tensor`` (N, 3, H, W) float32 to ``logits`` (N, K, H, W) float32.
     """
-    model = unfused_graph(network, plan)
+    batch = plan.batch.min if plan.batch.is_fixed else None
+    return onnx_from_network(network, plan.size_hw, batch=batch, opset=plan.opset)
+
+
+def transform_graph(unfused: onnx.ModelProto, plan: ExportPlan) -> onnx.ModelProto:
+    """Apply the plan's transforms to an unfused graph.
+
+    Args:
+        unfused: Result of ``unfused_graph`` for a plan of the same size, batch and opset. Not modified.
+        plan: Gives the transforms.
+
+    Returns:
+        A checked model without a card, float32 or float16, with the plan's inputs and outputs.
+
+    Raises:
+        GraphError: A transform cannot rewrite the graph.
+    """
     for transform in plan.transforms():
-        model = transform(model)
-    return model
+        unfused = transform(unfused)
+    return unfused
+
+
+def graph_from_network(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
+    """Write the network as ONNX and apply the plan's transforms; see ``transform_graph``."""
+    return transform_graph(unfused_graph(network, plan), plan)

@@ -1,155 +1,244 @@
-"""What ``esnet-export`` prints: the closing block of an export, and the description of a file."""
+"""Texts and progress displays of ``esnet-export``."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from export.inspect import Inspection
-from export.to_onnx import ExportReport
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
 from runtime.artefact.card import FRAMES, ModelCard
 
-_GONE = ("BatchNormalization", "Pad", "Shape", "Dropout")
+if TYPE_CHECKING:  # a command imports only what it needs
+    from export.engine.build import EngineReport
+    from export.inspect import Inspection
+    from export.quantization.quantize import QuantizeReport
+    from export.to_onnx import ExportReport
+
+_REMOVED_OPS = ("BatchNormalization", "Pad", "Shape", "Dropout")
+_HEARTBEAT_SECONDS = 15.0
+_TICK_SECONDS = 0.1
+
+Rows = list[tuple[str, str]]
+
+
+@contextmanager
+def progress(*, is_shown: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show a progress bar on stderr while the block runs.
+
+    Yields:
+        A callback that takes a description, the number done, and the total (``None`` if unknown).
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, transient=True, console=console, disable=not is_shown) as display:
+        task = display.add_task("opening", total=None)
+        yield lambda what, done, total: display.update(
+            task, description=what, total=total, completed=done
+        )
+
+
+def wait_for_build(thread: threading.Thread, *, is_shown: bool) -> None:
+    """Wait for a build thread with a progress bar, or else with a line on stderr every 15 s."""
+    started = last = time.monotonic()
+    with progress(is_shown=is_shown) as update:
+        update("TensorRT is building the engine", 0, None)
+        while thread.is_alive():
+            thread.join(_TICK_SECONDS)
+            now = time.monotonic()
+            if not is_shown and now - last >= _HEARTBEAT_SECONDS:
+                last = now
+                print(f"building for {now - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def text_from_export(report: ExportReport) -> str:
-    """Say what was written, what goes in and out, how it was checked, and what to type next."""
-    card = report.card
+    """Describe an export: input, output, parity, file, and the next command."""
+    card, source = report.card, report.card.source
+    counts = report.counts_after
     rows = [
-        ("weights", _weights_text(card)),
-        ("graph", _changes(report.counts_before, report.counts_after)),
-        ("", ", ".join(f"{name} {report.counts_after.get(name, 0)}" for name in _GONE)),
-        ("parity", report.parity.as_text() if report.parity else "not checked (--no-verify)"),
-        ("in", _input_text(card)),
-        ("out", _output_text(card)),
-        ("form", _form_text(card)),
         (
-            "wrote",
-            f"{report.path}  {_megabytes(report.path.stat().st_size)}  sha256 {_short(report.sha256)}",
+            "weights",
+            f"{source['weights']}  {source['family']} layout  sha256 {source['sha256'][:12]}",
         ),
+        ("graph", _changes(report.counts_before, counts)),
+        ("", ", ".join(f"{name} {counts.get(name, 0)}" for name in _REMOVED_OPS)),
+        ("parity", report.parity.as_text() if report.parity else "not checked (--no-verify)"),
+        *_card_rows(card),
+        ("wrote", _file_text(report)),
         ("next", f"esnet-bench {report.path}"),
     ]
-    return block(rows)
+    return _block(rows)
+
+
+def text_from_quantization(report: QuantizeReport) -> str:
+    """Describe a quantization: ranges, checks, file, and the next command."""
+    table, quantization = report.table, report.card.quantization
+    height, width = table.size_hw
+    rows = [
+        ("ranges", f"{table.method}, {table.num_frames} frames of {height}x{width}"),
+        ("scheme", f"{quantization['scheme']}, {report.num_quantized} convolutions in 8 bits"),
+    ]
+    if quantization["kept"]:
+        rows.append(("kept", ", ".join(quantization["kept"])))
+    for index, (name, share) in enumerate(report.sensitivity.items()):
+        unit = "" if index else "  of the labels change if this block alone is in 8 bits"
+        rows.append(("" if index else "blocks", f"{name:<20}{100 * share:6.2f} %{unit}"))
+    if quantization["restored"]:
+        blocks = ", ".join(quantization["restored"])
+        rows.append(("restored", f"to float, for the mIoU budget: {blocks}"))
+    if report.miou_fp32 is not None:
+        rows.append(("fp32", f"mIoU {100 * report.miou_fp32:.2f} %"))
+    for check in report.checks:
+        miou = "" if check.miou is None else f"mIoU {100 * check.miou:.2f} %, "
+        agreement = (
+            f"label agreement: {100 * check.agreement:.2f} % with the simulation, "
+            f"{100 * check.agreement_fp32:.2f} % with FP32"
+        )
+        problem = "" if check.matches_reference else "  MISMATCH: do not use it"
+        rows.append(("checked", f"{check.backend}: {miou}{agreement}{problem}"))
+    rows.append(("wrote", _file_text(report)))
+    rows += [("note", note) for note in report.notes]
+    is_for_tensorrt = quantization["scheme"] == "tensorrt"
+    build, bench = f"esnet-export build-engine {report.path} --int8", f"esnet-bench {report.path}"
+    return _block([*rows, ("next", build if is_for_tensorrt else bench)])
+
+
+def text_from_engine(report: EngineReport) -> str:
+    """Describe an engine: origin, GPUs, compute types, file, and the next command."""
+    record = report.record
+    sms = ", ".join(f"SM {sm}" for sm in record.target["sms"])
+    gpu = record.target.get("gpu")
+    types = f"{record.precision['asked']} requested"
+    if record.precision["built"]:
+        found = ", ".join(f"{count} {name}" for name, count in record.precision["built"].items())
+        types += f"; convolutions compute in: {found}"
+    rows = [
+        ("engine", f"{report.path}  {report.status}"),
+        ("from", f"{record.onnx['name']}  sha256 {record.onnx['sha256'][:12]}"),
+        ("with", f"{record.tensorrt['kind']} {record.tensorrt['version']}"),
+        ("for", f"{sms}{f', built on {gpu}' if gpu else ''}"),
+        ("batch", str(record.profile)),
+        ("types", types),
+    ]
+    if record.kernels:
+        traffic = f"{record.kernels['bytes_moved'] / 1e6:.0f} MB memory traffic"
+        count, batch = record.kernels["count"], record.profile.opt
+        rows.append(("kernels", f"{count}, {traffic} at batch {batch}"))
+    if report.status != "dry run":
+        size = _megabytes(report.path.stat().st_size)
+        seconds = record.build["seconds"]
+        rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
+    rows += [("note", note) for note in report.notes]
+    return _block([*rows, ("next", f"esnet-bench {report.path}")])
 
 
 def text_from_inspection(inspection: Inspection) -> str:
-    """Describe a file."""
+    """Describe an ONNX file."""
+    weights = ", ".join(f"{count} {name}" for name, count in inspection.weight_types.items())
+    ops = ", ".join(f"{name} {count}" for name, count in inspection.ops.items())
     rows = [
         ("file", f"{inspection.path}  {_megabytes(inspection.num_bytes)}"),
         ("sha256", inspection.sha256),
         ("format", f"opset {inspection.opset}, IR {inspection.ir_version}"),
         *(("input", text) for text in inspection.inputs),
         *(("output", text) for text in inspection.outputs),
-        (
-            "weights",
-            ", ".join(f"{count} {name}" for name, count in inspection.weight_types.items()),
-        ),
-        ("ops", f"{sum(inspection.ops.values())}: " + _counted(inspection.ops)),
+        ("weights", weights),
+        ("ops", f"{sum(inspection.ops.values())}: {ops}"),
     ]
     card = inspection.card
     if card is None:
-        return block([*rows, ("card", "none: not an artefact of this toolkit")])
-    parity = card.parity or {}
+        return _block([*rows, ("card", "none: not an artefact of this toolkit")])
+    parity = ", ".join(f"{key} {value}" for key, value in card.parity.items())
     rows += [
         ("name", f"{card.name}, {card.precision}"),
-        ("in", _input_text(card)),
-        ("out", _output_text(card)),
-        ("form", _form_text(card)),
+        *_card_rows(card),
         ("classes", ", ".join(card.class_names)),
         *(("source", f"{key}: {value}") for key, value in card.source.items()),
-        ("parity", ", ".join(f"{key} {value}" for key, value in parity.items()) or "not checked"),
+        ("parity", parity or "not checked"),
         *(("created", f"{key}: {value}") for key, value in card.created.items() if value),
     ]
-    return block(rows)
+    return _block(rows)
 
 
 def json_from_inspection(inspection: Inspection) -> str:
-    """Describe a file as JSON."""
-    fields = {
-        field.name: getattr(inspection, field.name) for field in dataclasses.fields(inspection)
-    }
-    fields["path"] = str(inspection.path)
-    fields["card"] = json.loads(inspection.card.to_json()) if inspection.card else None
-    return json.dumps(fields, indent=2)
+    """Describe an ONNX file as JSON."""
+    fields = dataclasses.asdict(dataclasses.replace(inspection, card=None))
+    card = json.loads(inspection.card.to_json()) if inspection.card else None
+    return json.dumps({**fields, "card": card}, indent=2, default=str)
 
 
 def _changes(before: dict[str, int], after: dict[str, int]) -> str:
-    """List every operator whose count the transforms changed."""
-    names = sorted(
-        {*before, *after}, key=lambda name: (-max(before.get(name, 0), after.get(name, 0)), name)
-    )
+    """List every operator whose count changed, the most frequent first."""
+    pairs = {name: (before.get(name, 0), after.get(name, 0)) for name in {*before, *after}}
     changed = [
-        f"{name} {before.get(name, 0)} -> {after.get(name, 0)}"
-        for name in names
-        if before.get(name, 0) != after.get(name, 0)
+        f"{name} {old} -> {new}"
+        for name, (old, new) in sorted(pairs.items(), key=lambda item: (-max(item[1]), item[0]))
+        if old != new
     ]
     return f"{sum(before.values())} nodes -> {sum(after.values())}: {', '.join(changed)}"
 
 
-def _weights_text(card: ModelCard) -> str:
-    source = card.source
-    return f"{source['weights']}  {source['family']} layout  sha256 {_short(source['sha256'])}"
+def _card_rows(card: ModelCard) -> Rows:
+    """Describe input, output and form of an artefact."""
+    width = card.form.get("head_classes", card.num_classes)
+    padded = f", head padded to {width} classes" if width > card.num_classes else ""
+    form = f"upsample {card.form.get('upsample')}{padded}, opset {card.form.get('opset')}"
+    return [
+        ("in", _input_text(card)),
+        ("out", _output_text(card)),
+        ("form", f"optimized for {card.optimized_for}: {form}"),
+    ]
 
 
 def _input_text(card: ModelCard) -> str:
     height, width = card.size_hw
-    batch = _batch_text(card)
+    batch = card.batch.min if card.batch.is_fixed else f"{card.batch.min}..{card.batch.max}"
     is_plain = not any(card.mean) and set(card.std) == {1.0}
     formula = "x / 255" if is_plain else f"(x / 255 - {_rgb(card.mean)}) / {_rgb(card.std)}"
     if card.input == FRAMES:
         return f"frames  uint8 ({batch}, {height}, {width}, 3)  {card.color}; {formula} is in the graph"
-    kind = "float16" if card.precision == "fp16" else "float32"
-    return f"tensor  {kind} ({batch}, 3, {height}, {width})  {card.color}; the caller computes {formula}"
+    shape = f"{card.float_dtype} ({batch}, 3, {height}, {width})"
+    return f"tensor  {shape}  {card.color}; the caller computes {formula}"
 
 
 def _output_text(card: ModelCard) -> str:
     height, width = card.size_hw
-    kind = "float16" if card.precision == "fp16" else "float32"
     texts = {
         "labels": f"labels  uint8 (N, {height}, {width})  {card.num_classes} classes of {card.label_set}",
         "confidence": f"confidence  uint8 (N, {height}, {width})  top probability x 255",
-        "logits": f"logits  {kind} (N, {card.num_classes}, {height}, {width})",
+        "logits": f"logits  {card.float_dtype} (N, {card.num_classes}, {height}, {width})",
     }
     return "; ".join(texts[name] for name in card.outputs)
 
 
-def _form_text(card: ModelCard) -> str:
-    width = card.form.get("head_classes", card.num_classes)
-    padded = f", head padded to {width} classes" if width > card.num_classes else ""
-    shape = f"upsample {card.form.get('upsample')}{padded}, opset {card.form.get('opset')}"
-    return f"optimized for {card.optimized_for}: {shape}"
-
-
-def _batch_text(card: ModelCard) -> str:
-    low, _, high = card.batch
-    return str(low) if low == high else f"{low}..{high}"
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _file_text(report: ExportReport | QuantizeReport) -> str:
+    size = _megabytes(report.path.stat().st_size)
+    return f"{report.path}  {size}  sha256 {report.sha256[:12]}"
 
 
 def _rgb(values: tuple[float, float, float]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
-def _short(digest: str) -> str:
-    return digest[:12]
-
-
 def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.2f} MB"
 
 
-def block(rows: list[tuple[str, str]]) -> str:
-    """Lay out labelled lines, folded at 110 columns."""
-    indent = " " * 10
+def _block(rows: Rows) -> str:
+    """Lay out labelled lines, wrapped at 110 columns."""
     return "\n".join(
         textwrap.fill(
             f"{label:<10}{text}",
             110,
-            subsequent_indent=indent,
+            subsequent_indent=" " * 10,
             break_long_words=False,
             break_on_hyphens=False,
         )

@@ -1,11 +1,12 @@
-"""From a weights file to a verified ONNX artefact with its card."""
+"""``to-onnx``: export a weights file to a verified ONNX artefact with its card."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import torch
 from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
 from esnet.data.scenes import street_scene
 from esnet.labels import LABEL_SETS, LabelSet, label_set_for
-from export.errors import ExportError
+from export.errors import ExportError, require_folder
 from export.graph.editor import op_counts
 from export.metadata import card_from_plan, with_card
-from export.plan import ExportPlan, graph_from_network, unfused_graph
+from export.plan import ExportPlan, transform_graph, unfused_graph
 from export.verify import Parity, measure_parity, require_parity
 from runtime.artefact.card import LABELS, ModelCard
 from runtime.backend import installed_backends
@@ -31,20 +32,20 @@ _NUM_PARITY_FRAMES = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
-    """What an export wrote and how it was checked."""
+    """Result of an export."""
 
     path: Path
-    """The artefact."""
+    """ONNX artefact."""
     card: ModelCard
     """Its card."""
     sha256: str
     """Hash of the file."""
     counts_before: dict[str, int]
-    """Operators of the published graph."""
+    """Operator counts of the unfused graph."""
     counts_after: dict[str, int]
-    """Operators of the artefact."""
+    """Operator counts of the artefact."""
     parity: Parity | None
-    """The comparison with torch; ``None`` if it was left out."""
+    """Comparison with torch; ``None`` if it was skipped."""
 
 
 def export_onnx(
@@ -59,29 +60,30 @@ def export_onnx(
     verify: bool = True,
     command: Sequence[str] = (),
 ) -> ExportReport:
-    """Export a checkpoint.
+    """Export a checkpoint to ONNX and compare the result with torch.
 
     Args:
-        weights: File, or name of shipped weights.
-        output: File to write, replaced if it exists; ``None`` makes a telling name beside the weights.
-        plan: Size, batch, form, precision; its mean and deviation are replaced by the checkpoint's own.
-        mean: Overrides the checkpoint's mean, 0-1 scale.
-        std: Overrides the checkpoint's deviation.
-        label_set: Name of the label set; ``None`` takes the checkpoint's, or the one with as many classes.
-        frames: Image, folder or video to compare on; ``None`` takes generated street scenes.
-        verify: Whether to compare with torch before anything is written.
-        command: The command line, for the card.
+        weights: Checkpoint file, or name of shipped weights.
+        output: File to write, replaced if it exists; ``None`` names it after weights and settings.
+        plan: Export settings; ``None`` takes the defaults. Its mean and std are not used.
+        mean: RGB mean, 0-1 scale; ``None`` takes that of the checkpoint's family.
+        std: RGB standard deviation, 0-1 scale; ``None`` as for ``mean``.
+        label_set: Name of the label set; ``None`` takes the checkpoint's, or the one with its number of
+            classes.
+        frames: Image, folder or video to compare on; ``None`` generates street scenes.
+        verify: False skips the comparison with torch.
+        command: Command line, for the card.
 
     Raises:
         CheckpointError: The weights cannot be loaded.
         LabelSetError: The label set does not fit.
         ParityError: The artefact is out of tolerance; nothing was written.
-        BackendUnavailable: Nothing here can run the comparison.
+        BackendUnavailable: No installed backend can run the comparison.
         OSError: The output cannot be written.
     """
     if verify and not installed_backends():
         raise BackendUnavailable(
-            "nothing here can run the exported graph for the comparison with torch",
+            "no installed backend can run the exported graph for the comparison with torch",
             hint="pip install 'esnet-deploy[cpu]', or export with --no-verify",
         )
     checkpoint = load_checkpoint(weights)
@@ -91,9 +93,10 @@ def export_onnx(
     labels = _label_set(checkpoint, label_set)
     path = output or default_output(weights, checkpoint, plan)
     _check_output(path, checkpoint.path)
-    pictures, pictures_name = _parity_frames(frames, plan) if verify else ([], "")
+    images, frames_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:
-        model = graph_from_network(checkpoint.network, plan)
+        unfused = unfused_graph(checkpoint.network, plan)
+        model = transform_graph(unfused, plan)
         card = card_from_plan(
             plan,
             labels,
@@ -104,23 +107,26 @@ def export_onnx(
         parity = None
         if verify:
             parity = measure_parity(
-                checkpoint.network, model, plan, card, pictures, frames_name=pictures_name
+                checkpoint.network, unfused, model, plan, card, images, frames_name=frames_name
             )
             require_parity(parity, plan.precision)
-            card = replace(card, parity=parity.as_dict())
+            card = replace(card, parity=asdict(parity))
         onnx.save(with_card(model, card), temporary)
     return ExportReport(
         path=path,
         card=card,
         sha256=sha256_of(path),
-        counts_before=op_counts(unfused_graph(checkpoint.network, plan).graph.node),
+        counts_before=op_counts(unfused.graph.node),
         counts_after=op_counts(model.graph.node),
         parity=parity,
     )
 
 
 def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan) -> Path:
-    """Name the artefact after weights, size, precision and form; shipped weights are exported to here."""
+    """Name the artefact after weights, size, precision and form, in the folder of the weights.
+
+    Artefacts of shipped weights go to the working folder.
+    """
     height, width = plan.size_hw
     folder = Path() if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.parent
     parts = [_name(weights, checkpoint), f"{height}x{width}", plan.precision, plan.optimized_for]
@@ -129,38 +135,34 @@ def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan
     return folder / f"{'_'.join(parts)}.onnx"
 
 
-def _label_set(checkpoint: Checkpoint, asked: str | None) -> LabelSet:
-    """Choose the label set asked for, else the one that the file names and we know, else by the classes."""
+def _label_set(checkpoint: Checkpoint, requested: str | None) -> LabelSet:
+    """Choose the requested label set, else a known one named by the checkpoint, else by number of classes."""
     stored = checkpoint.metadata.get("label_set")
-    name = asked or (stored if stored in LABEL_SETS else None)
+    name = requested or (stored if stored in LABEL_SETS else None)
     return label_set_for(checkpoint.network.config.num_classes, name=name)
 
 
 def _check_output(path: Path, weights_path: Path) -> None:
-    """Refuse an output that cannot be meant, before any work is done."""
-    if not path.parent.is_dir():
-        raise ExportError(
-            f"there is no folder {path.parent} to write to",
-            hint="make it, or name another file: -o",
-        )
-    problem = None
-    if path.is_dir():
-        problem = "is a folder"
-    elif path.exists() and not path.is_file():
-        problem = "is not a plain file"
-    elif path.exists() and path.samefile(weights_path):
-        problem = "is the weights file itself"
-    if problem:
-        raise ExportError(f"output {path} {problem}", hint="name another file: -o model.onnx")
+    """Refuse an unusable output path before any work is done."""
+    require_folder(path)
+    if not path.exists():
+        return
+    problems = {
+        "is a folder": path.is_dir(),
+        "is not a regular file": not path.is_file(),
+        "is the weights file itself": path.samefile(weights_path),
+    }
+    if problem := next((text for text, is_true in problems.items() if is_true), None):
+        raise ExportError(f"output {path} {problem}", hint="choose another file: -o model.onnx")
 
 
 def _name(weights: str | Path, checkpoint: Checkpoint) -> str:
-    """Name shipped weights by their name, others by their file."""
+    """Get the name of shipped weights, or the stem of a weights file."""
     return str(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.stem
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, str]:
-    """Tell file, hash and family of the weights, and what the file says of itself."""
+    """Describe the weights: file name, hash, family, and the metadata of the file."""
     return {
         "weights": checkpoint.path.name,
         "sha256": checkpoint.sha256,
@@ -170,28 +172,25 @@ def _source(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _created(command: Sequence[str]) -> dict[str, str]:
+    try:
+        version = metadata.version("esnet-deploy")
+    except metadata.PackageNotFoundError:
+        version = "from its source folder"
     return {
         "command": shlex.join(command),
-        "esnet-deploy": _version("esnet-deploy"),
+        "esnet-deploy": version,
         "onnx": onnx.__version__,
         "torch": torch.__version__,
     }
 
 
 def _parity_frames(frames: Path | None, plan: ExportPlan) -> tuple[list[np.ndarray], str]:
-    """Take the first readable frames of the source, or generate some."""
+    """Read the first frames of the source, or generate some."""
     if frames is None:
         scenes = [street_scene(plan.size_hw, seed=seed).image for seed in range(_NUM_PARITY_FRAMES)]
         return scenes, "generated street scenes"
     source = open_source(frames)
-    pictures = [frame.image for frame, _ in zip(source, range(_NUM_PARITY_FRAMES), strict=False)]
-    if not pictures:
+    images = [frame.image for frame in islice(source, _NUM_PARITY_FRAMES)]
+    if not images:
         raise ExportError(f"no frame of {frames} could be read: {'; '.join(source.skipped[:3])}")
-    return pictures, f"frames of {frames.name}"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "from its source folder"
+    return images, f"frames of {frames.name}"

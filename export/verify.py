@@ -1,74 +1,59 @@
-"""Compare an artefact with its checkpoint: the same frames through torch and through the exported graph."""
+"""Parity check: run the same frames through torch and through the exported graph, and compare."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 
-from esnet.model import ESNet
+from esnet.model import ESNet, normalise
 from export.errors import ParityError
 from export.metadata import with_card
-from export.plan import ExportPlan, graph_from_network
+from export.plan import ExportPlan, transform_graph
 from runtime.artefact.card import LOGITS, ModelCard
 from runtime.backend import installed_backends, open_backend
 from runtime.media.frames import batch_from_frames, resize_frame
 from runtime.segmenter import Segmenter
 
-# Largest logit difference over the largest logit, and the smallest share of equal labels, that still pass.
+# Largest allowed logit difference over the largest logit, and smallest allowed share of equal labels.
 _LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.99)}
-
 _REFERENCE_BACKEND = "onnxruntime"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """How far an artefact is from its checkpoint."""
+    """Difference between an artefact and its checkpoint."""
 
     max_abs_logit_diff: float
-    """Largest difference of any logit."""
+    """Largest absolute difference of a logit."""
     max_abs_logit: float
-    """Largest logit of the checkpoint, to judge the difference by."""
+    """Largest absolute logit of the checkpoint, the scale of the difference."""
     equal_labels: float
     """Share of pixels with the same class, 0 to 1."""
     num_frames: int
-    """Frames compared."""
+    """Number of frames compared."""
     frames: str
-    """Where they come from."""
+    """Origin of the frames."""
     backend: str
-    """What ran the artefact."""
-
-    def problem(self, precision: str) -> str | None:
-        """Say what is out of tolerance for this precision; ``None`` when all is well."""
-        largest_ratio, least_equal = _LIMITS[precision]
-        allowed = largest_ratio * max(1.0, self.max_abs_logit)
-        if not self.max_abs_logit_diff <= allowed:  # NaN is not
-            return f"logits differ by {self.max_abs_logit_diff:.3g}, allowed {allowed:.3g}"
-        if self.equal_labels < least_equal:
-            return f"{self.equal_labels:.3%} of labels are equal, required {least_equal:.1%}"
-        return None
+    """Backend that ran the artefact."""
 
     def as_text(self) -> str:
-        """Sum up in a line."""
+        """Summarise the comparison in one line."""
         return (
             f"max |logit difference| {self.max_abs_logit_diff:.2g} of {self.max_abs_logit:.3g}, "
             f"equal labels {100 * self.equal_labels:.6g} %, {self.num_frames} {self.frames}, "
             f"on {self.backend}"
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for the card."""
-        return asdict(self)
-
 
 def measure_parity(
     network: ESNet,
+    unfused: onnx.ModelProto,
     model: onnx.ModelProto,
     plan: ExportPlan,
     card: ModelCard,
@@ -76,41 +61,38 @@ def measure_parity(
     *,
     frames_name: str,
 ) -> Parity:
-    """Run frames through torch, through the artefact, and through its twin that gives logits.
+    """Run frames through torch, the artefact, and its logits model, and compare logits and labels.
 
-    The twin is the same graph but for the head (no labels, no padding classes), so that rounding can be told
-    from mistakes.
+    The logits model has the same transforms as the artefact, but neither the labels head nor padding classes.
+    Its logits tell rounding errors from wrong weights.
 
     Args:
         network: The checkpoint's network.
-        model: The artefact's graph.
-        plan: What it was made by.
-        card: What it says of itself.
+        unfused: Its unfused graph.
+        model: Graph of the artefact.
+        plan: Settings of the artefact.
+        card: Card of the artefact.
         frames: RGB, uint8 (H, W, 3), any size.
-        frames_name: Where they come from, for the report.
-
-    Returns:
-        The largest difference over all frames.
+        frames_name: Origin of the frames, for the report.
     """
-    twin_plan = replace(plan, outputs=(LOGITS,), upsample=plan.form.upsample)
-    twin = graph_from_network(network, twin_plan)
+    logits_plan = replace(plan, outputs=(LOGITS,), upsample=plan.form.upsample)
+    logits_model = transform_graph(unfused, logits_plan)
     installed = installed_backends()
     backend = _REFERENCE_BACKEND if _REFERENCE_BACKEND in installed else installed[0]
     differences, largest, equal = [], [], []
     with tempfile.TemporaryDirectory(prefix="esnet-parity-") as folder:
-        paths = Path(folder, "artefact.onnx"), Path(folder, "twin.onnx")
+        paths = Path(folder, "artefact.onnx"), Path(folder, "logits.onnx")
         onnx.save(with_card(model, card), paths[0])
-        onnx.save(with_card(twin, replace(card, outputs=(LOGITS,))), paths[1])
+        onnx.save(with_card(logits_model, replace(card, outputs=(LOGITS,))), paths[1])
         with (
             Segmenter(open_backend(paths[0], backend, precision="fp32")) as artefact,
-            open_backend(paths[1], backend, precision="fp32") as twin_backend,
+            open_backend(paths[1], backend, precision="fp32") as logits_backend,
         ):
             for frame in frames:
                 expected = torch_logits(network, frame, plan)
-                batch = batch_from_frames([frame] * plan.batch[0], card)
-                logits = twin_backend.infer(batch)[0][0].astype(np.float32)
+                logits = logits_backend.infer(batch_from_frames([frame], card))[0][0]
                 labels = artefact.segment(resize_frame(frame, plan.size_hw))
-                differences.append(float(np.abs(logits - expected).max()))
+                differences.append(float(np.abs(logits.astype(np.float32) - expected).max()))
                 largest.append(float(np.abs(expected).max()))
                 equal.append(float((labels == expected.argmax(0)).mean()))
     return Parity(
@@ -129,27 +111,37 @@ def torch_logits(network: ESNet, frame: np.ndarray, plan: ExportPlan) -> np.ndar
     Args:
         network: In evaluation mode.
         frame: RGB, uint8 (H, W, 3), any size.
-        plan: Gives size, mean and deviation.
+        plan: Gives size, mean and standard deviation.
 
     Returns:
         Logits (K, H, W) float32.
     """
-    scaled = resize_frame(frame, plan.size_hw).astype(np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(plan.mean, np.float32)) / np.asarray(plan.std, np.float32)
+    images_NHWC = torch.tensor(resize_frame(frame, plan.size_hw))[None]
     with torch.inference_mode():
-        logits: np.ndarray = network(torch.from_numpy(normalised).permute(2, 0, 1)[None])[0].numpy()
+        logits: np.ndarray = network(normalise(images_NHWC, plan.mean, plan.std))[0].numpy()
     return logits
 
 
 def require_parity(parity: Parity, precision: str) -> None:
     """Refuse an artefact that is out of tolerance.
 
+    Args:
+        parity: Result of ``measure_parity``.
+        precision: ``fp32`` or ``fp16``; determines the tolerance.
+
     Raises:
-        ParityError: With the figure that broke it.
+        ParityError: The logits or the labels differ too much.
     """
-    if problem := parity.problem(precision):
-        raise ParityError(
-            f"the {precision} artefact does not compute what the checkpoint computes: {problem}",
-            hint="nothing was written; --no-verify writes it all the same"
-            + ("; without --fp16 it may pass" if precision == "fp16" else ""),
-        )
+    largest_ratio, least_equal = _LIMITS[precision]
+    allowed = largest_ratio * max(1.0, parity.max_abs_logit)
+    if not parity.max_abs_logit_diff <= allowed:  # also true for NaN
+        problem = f"logits differ by {parity.max_abs_logit_diff:.3g}, allowed {allowed:.3g}"
+    elif parity.equal_labels < least_equal:
+        problem = f"{parity.equal_labels:.3%} of labels are equal, required {least_equal:.1%}"
+    else:
+        return
+    raise ParityError(
+        f"the {precision} artefact does not compute what the checkpoint computes: {problem}",
+        hint="nothing was written; --no-verify writes it without this check"
+        + ("; without --fp16 it may pass" if precision == "fp16" else ""),
+    )

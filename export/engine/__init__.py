@@ -1,1 +1,1 @@
-"""TensorRT engines: the builder, the build with its checks, and the compiled kernels."""
+"""TensorRT engines: the builder adapter, the build with its checks, and the kernel list."""

@@ -1,4 +1,4 @@
-"""``build-engine``: from an ONNX artefact to an engine whose types were checked, and its record."""
+"""``build-engine``: build an engine from an ONNX artefact, check its precision, and write its record."""
 
 from __future__ import annotations
 
@@ -11,44 +11,43 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from export.engine.kernels import Kernel, convolution_types, summarize_kernels
 from export.engine.trt_builder import BuildOptions, build_plan
-from export.errors import BuildError, ExportError, PrecisionError
+from export.errors import BuildError, PrecisionError, require_folder
 from export.graph.half import LARGEST_HALF, convert_to_half
 from export.metadata import with_card
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, read_record, record_path, write_engine
 from runtime.errors import EsnetError
 from runtime.files import cache_dir, sha256_of
-from runtime.machine.gpus import advice_for, gpus_at_hand
+from runtime.machine.gpus import first_cuda_gpu
+from runtime.machine.support import advice_for
 from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
 from runtime.tensorrt_api import TENSORRT_RTX, TensorRt, load_tensorrt
 
-PRECISIONS = ("fp32", "fp16", "int8")
 PORTABLE_SMS = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""What TensorRT-RTX builds for when no target is named: the header's mask without SM 7.5."""
+"""Default compute capabilities of a TensorRT-RTX engine: those of its header's mask without SM 7.5."""
 _CONVOLUTION_TYPES = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
-_SCANNED_FRAMES = 16
-_HEADROOM = 2.0
+_MAX_RANGE_FRAMES = 16
+_OVERFLOW_MARGIN = 2.0  # other frames may reach larger activations than those measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
-    """What a build did, or would do."""
+    """Result of a build."""
 
     path: Path
-    """The engine."""
+    """Engine file."""
     record: EngineRecord
-    """What its record says; of a dry run, what is known beforehand."""
+    """Record of the engine; after a dry run without the figures of a build."""
     status: str
     """``built``, ``unchanged`` or ``dry run``."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Remarks for the user."""
 
 
 def build_engine(
@@ -61,233 +60,230 @@ def build_engine(
     dry_run: bool = False,
     wait: Callable[[threading.Thread], None] = threading.Thread.join,
 ) -> EngineReport:
-    """Build an engine from an artefact, check the types it computes in, and write it with its record.
+    """Build an engine from an artefact, check its compute types, and write it with its record.
 
     Args:
-        onnx_path: An artefact of this toolkit.
-        output: The engine file; ``None`` puts it beside the artefact.
-        options: What is asked for.
-        command: The command line that makes this engine, for its record.
-        force: Build even where nothing has changed.
-        dry_run: Do all but the build and the writing.
+        onnx_path: Artefact of this toolkit.
+        output: Engine file; ``None`` names it after the artefact, in the same folder.
+        options: Build settings.
+        command: Command line, for the record.
+        force: Build even if the existing engine is up to date.
+        dry_run: Check the request only; build and write nothing.
         wait: See ``trt_builder.build_plan``.
 
     Raises:
-        ModelFileError: Not an artefact.
-        BuildError: TensorRT refuses the graph or the request.
-        PrecisionError: It computes in other types than asked for; nothing was written.
-        BackendUnavailable: No TensorRT, or it needs a GPU that is not here.
+        ModelFileError: The file is not an artefact.
+        BuildError: TensorRT rejects the graph or the request.
+        PrecisionError: The engine computes in other types than requested; nothing was written.
+        BackendUnavailable: TensorRT is not installed, or it needs a GPU and this machine has none.
     """
     card = ModelCard.from_file(onnx_path)
     trt = load_tensorrt(options.tensorrt)
     _check_request(card, trt, options, onnx_path)
-    batch = options.batch or card.batch
+    options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
-    if not path.parent.is_dir():
-        raise ExportError(
-            f"there is no folder {path.parent} to write to", hint="make it, or name another: -o"
-        )
-    gpu = gpu_for_build()
-    sms, gpu_name = _target(trt, options, gpu)
-    islands, notes = _islands(onnx_path, card, options)
+    require_folder(path)
+    sms, gpu_name = _compute_capabilities(trt, options, first_cuda_gpu())
+    fp32_nodes, notes = _overflowing_nodes(onnx_path, card, options)
     notes += tuple(filter(None, {advice_for(sm, options.precision) for sm in sms}))
-    identity = {
-        "onnx": sha256_of(onnx_path),
-        "tensorrt": [trt.kind, trt.version],
-        "sms": [f"{major}.{minor}" for major, minor in sms],
-        "gpu": gpu_name if not trt.cross_compiles else None,
-        "precision": options.precision,
-        "islands": sorted(islands),
-        "batch": batch,
-        "workspace": options.workspace_bytes,
-        "compatible": [options.version_compatible, options.hardware_compatible],
-    }
-    record = EngineRecord(
-        card=replace(card, precision=options.precision, batch=batch),
-        plan_sha256="",
-        onnx={"name": onnx_path.name, "sha256": identity["onnx"]},  # type: ignore[dict-item]
-        tensorrt={"kind": trt.kind, "version": trt.version},
-        target={"sms": identity["sms"], "gpu": gpu_name},
-        precision={"asked": options.precision, "built": {}, "islands": sorted(islands)},
-        profile=batch,
-        kernels={},
-        build={"key": _key(identity), "command": " ".join(command)},
-    )
+    record = _new_record(onnx_path, card, trt, options, sms, gpu_name, fp32_nodes, command)
     if dry_run:
         return EngineReport(path=path, record=record, status="dry run", notes=notes)
     if not force and (unchanged := _unchanged(path, record)):
         return EngineReport(path=path, record=unchanged, status="unchanged", notes=notes)
-    model = _model(onnx_path, card, options, islands)
-    started = time.perf_counter()
-    built = build_plan(
-        trt,
-        model.SerializeToString(),
-        replace(options, batch=batch, timing_cache_path=_timing_cache(trt, options, sms)),
-        wait=wait,
-    )
-    seconds = time.perf_counter() - started
-    require_types(built.kernels, options.precision, num_islands=_num_convolutions(model, islands))
-    record = replace(
-        record,
-        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
-        precision={**record.precision, "built": convolution_types(built.kernels)},
-        kernels=summarize_kernels(built.kernels),
-        build={
-            **record.build,
-            "seconds": round(seconds, 2),
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        },
-    )
-    write_engine(path, built.plan, record)
+    model = onnx.load(onnx_path)
+    if options.precision == "fp16" and card.precision == "fp32":
+        half = convert_to_half(model, fp32_nodes=fp32_nodes)
+        model = with_card(half, replace(card, precision="fp16"))
+    options = replace(options, timing_cache_path=_timing_cache_path(trt, options, sms))
+    record = _build_and_write(path, trt, model, options, record, wait)
     return EngineReport(path=path, record=record, status="built", notes=notes)
 
 
-def gpu_for_build() -> tuple[str, tuple[int, int]] | None:
-    """Get name and compute capability of the first GPU; ``None`` where there is none."""
-    return next(iter(gpus_at_hand()), None)
-
-
-def require_types(kernels: Sequence[Kernel], precision: str, *, num_islands: int) -> None:
-    """Compare what was asked for with the types that the convolutions compute in.
+def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -> None:
+    """Compare the compute types of the convolutions with the requested precision.
 
     Args:
-        kernels: The compiled kernels; without any, nothing can be said.
+        kernels: Compiled kernels; an empty list passes.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        num_islands: Convolutions that were asked to stay in fp32.
+        num_fp32: Number of convolutions that were kept in fp32.
 
     Raises:
-        PrecisionError: With the counts.
+        PrecisionError: Too many convolutions compute in another type.
     """
     types = convolution_types(kernels)
     total, right = sum(types.values()), types.get(_CONVOLUTION_TYPES[precision], 0)
-    # Post-training quantization leaves the first and the last layer out.
-    allowed = max(num_islands, 4 if precision == "int8" else 0)
+    # Post-training quantization keeps the first and the last layer in float.
+    allowed = max(num_fp32, 4 if precision == "int8" else 0)
     if total and total - right > allowed:
         found = ", ".join(f"{count} in {name}" for name, count in types.items())
         raise PrecisionError(
-            f"{precision} was asked for, but of {total} convolutions {found}; nothing was written",
-            hint="this GPU or TensorRT cannot do better; --fp32 says what really runs",
+            f"{precision} was requested, but of {total} convolutions {found}; nothing was written",
+            hint=f"this GPU or TensorRT has no {precision} kernels for them; use another precision",
         )
 
 
 def _check_request(card: ModelCard, trt: TensorRt, options: BuildOptions, onnx_path: Path) -> None:
-    """Refuse at once what cannot end well, with the better command."""
-    asked, has = options.precision, card.precision
+    """Refuse requests that cannot succeed, and name the right command."""
+    requested, found = options.precision, card.precision
     again = f"esnet-export build-engine {onnx_path}"
-    if asked == "int8" and trt.kind == TENSORRT_RTX:
+    if requested == "int8" and trt.kind == TENSORRT_RTX:
         raise BuildError(
-            "TensorRT-RTX runs INT8 slower than FP16: a kernel that quantizes again follows each convolution",
+            "TensorRT-RTX runs INT8 slower than FP16: it adds a quantization kernel after each convolution",
             hint=f"{again} --fp16 --tensorrt tensorrt-rtx",
         )
-    if asked == "int8" and has != "int8":
+    if requested == "int8" and found != "int8":
         raise BuildError(
-            f"{onnx_path} is {has}: an INT8 engine is built from a quantized artefact",
+            f"{onnx_path} is {found.upper()}; an INT8 engine needs a quantized artefact",
             hint=f"esnet-export quantize {onnx_path} --calibration DIR, then build-engine --int8",
         )
-    if (asked == "fp32" and has != "fp32") or (asked == "fp16" and has == "int8"):
+    if (requested == "fp32" and found != "fp32") or (requested == "fp16" and found == "int8"):
         raise BuildError(
-            f"{onnx_path} is {has} already, its {asked} weights are gone",
-            hint=f"{again} --{has}, or export it again without --{has}",
+            f"{onnx_path} is already {found.upper()}; start from the FP32 ONNX file",
+            hint=f"for a {found.upper()} engine: {again} --{found}",
         )
     if options.version_compatible and trt.kind == TENSORRT_RTX:
         raise BuildError(
-            "TensorRT-RTX has no version-compatible engines: the lean runtime is not part of it",
-            hint="leave --version-compatible away, and build again after an upgrade",
+            "TensorRT-RTX has no version-compatible engines: it does not include the lean runtime",
+            hint="omit --version-compatible, and build again after an upgrade",
         )
 
 
-def _target(
+def _compute_capabilities(
     trt: TensorRt, options: BuildOptions, gpu: tuple[str, tuple[int, int]] | None
 ) -> tuple[tuple[tuple[int, int], ...], str | None]:
-    """Tell which compute capabilities the engine will run on, and the GPU it is built on."""
+    """Get the compute capabilities that the engine runs on, and the name of the GPU that builds it."""
     name, sm = gpu or (None, None)
     if trt.cross_compiles:
         return options.sms or PORTABLE_SMS, name
     if sm is None:
         raise BuildError(
-            f"{trt.kind} {trt.version} builds on the GPU that will run the engine, and none is found here",
-            hint="build on that machine; tensorrt-rtx builds anywhere: --tensorrt tensorrt-rtx",
+            f"{trt.kind} {trt.version} builds on the GPU that will run the engine, and found no GPU",
+            hint="build on that machine, or use --tensorrt tensorrt-rtx, which needs no GPU to build",
         )
     if options.sms and options.sms != (sm,):
         raise BuildError(
-            f"{trt.kind} builds for the GPU at hand, {name} (SM {sm[0]}.{sm[1]}), not for another",
-            hint="leave --target away, or build on the machine that has it",
+            f"{trt.kind} builds only for the GPU of this machine, {name} (SM {sm[0]}.{sm[1]})",
+            hint="omit --target, or build on the machine with that GPU",
         )
     if options.hardware_compatible:
         return tuple(dict.fromkeys((sm, *PORTABLE_SMS, (9, 0), (10, 0)))), name
     return (sm,), name
 
 
-def _islands(
+def _overflowing_nodes(
     onnx_path: Path, card: ModelCard, options: BuildOptions
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find the nodes that half precision could overflow in, on the user's frames."""
+    """Find the nodes whose activations could overflow in fp16 on the user's frames, and describe them."""
     if options.precision != "fp16" or card.precision != "fp32":
         return (), ()
     if options.frames is None:
-        return (), ("activation ranges not measured, no FP32 islands: --frames DIR measures them",)
-    from export.engine.ranges import activation_peaks
+        return (), ("FP16 overflow not checked; pass --frames DIR",)
+    from export.quantization.calibration import activation_peaks
 
     model = onnx.load(onnx_path)
-    source = open_source(options.frames)
-    pictures = islice((frame.image for frame in source), _SCANNED_FRAMES)
-    peaks = activation_peaks(model, (batch_from_frames([picture], card) for picture in pictures))
-    hot = {name for name, peak in peaks.items() if peak * _HEADROOM > LARGEST_HALF}
-    islands = [node.name for node in model.graph.node if hot & {*node.input, *node.output}]
+    frames = islice(open_source(options.frames), _MAX_RANGE_FRAMES)
+    peaks = activation_peaks(model, (batch_from_frames([frame.image], card) for frame in frames))
+    large = {name for name, peak in peaks.items() if peak * _OVERFLOW_MARGIN > LARGEST_HALF}
+    nodes = [node.name for node in model.graph.node if large & {*node.input, *node.output}]
     top = max(peaks, key=lambda name: peaks[name])
-    kept = (
-        f"{len(islands)} nodes stay in FP32: {', '.join(islands[:6])}"
-        if islands
-        else "no FP32 islands"
-    )
-    return tuple(islands), (
-        f"largest activation {peaks[top]:.4g} at {top}, half holds 65504: {kept}",
+    kept = f"{len(nodes)} nodes stay in FP32: {', '.join(nodes[:6])}" if nodes else "no FP32 nodes"
+    return tuple(nodes), (
+        f"largest activation {peaks[top]:.4g} at {top}, FP16 limit 65504: {kept}",
     )
 
 
-def _model(
-    onnx_path: Path, card: ModelCard, options: BuildOptions, islands: Sequence[str]
-) -> onnx.ModelProto:
-    model = onnx.load(onnx_path)
-    if options.precision == "fp16" and card.precision == "fp32":
-        return with_card(convert_to_half(model, islands=islands), replace(card, precision="fp16"))
-    return model
+def _new_record(
+    onnx_path: Path,
+    card: ModelCard,
+    trt: TensorRt,
+    options: BuildOptions,
+    sms: Sequence[tuple[int, int]],
+    gpu_name: str | None,
+    fp32_nodes: Sequence[str],
+    command: Sequence[str],
+) -> EngineRecord:
+    """Make the record of an engine that is not built yet; its key changes with all that affects the build."""
+    assert options.batch is not None, "build_engine sets the batch range"
+    onnx_hash, nodes = sha256_of(onnx_path), sorted(fp32_nodes)
+    sm_texts = [f"{major}.{minor}" for major, minor in sms]
+    identity = {
+        "onnx": onnx_hash,
+        "tensorrt": [trt.kind, trt.version],
+        "sms": sm_texts,
+        "gpu": None if trt.cross_compiles else gpu_name,
+        "precision": options.precision,
+        "fp32_nodes": nodes,
+        "batch": options.batch,
+        "workspace": options.workspace_bytes,
+        "compatible": [options.version_compatible, options.hardware_compatible],
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return EngineRecord(
+        card=replace(card, precision=options.precision, batch=options.batch),
+        plan_sha256="",
+        onnx={"name": onnx_path.name, "sha256": onnx_hash},
+        tensorrt={"kind": trt.kind, "version": trt.version},
+        target={"sms": sm_texts, "gpu": gpu_name},
+        precision={"asked": options.precision, "built": {}, "fp32_nodes": nodes},
+        profile=options.batch,
+        kernels={},
+        build={"key": key, "command": " ".join(command)},
+    )
 
 
-def _num_convolutions(model: onnx.ModelProto, islands: Sequence[str]) -> int:
-    return sum(node.name in islands and "Conv" in node.op_type for node in model.graph.node)
+def _build_and_write(
+    path: Path,
+    trt: TensorRt,
+    model: onnx.ModelProto,
+    options: BuildOptions,
+    record: EngineRecord,
+    wait: Callable[[threading.Thread], None],
+) -> EngineRecord:
+    """Build the plan, check its types, write it, and get its complete record."""
+    started = time.perf_counter()
+    built = build_plan(trt, model.SerializeToString(), options, wait=wait)
+    seconds = time.perf_counter() - started
+    fp32_nodes = record.precision["fp32_nodes"]
+    num_fp32 = sum(n.name in fp32_nodes and "Conv" in n.op_type for n in model.graph.node)
+    require_types(built.kernels, options.precision, num_fp32=num_fp32)
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    record = replace(
+        record,
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        precision={**record.precision, "built": convolution_types(built.kernels)},
+        kernels=summarize_kernels(built.kernels),
+        build={**record.build, "seconds": round(seconds, 2), "date": date},
+    )
+    write_engine(path, built.plan, record)
+    return record
 
 
 def _unchanged(path: Path, record: EngineRecord) -> EngineRecord | None:
-    """Get the record of an engine that is already what is asked for."""
+    """Get the record of an existing engine if it is up to date."""
     if not (path.is_file() and record_path(path).is_file()):
         return None
     try:
         found = read_record(path)
     except EsnetError:
-        return None  # damaged: build it again
+        return None  # damaged: build again
     is_same = found.build.get("key") == record.build["key"]
     return found if is_same and sha256_of(path) == found.plan_sha256 else None
 
 
-def _key(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _timing_cache(
+def _timing_cache_path(
     trt: TensorRt, options: BuildOptions, sms: Sequence[tuple[int, int]]
 ) -> Path | None:
-    """Choose where kernel timings are kept; what compiles without timing them (RTX) keeps none."""
+    """Choose the timing cache file; ``None`` for TensorRT-RTX, which does not time kernels."""
     if trt.cross_compiles:
         return None
-    if options.timing_cache_path is not None:
-        return options.timing_cache_path
     major, minor = sms[0]
-    return cache_dir() / f"timing-{trt.version}-sm{major}{minor}.cache"
+    default = cache_dir() / f"timing-{trt.version}-sm{major}{minor}.cache"
+    return options.timing_cache_path or default
 
 
 def _default_output(onnx_path: Path, card: ModelCard, options: BuildOptions, trt: TensorRt) -> Path:
-    """Name the engine after the artefact, at the precision of the engine."""
+    """Name the engine after the artefact and the engine's precision."""
     stem = onnx_path.stem.removesuffix("_tensorrt")
     stem = stem.replace(f"_{card.precision}", "") + f"_{options.precision}"
     suffix = ".rtx.engine" if trt.kind == TENSORRT_RTX else ".engine"

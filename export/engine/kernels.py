@@ -1,4 +1,4 @@
-"""What a compiler made of a graph: its kernels, their types, and the bytes they move."""
+"""The kernels of a compiled engine: their types and the bytes they read and write."""
 
 from __future__ import annotations
 
@@ -10,28 +10,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-_ITEM_BYTES = {
-    "Float": 4,
-    "Half": 2,
-    "BFloat16": 2,
-    "FP8": 1,
-    "Int8": 1,
-    "UInt8": 1,
-    "Bool": 1,
-    "Int32": 4,
-    "Int64": 8,
+# The compiler's name of a type -> bytes per element, and the words that the engine inspectors use for it.
+_TYPES = {
+    "Half": (2, r"\b(FP16|Half)\b"),
+    "BFloat16": (2, r"\b(BF16|BFloat16)\b"),
+    "Float": (4, r"\b(FP32|Float)\b"),
+    "UInt8": (1, r"\bUINT8\b"),
+    "Int8": (1, r"\bINT8\b"),
+    "Int32": (4, r"\bINT32\b"),
+    "Int64": (8, r"\bINT64\b"),
+    "Bool": (1, r"\bBool\b"),
+    "FP8": (1, r"\bFP8\b"),
 }
-# What the inspector of each TensorRT calls a type -> the compiler's own name.
-_TYPE_WORDS = (
-    (re.compile(r"\bFP16\b|\bHalf\b", re.I), "Half"),
-    (re.compile(r"\bBF16\b|\bBFloat16\b", re.I), "BFloat16"),
-    (re.compile(r"\bFP32\b|\bFloat\b", re.I), "Float"),
-    (re.compile(r"\bUINT8\b", re.I), "UInt8"),
-    (re.compile(r"\bINT8\b", re.I), "Int8"),
-    (re.compile(r"\bINT32\b", re.I), "Int32"),
-    (re.compile(r"\bINT64\b", re.I), "Int64"),
-    (re.compile(r"\bBool\b", re.I), "Bool"),
-)
+_COMPUTE_TYPES = ("Int8", "FP8", "Half", "BFloat16", "Float")  # narrowest first
 _CONVOLUTION = re.compile(r"conv|correlation", re.I)
 
 
@@ -42,7 +33,7 @@ class Edge:
     type: str
     """``Float``, ``Half``, ``Int8`` ..."""
     num_bytes: int
-    """Its size at the shapes the compiler was told."""
+    """Size at the shapes that the compiler optimized for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +41,30 @@ class Kernel:
     """One kernel after fusion."""
 
     kind: str
-    """The compiler's name for what it does."""
+    """Layer type, in the compiler's words."""
     name: str
-    """Its name, with those of the graph's nodes it came from where the compiler tells."""
+    """Name, which contains the names of its graph nodes if the compiler reports them."""
     inputs: tuple[Edge, ...]
-    """What it reads, weights apart."""
+    """Tensors read, without weights."""
     outputs: tuple[Edge, ...]
-    """What it writes."""
+    """Tensors written."""
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it is a convolution, fused with others or not."""
+        """True if it is a convolution, fused with other nodes or not."""
         return bool(_CONVOLUTION.search(self.kind) or _CONVOLUTION.search(self.name))
 
     @property
     def num_bytes(self) -> int:
-        """Bytes read and written, weights apart."""
+        """Bytes read and written, without weights."""
         return sum(edge.num_bytes for edge in (*self.inputs, *self.outputs))
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
-    """Read the kernel list that TensorRT-RTX logs at DETAILED verbosity while it builds, GPU or not.
+    """Parse the kernel list that TensorRT-RTX logs at DETAILED verbosity; this needs no GPU.
 
     Args:
-        messages: All messages of one build.
+        messages: All log messages of one build.
 
     Returns:
         The kernels of the engine; empty if the compiler did not list them.
@@ -87,13 +78,13 @@ def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
 
 
 def kernels_from_inspector(text: str) -> tuple[Kernel, ...]:
-    """Read the JSON of ``EngineInspector.get_engine_information``; the engine was built at DETAILED."""
+    """Parse the JSON of ``EngineInspector.get_engine_information`` of an engine built at DETAILED."""
     layers = json.loads(text).get("Layers", [])
     return tuple(_kernel_from_layer(layer) for layer in layers if isinstance(layer, dict))
 
 
 def summarize_kernels(kernels: Sequence[Kernel]) -> dict[str, Any]:
-    """Count kernels, bytes moved, and what is written in which type; empty for no kernels."""
+    """Count kernels, memory traffic in bytes, layer types and output types; empty for no kernels."""
     if not kernels:
         return {}
     kinds = Counter(kernel.kind for kernel in kernels)
@@ -107,18 +98,12 @@ def summarize_kernels(kernels: Sequence[Kernel]) -> dict[str, Any]:
 
 
 def convolution_types(kernels: Sequence[Kernel]) -> dict[str, int]:
-    """Count the convolutions by the type they compute in: that of what they read, the widest."""
-    order = ("Int8", "FP8", "Half", "BFloat16", "Float")
-    read = [
-        max(
-            (edge.type for edge in kernel.inputs if edge.type in order),
-            key=order.index,
-            default="?",
-        )
-        for kernel in kernels
-        if kernel.is_convolution
-    ]
-    return dict(Counter(read).most_common())
+    """Count the convolutions by compute type, which is the widest type among their inputs."""
+    types: Counter[str] = Counter()
+    for kernel in filter(lambda kernel: kernel.is_convolution, kernels):
+        read = {edge.type for edge in kernel.inputs}
+        types[next((name for name in reversed(_COMPUTE_TYPES) if name in read), "?")] += 1
+    return dict(types.most_common())
 
 
 def _kernel_from_row(row: str) -> Kernel:
@@ -128,15 +113,17 @@ def _kernel_from_row(row: str) -> Kernel:
     return Kernel(
         kind=kind[1] if kind else "?",
         name=head.partition(",")[0].removeprefix("Name: "),
-        inputs=tuple(_edges(inputs)),
-        outputs=tuple(_edges(tail.partition("], TacticName")[0])),
+        inputs=_edges_from_text(inputs),
+        outputs=_edges_from_text(tail.partition("], TacticName")[0]),
     )
 
 
-def _edges(text: str) -> Iterable[Edge]:
-    for match in re.finditer(r"Dimensions: \[([\d,\- ]*)\].*?Datatype: (\w+)", text):
-        sizes = [abs(int(size)) for size in match[1].split(",") if size.strip()]
-        yield Edge(match[2], prod(sizes) * _ITEM_BYTES.get(match[2], 4))
+def _edges_from_text(text: str) -> tuple[Edge, ...]:
+    found = re.findall(r"Dimensions: \[([\d,\- ]*)\].*?Datatype: (\w+)", text)
+    return tuple(
+        _edge([int(size) for size in sizes.split(",") if size.strip()], name)
+        for sizes, name in found
+    )
 
 
 def _kernel_from_layer(layer: dict[str, Any]) -> Kernel:
@@ -149,9 +136,12 @@ def _kernel_from_layer(layer: dict[str, Any]) -> Kernel:
 
 
 def _edge_from_tensor(tensor: dict[str, Any]) -> Edge:
-    told = str(
-        tensor.get("Datatype") or tensor.get("Format/Datatype") or tensor.get("Format") or ""
-    )
-    type_name = next((name for pattern, name in _TYPE_WORDS if pattern.search(told)), told or "?")
-    sizes = [abs(int(size)) for size in tensor.get("Dimensions", [])]
-    return Edge(type_name, prod(sizes) * _ITEM_BYTES.get(type_name, 4))
+    keys = ("Datatype", "Format/Datatype", "Format")
+    text = next((str(tensor[key]) for key in keys if tensor.get(key)), "")
+    names = (name for name, (_, words) in _TYPES.items() if re.search(words, text, re.I))
+    return _edge(map(int, tensor.get("Dimensions", [])), next(names, text or "?"))
+
+
+def _edge(sizes: Iterable[int], type_name: str) -> Edge:
+    """Make an edge; a dynamic axis is a negative size."""
+    return Edge(type_name, prod(map(abs, sizes)) * _TYPES.get(type_name, (4, ""))[0])

@@ -1,1 +1,1 @@
-"""Pure transforms, ``ModelProto`` to ``ModelProto``, one a file; ``export.plan`` holds their order."""
+"""Pure graph transforms, ``ModelProto`` to ``ModelProto``, one per file; ``export.plan`` sets their order."""

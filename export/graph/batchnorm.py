@@ -1,4 +1,4 @@
-"""Fold every BatchNormalization away: into its convolution, and through a Concat into what feeds it."""
+"""Fold every BatchNormalization into its convolution, also through a Concat."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from export.graph.editor import GraphEditor, attribute
 
 
 def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove all BatchNormalization nodes, exactly, and put every ReLU directly behind what it clips.
+    """Remove all BatchNormalization nodes exactly, and move every ReLU directly after its Conv or Add.
 
-    A BN behind a Conv or ConvTranspose scales its weights and bias. Behind a Concat it is split among the
-    inputs: a convolution takes its share, anything else (ESNet's max-pool, whose scale may be negative and so
-    cannot move before the max) gets a per-channel Mul and Add. A ReLU behind that Concat then moves in front
-    of it. A BN module applied to several branches is folded into each of them. What cannot take a BN, or is
-    read by others too, gets the Mul and Add behind it.
+    A BN after a Conv or ConvTranspose scales its weights and bias. A BN after a Concat is split among the
+    inputs: a convolution takes its part, any other input gets a per-channel Mul and Add. ESNet's max-pool is
+    such an input: its scale may be negative, so it cannot move before the max. A ReLU after that Concat moves
+    before it. A BN module shared by several branches is folded into each. A tensor that cannot absorb a BN,
+    or has other readers, also gets a Mul and Add.
 
     Args:
         model: Inference graph with constant BN statistics, float32. Not modified.
 
     Raises:
-        GraphError: A BN, or a convolution before it, whose constants are computed at run time.
+        GraphError: The constants of a BN, or of its convolution, are computed at run time.
     """
     editor = GraphEditor(model)
     for norm in editor.of_type("BatchNormalization"):
@@ -37,19 +37,17 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _affine_of(editor: GraphEditor, norm: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray]:
-    """Read a BN as y = scale * x + shift, float64, one value a channel."""
-    gamma, beta, mean, variance = (
-        editor.array(name).astype(np.float64) for name in norm.input[1:5]
-    )
-    epsilon = attribute(norm, "epsilon", 1e-5)
-    scale = gamma / np.sqrt(variance + epsilon)
+    """Get scale and shift of a BN, y = scale * x + shift, float64 (C,)."""
+    constants = (editor.array(name).astype(np.float64) for name in norm.input[1:5])
+    gamma, beta, mean, variance = constants
+    scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
     return scale, beta - mean * scale
 
 
 def _apply_affine(
     editor: GraphEditor, tensor: str, norm: onnx.NodeProto, scale: np.ndarray, shift: np.ndarray
 ) -> str:
-    """Make ``scale * tensor + shift`` with as few nodes as can be, and return its tensor."""
+    """Compute ``scale * tensor + shift`` with as few new nodes as possible, and return its tensor."""
     source = editor.producer(tensor)
     if source is not None and not editor.consumers(tensor) and not editor.is_output(tensor):
         if source.op_type in ("Conv", "ConvTranspose") and attribute(source, "group", 1) == 1:
@@ -73,10 +71,9 @@ def _fold_into_conv(
     has_bias = len(conv.input) > 2 and conv.input[2] != ""
     bias = editor.array(conv.input[2]).astype(np.float64) if has_bias else np.zeros_like(scale)
     column = (-1, 1, 1, 1) if conv.op_type == "Conv" else (1, -1, 1, 1)
+    weight = (weight * scale.reshape(column)).astype(np.float32)
     bias_name = conv.input[2] if has_bias else f"{conv.name}.bias"
-    editor.set_node_array(
-        conv, 1, conv.input[1], (weight * scale.reshape(column)).astype(np.float32)
-    )
+    editor.set_node_array(conv, 1, conv.input[1], weight)
     editor.set_node_array(conv, 2, bias_name, (bias * scale + shift).astype(np.float32))
 
 
@@ -98,7 +95,7 @@ def _split_over_concat(
 
 
 def _channels_of_parts(editor: GraphEditor, node: onnx.NodeProto, total: int) -> list[int] | None:
-    """Count the channels of each input of a Concat; ``None`` when that cannot be told, or no Concat."""
+    """Count the channels of each input of a Concat; ``None`` if unknown, or for another node."""
     if node.op_type != "Concat" or attribute(node, "axis", 0) != 1:
         return None
     channels = [_channels_of_conv(editor, name) for name in node.input]
@@ -110,13 +107,12 @@ def _channels_of_parts(editor: GraphEditor, node: onnx.NodeProto, total: int) ->
 
 
 def _channels_of_conv(editor: GraphEditor, tensor: str) -> int:
-    """Count a tensor's channels where a convolution makes it, else 0."""
+    """Count the channels of a convolution's output; 0 for other tensors."""
     node = editor.producer(tensor)
     if node is None or node.op_type not in ("Conv", "ConvTranspose"):
         return 0
-    shape = editor.array(
-        node.input[1]
-    ).shape  # Conv (Cout, Cin, k, k), ConvTranspose (Cin, Cout, k, k)
+    # Conv (Cout, Cin, k, k), ConvTranspose (Cin, Cout, k, k)
+    shape = editor.array(node.input[1]).shape
     return int(shape[0] if node.op_type == "Conv" else shape[1] * attribute(node, "group", 1))
 
 

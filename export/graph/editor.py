@@ -1,7 +1,8 @@
-"""An indexed working copy of a model, on which the transforms of this folder do their rewriting."""
+"""Working copy of a model that the transforms of this folder edit."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -15,9 +16,10 @@ T = TypeVar("T")
 
 
 class GraphEditor:
-    """A private copy of a model's graph; ``finish`` turns it back into a checked model.
+    """Editable copy of a model's graph; ``finish`` returns it as a checked model.
 
-    Names that a transform gives to what it adds are wishes: a taken one gets a mark behind it.
+    ``nodes`` lists its nodes, ``arrays`` holds its constants by name.
+    If the name of a new node or constant is already used, an apostrophe is appended.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -25,20 +27,15 @@ class GraphEditor:
         self.model.CopyFrom(model)
         self.graph = self.model.graph
         self.nodes = list(self.graph.node)
-        self._arrays = {tensor.name: tensor for tensor in self.graph.initializer}
-
-    @property
-    def opset(self) -> int:
-        """The version of the default operator set."""
-        return opset_of(self.model)
+        self.arrays = {tensor.name: tensor for tensor in self.graph.initializer}
 
     def single_input(self) -> onnx.ValueInfoProto:
-        """Get the graph's one input, or raise ``GraphError``."""
-        inputs = [value for value in self.graph.input if value.name not in self._arrays]
+        """Get the only input of the graph; raise ``GraphError`` for several."""
+        inputs = [value for value in self.graph.input if value.name not in self.arrays]
         return _only(inputs, "input")
 
     def single_output(self) -> onnx.ValueInfoProto:
-        """Get the graph's one output, or raise ``GraphError``."""
+        """Get the only output of the graph; raise ``GraphError`` for several."""
         return _only(list(self.graph.output), "output")
 
     def of_type(self, *ops: str) -> list[onnx.NodeProto]:
@@ -46,7 +43,7 @@ class GraphEditor:
         return [node for node in self.nodes if node.op_type in ops]
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
-        """Get the node that makes this tensor; ``None`` for graph inputs and constants."""
+        """Get the node that computes this tensor; ``None`` for graph inputs and constants."""
         return next((node for node in self.nodes if tensor in node.output), None)
 
     def consumers(self, tensor: str) -> list[onnx.NodeProto]:
@@ -54,73 +51,58 @@ class GraphEditor:
         return [node for node in self.nodes if tensor in node.input]
 
     def is_output(self, tensor: str) -> bool:
-        """Tell whether this tensor is an output of the graph."""
+        """Return True if this tensor is an output of the graph."""
         return any(value.name == tensor for value in self.graph.output)
 
     def sole_reader(self, tensor: str) -> onnx.NodeProto | None:
-        """Get the node that alone sees this tensor; ``None`` for several, and for an output of the graph."""
+        """Get the only reader of this tensor; ``None`` for several readers or an output of the graph."""
         readers = self.consumers(tensor)
         return readers[0] if len(readers) == 1 and not self.is_output(tensor) else None
 
     def array(self, name: str) -> np.ndarray:
-        """Read a constant, or raise ``GraphError`` when the tensor is computed at run time."""
-        if name not in self._arrays:
+        """Read a constant; raise ``GraphError`` if the tensor is computed at run time."""
+        if name not in self.arrays:
             raise GraphError(f"{name!r} must be a constant of the graph, but a node computes it")
-        return numpy_helper.to_array(self._arrays[name])
-
-    def constants(self) -> list[onnx.TensorProto]:
-        """List the constants of the graph."""
-        return list(self._arrays.values())
-
-    def constant_names(self) -> Collection[str]:
-        """Name the constants of the graph."""
-        return self._arrays.keys()
+        return numpy_helper.to_array(self.arrays[name])
 
     def add_array(self, name: str, value: np.ndarray) -> str:
         """Add a constant and return its name."""
-        return self.set_array(_fresh(name, self._tensors()), value)
+        return self.set_array(_unused(name, self._tensors()), value)
 
     def set_array(self, name: str, value: np.ndarray) -> str:
         """Add or replace a constant and return its name."""
-        self._arrays[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.arrays[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
     def set_node_array(
         self, node: onnx.NodeProto, position: int, name: str, value: np.ndarray
     ) -> None:
-        """Give a node its own constant as input ``position``, leaving other readers of the old one alone."""
+        """Set a constant as input ``position`` of a node; other readers of ``name`` keep the old value."""
         while len(node.input) <= position:
             node.input.append("")
         shared = any(other is not node and name in other.input for other in self.nodes)
         node.input[position] = (self.add_array if shared else self.set_array)(name, value)
 
     def add(
-        self,
-        op: str,
-        name: str,
-        inputs: Sequence[str],
-        *,
-        output: str | None = None,
-        **attributes: Any,
+        self, op: str, name: str, inputs: Sequence[str], *, output: str = "", **attributes: Any
     ) -> str:
-        """Append a node and return the tensor it makes, ``output`` or one named after the node."""
-        name = _fresh(name, {node.name for node in self.nodes})
-        tensor = output or _fresh(f"{name}/out", self._tensors())
+        """Append a node and return the name of its output, by default ``<name>/out``."""
+        name = _unused(name, {node.name for node in self.nodes})
+        tensor = output or _unused(f"{name}/out", self._tensors())
         self.nodes.append(helper.make_node(op, inputs, [tensor], name=name, **attributes))
         return tensor
 
     def _tensors(self) -> set[str]:
         edges = {value.name for value in (*self.graph.input, *self.graph.output)}
         inner = {tensor for node in self.nodes for tensor in (*node.input, *node.output)}
-        return edges | inner | self._arrays.keys()
+        return edges | inner | self.arrays.keys()
 
-    def remove(self, *nodes: onnx.NodeProto) -> None:
-        """Drop nodes; what they made must have been rewired."""
-        dropped = {id(node) for node in nodes}
-        self.nodes = [node for node in self.nodes if id(node) not in dropped]
+    def remove(self, node: onnx.NodeProto) -> None:
+        """Remove a node; readers of its outputs must be rewired."""
+        self.nodes = [other for other in self.nodes if other is not node]
 
     def rewire(self, old: str, new: str) -> None:
-        """Let every reader of ``old`` read ``new``, but for the node that makes ``new``."""
+        """Make every reader of ``old`` read ``new``, except the node that computes ``new``."""
         for node in self.nodes:
             if new in node.output:
                 continue
@@ -129,7 +111,7 @@ class GraphEditor:
                     node.input[position] = new
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a computed tensor at its producer and all its readers."""
+        """Rename a computed tensor in its producer and in all its readers."""
         self.rewire(old, new)
         for node in self.nodes:
             for position, name in enumerate(node.output):
@@ -137,12 +119,12 @@ class GraphEditor:
                     node.output[position] = new
 
     def finish(self) -> onnx.ModelProto:
-        """Sort the nodes, drop what no output needs, and return the model, checked."""
+        """Sort the nodes, drop nodes and constants that no output needs, and return the checked model."""
         live = self._sorted_live_nodes()
         used = {name for node in live for name in node.input}
         del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
         self.graph.node.extend(live)
-        self.graph.initializer.extend(self._arrays[name] for name in self._arrays if name in used)
+        self.graph.initializer.extend(self.arrays[name] for name in self.arrays if name in used)
         onnx.checker.check_model(self.model, full_check=True)
         return self.model
 
@@ -150,11 +132,8 @@ class GraphEditor:
         makers = {tensor: node for node in self.nodes for tensor in node.output}
         order: list[onnx.NodeProto] = []
         seen: set[int] = set()
-        stack = [
-            (makers[value.name], False)
-            for value in reversed(self.graph.output)
-            if value.name in makers
-        ]
+        names = [value.name for value in reversed(self.graph.output)]
+        stack = [(makers[name], False) for name in names if name in makers]
         while stack:
             node, inputs_done = stack.pop()
             if inputs_done:
@@ -162,28 +141,24 @@ class GraphEditor:
             elif id(node) not in seen:
                 seen.add(id(node))
                 stack.append((node, True))
-                stack.extend(
-                    (makers[name], False) for name in reversed(node.input) if name in makers
-                )
+                stack += [(makers[name], False) for name in reversed(node.input) if name in makers]
         return order
 
 
 def attribute(node: onnx.NodeProto, name: str, default: T) -> T:
-    """Read a node's attribute; ``default``, of the attribute's own type, when it is not set."""
-    value: T = next(
-        (helper.get_attribute_value(a) for a in node.attribute if a.name == name), default
-    )
-    return value
+    """Read a node's attribute; ``default`` if it is not set."""
+    values: dict[str, T] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return values.get(name, default)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Get the version of the default operator set, 0 when the model does not import it."""
+    """Get the version of the default operator set; 0 if the model does not import it."""
     versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     return max(versions, default=0)
 
 
 def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
-    """Read a tensor's shape; a symbolic axis is its name, an unknown one ``"?"``."""
+    """Get a tensor's shape; a symbolic axis is its name, an unknown one ``"?"``."""
     return [
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
         for dim in value.type.tensor_type.shape.dim
@@ -192,13 +167,11 @@ def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
 
 def op_counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
     """Count nodes by operator type, most frequent first."""
-    counts: dict[str, int] = {}
-    for node in nodes:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    counts = Counter(node.op_type for node in nodes)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _fresh(name: str, taken: Collection[str]) -> str:
+def _unused(name: str, taken: Collection[str]) -> str:
     while name in taken:
         name += "'"
     return name

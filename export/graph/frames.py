@@ -1,4 +1,4 @@
-"""Let the graph take the camera's bytes: uint8 NHWC in, normalisation inside."""
+"""uint8 NHWC input with the normalisation inside the graph."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def attach_frames_input(
 ) -> onnx.ModelProto:
     """Replace the normalised float input by ``frames``, uint8 (N, H, W, 3).
 
-    Cast stands first and Transpose after it, since TensorRT allows uint8 at the edge only. The scale
-    1 / (255 std) disappears into the convolutions that read the input and into the affine behind the
-    max-pool. A mean would not fold exactly, because the convolution pads with zeros after normalisation; it
+    The Cast comes before the Transpose, since TensorRT allows uint8 only at network inputs and outputs. The
+    scale 1 / (255 std) is folded into the convolutions that read the input and into the affine after the
+    max-pool. A mean cannot be folded exactly, because the convolution pads with zeros after normalisation; it
     stays as one Sub.
 
     Args:
-        model: Graph whose one input, (N, 3, H, W) float32, feeds convolutions and max-pools only; BN folded.
+        model: Graph with one input (N, 3, H, W) float32, read by convolutions and max-pools only; BN folded.
             Not modified.
         mean: RGB mean, 0-1 scale.
-        std: RGB deviation, 0-1 scale, above 0.
+        std: RGB standard deviation, 0-1 scale, above 0.
 
     Raises:
-        GraphError: Another kind of reader, or a deviation that is not positive.
+        GraphError: The input has another shape or reader, or ``std`` is not positive.
     """
     if min(std) <= 0:
         raise GraphError(f"std must be above 0 in every channel, got {tuple(std)}")
@@ -46,9 +46,8 @@ def attach_frames_input(
     x = editor.add("Cast", "input.cast", [FRAMES_NAME], to=TensorProto.FLOAT)
     if any(mean):
         offset = np.asarray(mean, np.float64) * 255.0
-        x = editor.add(
-            "Sub", "input.mean", [x, editor.add_array("input.mean_255", np.float32(offset))]
-        )
+        offset_name = editor.add_array("input.mean_255", np.float32(offset))
+        x = editor.add("Sub", "input.mean", [x, offset_name])
     x = editor.add("Transpose", "input.nchw", [x], perm=[0, 3, 1, 2])
     editor.rewire(tensor.name, x)
     dims_NHWC = [dims[0], *dims[2:], 3]
@@ -63,7 +62,7 @@ def _fold_scale(editor: GraphEditor, reader: onnx.NodeProto, scale: np.ndarray) 
         return
     if reader.op_type != "MaxPool":
         raise GraphError(
-            f"the input feeds {reader.op_type} {reader.name!r}; only MaxPool and ungrouped Conv can scale it"
+            f"the input feeds {reader.op_type} {reader.name!r}; only MaxPool and ungrouped Conv are supported"
         )
     pooled, column = reader.output[0], scale.reshape(-1, 1, 1)  # max(s x) = s max(x) for s > 0
     affine = editor.sole_reader(pooled)

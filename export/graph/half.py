@@ -1,4 +1,4 @@
-"""Put FP16 into the graph: weights, activations and float edges become half; bytes stay bytes."""
+"""FP16 in the graph: float weights, activations, inputs and outputs become float16; uint8 stays."""
 
 from __future__ import annotations
 
@@ -15,83 +15,90 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 _TO_FLOAT = "/to float"
 
 
-def convert_to_half(model: onnx.ModelProto, *, islands: Collection[str] = ()) -> onnx.ModelProto:
-    """Make every float32 tensor of the graph float16, but for the islands.
+def convert_to_half(model: onnx.ModelProto, *, fp32_nodes: Collection[str] = ()) -> onnx.ModelProto:
+    """Convert every float32 tensor of the graph to float16, except around ``fp32_nodes``.
 
-    Precision is in the graph, not in a builder flag, so that no engine can fall back to FP32 unnoticed. A
-    uint8 input is cast straight to half, which holds 0 to 255 exactly.
+    Precision is in the graph, not in a builder flag, so that no runtime can silently use FP32. A uint8 input
+    is cast directly to float16, which holds 0 to 255 exactly.
 
     Args:
-        model: Float32 graph without Constant nodes. Not modified.
-        islands: Names of nodes that go on computing in float32. What passes between two of them stays
-            float32; the casts stand around them.
+        model: float32 graph without Constant nodes. Not modified.
+        fp32_nodes: Names of nodes that compute in float32. A tensor between two of them stays float32; casts
+            surround them.
 
     Raises:
-        GraphError: A constant beyond the range of half (65504), or an island that is no node.
+        GraphError: A constant exceeds the float16 range (65504), or a name is not a node of the graph.
     """
     editor = GraphEditor(model)
-    if strays := sorted(set(islands) - {node.name for node in editor.nodes}):
-        raise GraphError(f"the graph has no node {strays[0]!r} to keep in FP32")
+    if unknown := sorted(set(fp32_nodes) - {node.name for node in editor.nodes}):
+        raise GraphError(f"the graph has no node {unknown[0]!r} to keep in FP32")
     floats = _float_tensors(model)
-    kept = [node for node in editor.nodes if node.name in islands]
+    kept = [node for node in editor.nodes if node.name in fp32_nodes]
     for node in kept:
-        _make_island(editor, node, floats, {n.name for n in kept})
+        _keep_inputs(editor, node, floats, fp32_nodes)
+        _keep_outputs(editor, node, floats, fp32_nodes)
     own = {name for node in kept for name in node.input}
     read = {name for node in editor.nodes for name in node.input} - own
-    for tensor in editor.constants():
+    for tensor in list(editor.arrays.values()):
         if tensor.data_type == TensorProto.FLOAT and tensor.name in read:
-            array = editor.array(tensor.name)
-            largest = float(np.abs(array).max(initial=0.0))
-            if not largest <= LARGEST_HALF:
-                raise GraphError(
-                    f"constant {tensor.name!r} reaches {largest:.4g}, beyond half's {LARGEST_HALF:.0f}",
-                    hint="export without --fp16",
-                )
-            editor.set_array(tensor.name, array.astype(np.float16))
+            editor.set_array(tensor.name, _half_array(tensor.name, editor.array(tensor.name)))
     for node in editor.of_type("Cast"):
-        for entry in node.attribute:
-            if (
-                entry.name == "to"
-                and entry.i == TensorProto.FLOAT
-                and not node.name.endswith(_TO_FLOAT)
-                and node.name not in islands
-            ):
-                entry.i = TensorProto.FLOAT16
+        if not node.name.endswith(_TO_FLOAT) and node.name not in fp32_nodes:
+            for entry in node.attribute:
+                if entry.name == "to" and entry.i == TensorProto.FLOAT:
+                    entry.i = TensorProto.FLOAT16
     for value in (*editor.graph.input, *editor.graph.output):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
     return editor.finish()
 
 
-def _make_island(
+def _half_array(name: str, array: np.ndarray) -> np.ndarray:
+    largest = float(np.abs(array).max(initial=0.0))
+    if not largest <= LARGEST_HALF:  # also true for NaN
+        raise GraphError(
+            f"constant {name!r} reaches {largest:.4g}, the FP16 limit is {LARGEST_HALF:.0f}",
+            hint="export without --fp16",
+        )
+    return array.astype(np.float16)
+
+
+def _keep_inputs(
     editor: GraphEditor, node: onnx.NodeProto, floats: Collection[str], kept: Collection[str]
 ) -> None:
-    """Give a node its own float32 constants, and casts where it meets what becomes half."""
+    """Give an FP32 node its own float32 constants, and casts from float16 inputs."""
     for position, name in enumerate(node.input):
-        if name in editor.constant_names() and name in floats:
+        if name not in floats:
+            continue
+        if name in editor.arrays:
             node.input[position] = editor.add_array(f"{name}/fp32", editor.array(name))
-        elif name in floats:
-            maker = editor.producer(name)
-            if maker is None or maker.name not in kept:
-                node.input[position] = editor.add(
-                    "Cast", f"{node.name}/{position}{_TO_FLOAT}", [name], to=TensorProto.FLOAT
-                )
+            continue
+        producer = editor.producer(name)
+        if producer is None or producer.name not in kept:
+            cast = f"{node.name}/{position}{_TO_FLOAT}"
+            node.input[position] = editor.add("Cast", cast, [name], to=TensorProto.FLOAT)
+
+
+def _keep_outputs(
+    editor: GraphEditor, node: onnx.NodeProto, floats: Collection[str], kept: Collection[str]
+) -> None:
+    """Cast the outputs of an FP32 node to float16 for other readers; FP32 readers get float32."""
     for position, name in enumerate(node.output):
-        readers = [reader for reader in editor.consumers(name) if reader.name not in kept]
-        if name not in floats or not (readers or editor.is_output(name)):
+        readers = editor.consumers(name)
+        has_others = editor.is_output(name) or any(reader.name not in kept for reader in readers)
+        if name not in floats or not has_others:
             continue
         inner = f"{name}/fp32"
         node.output[position] = inner
-        for reader in editor.consumers(name):
+        for reader in readers:
             if reader.name in kept:
                 reader.input[list(reader.input).index(name)] = inner
-        editor.add(
-            "Cast", f"{node.name}/{position}/to half", [inner], output=name, to=TensorProto.FLOAT16
-        )
+        cast = f"{node.name}/{position}/to half"
+        editor.add("Cast", cast, [inner], output=name, to=TensorProto.FLOAT16)
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Name every float32 tensor of the graph, constants and edges included."""
+    """List the names of all float32 tensors, including constants, inputs and outputs."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     edges = (*inferred.value_info, *inferred.input, *inferred.output)
     names = {v.name for v in edges if v.type.tensor_type.elem_type == TensorProto.FLOAT}

@@ -1,4 +1,4 @@
-"""The end of the graph: class indices as bytes instead of logits, and a head of an even width."""
+"""Head of the graph: uint8 class indices instead of logits, and padding classes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.errors import GraphError
-from export.graph.editor import GraphEditor, attribute, dims_of
+from export.graph.editor import GraphEditor, attribute, dims_of, opset_of
 
 LABELS_NAME, CONFIDENCE_NAME = "labels", "confidence"
 
-_NEVER = -1e4
-"""Logit of a padding class: far below any real one, and a finite half."""
+_PADDING_LOGIT = -1e4
+"""Logit of a padding class: far below real logits, and finite in float16."""
 
 
 def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1) -> onnx.ModelProto:
-    """Widen the head by classes that the argmax never picks.
+    """Add padding classes to the head that the argmax never selects.
 
-    TensorRT computes channels in packs, and slices a head of 19 or 11 classes out of a wider one with a
-    kernel of its own; a head that is wide by itself needs none. The added classes have weights 0 and a bias
-    of -1e4. Where a ReLU ends the head, it becomes a Max with 0 for real classes and -1e4 for added ones.
+    TensorRT computes channels in groups of 8, and needs an extra kernel to slice 19 or 11 classes out of a
+    padded head. Padding classes have weights 0 and a bias of -1e4. A ReLU at the end of the head becomes a
+    Max with 0 for real classes and -1e4 for padding classes.
 
     Args:
-        model: Graph whose logits (N, K, H, W) come from a ConvTranspose, or from a ReLU on one; BN folded.
+        model: Graph whose logits (N, K, H, W) come from a ConvTranspose, or a ReLU after one; BN folded.
             Not modified.
-        multiple: What the number of classes becomes a multiple of.
-        at_least: What it then is at least.
+        multiple: The number of classes is padded to a multiple of this.
+        at_least: Smallest number of classes.
 
     Raises:
-        GraphError: Logits of another rank, or made in another way.
+        GraphError: The logits have another rank, or come from another operator.
     """
     editor = GraphEditor(model)
     output = editor.single_output()
@@ -42,24 +42,19 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1)
         return editor.finish()
     last = editor.producer(output.name)
     deconv = editor.producer(last.input[0]) if last is not None and last.op_type == "Relu" else last
-    if (
-        last is None
-        or deconv is None
-        or deconv.op_type != "ConvTranspose"
-        or len(deconv.input) != 3
-    ):
+    is_deconv = deconv is not None and deconv.op_type == "ConvTranspose"
+    if last is None or deconv is None or not is_deconv or len(deconv.input) != 3:
         raise GraphError(
-            "pad_classes needs logits from a ConvTranspose with a bias, or from a ReLU on one"
+            "pad_classes needs logits from a ConvTranspose with a bias, or a ReLU after one"
         )
     weight, bias = editor.array(deconv.input[1]), editor.array(deconv.input[2])
-    wide = np.pad(weight, ((0, 0), (0, added), (0, 0), (0, 0)))
-    editor.set_node_array(deconv, 1, deconv.input[1], wide)
-    editor.set_node_array(
-        deconv, 2, deconv.input[2], np.pad(bias, (0, added), constant_values=_NEVER)
-    )
+    weight = np.pad(weight, ((0, 0), (0, added), (0, 0), (0, 0)))
+    bias = np.pad(bias, (0, added), constant_values=_PADDING_LOGIT)
+    editor.set_node_array(deconv, 1, deconv.input[1], weight)
+    editor.set_node_array(deconv, 2, deconv.input[2], bias)
     if last is not deconv:
         floor = np.zeros((1, num_classes + added, 1, 1), np.float32)
-        floor[:, num_classes:] = _NEVER
+        floor[:, num_classes:] = _PADDING_LOGIT
         editor.remove(last)
         floor_name = editor.add_array(f"{last.name}.floor", floor)
         editor.add("Max", last.name, [deconv.output[0], floor_name], output=output.name)
@@ -69,28 +64,28 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1)
 
 
 def padded_width(num_classes: int, multiple: int, at_least: int) -> int:
-    """Count the classes of a head that is a multiple of ``multiple`` and at least ``at_least`` wide."""
+    """Round the number of classes up to a multiple of ``multiple``, and to at least ``at_least``."""
     return max(num_classes + -num_classes % multiple, at_least)
 
 
 def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.ModelProto:
-    """Replace the logits by class indices: 1 byte a pixel leaves the device, not 4 K.
+    """Replace the logits by class indices: the output has 1 byte per pixel instead of 4 K.
 
-    Where a depth-to-space shuffle makes the logits, the maps are taken from the four groups in front of it,
-    and only they are shuffled. Class indices go int64, float, uint8, the one route that every TensorRT
-    accepts.
+    If a depth-to-space shuffle produces the logits, the argmax is taken on its four groups of channels, and
+    only the class map is shuffled. Class indices are cast from int64 through float to uint8, the only way
+    that every TensorRT accepts.
 
     Args:
         model: Graph with one output, logits (N, K, H, W) float32; K, H, W fixed, K at most 256. Not
             modified.
-        confidence: Add a second output, the top softmax probability x 255, rounded.
+        confidence: True adds a second output, the top softmax probability x 255, rounded.
 
     Returns:
-        A model with outputs ``labels`` and, if asked, ``confidence``: uint8 (N, H, W); ties go to the lowest
-        index.
+        A model with outputs ``labels`` and, if requested, ``confidence``, both uint8 (N, H, W). Ties go to
+        the lowest index.
 
     Raises:
-        GraphError: Logits of another rank or an open size, or K above 256.
+        GraphError: The logits have another rank or a dynamic size, or K is above 256.
     """
     editor = GraphEditor(model)
     logits = editor.single_output()
@@ -111,7 +106,7 @@ def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.M
 
 
 class _Head:
-    """Where the scores are, on which axis the classes lie, and how a map gets from there to the output."""
+    """Scores of the head, their class axis, and the way from a map to a graph output."""
 
     def __init__(
         self, editor: GraphEditor, logits: str, batch: int | str, sizes: list[int]
@@ -134,10 +129,10 @@ class _Head:
         self.axis = 2
 
     def top_probability(self) -> str:
-        """Compute 255 times the top softmax probability, plus 0.5, since the cast to uint8 cuts off."""
+        """Compute 255 x top softmax probability + 0.5, since the cast to uint8 truncates."""
         editor = self._editor
         softmax = editor.add("Softmax", "head.softmax", [self.scores], axis=self.axis)
-        if editor.opset >= 18:
+        if opset_of(editor.model) >= 18:
             axes = editor.add_array("head.axes", np.array([self.axis], np.int64))
             top = editor.add("ReduceMax", "head.top", [softmax, axes], keepdims=0)
         else:
@@ -147,12 +142,11 @@ class _Head:
         return editor.add("Add", "head.round", [editor.add("Mul", "head.scale", [top, full]), half])
 
     def emit(self, name: str, tensor: str) -> None:
-        """Shuffle a float map if the scores were in groups, and make it a uint8 output."""
+        """Make a float map a uint8 output, shuffled if the scores are in groups."""
         editor = self._editor
         if self._flat_shape is not None:
-            tensor = editor.add(
-                "DepthToSpace", f"head.{name}_shuffle", [tensor], blocksize=2, mode="DCR"
-            )
+            shuffle = f"head.{name}_shuffle"
+            tensor = editor.add("DepthToSpace", shuffle, [tensor], blocksize=2, mode="DCR")
             tensor = editor.add("Reshape", f"head.{name}_flat", [tensor, self._flat_shape])
         editor.add("Cast", f"head.{name}", [tensor], output=name, to=TensorProto.UINT8)
         dims = [self._batch, self._height, self._width]

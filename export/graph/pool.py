@@ -1,4 +1,4 @@
-"""Pool the camera's bytes before they become floats: a quarter of the traffic, no reordering of channels."""
+"""Max-pool the uint8 frames instead of floats, with a quarter of the memory traffic."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _MONOTONE = ("Cast", "Sub", "Transpose")
 
 
 def pool_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Take the maximum of each 2x2 window on the uint8 frames, and convert that.
+    """Compute the 2x2 max-pool of the input on the uint8 frames, before the cast to float.
 
-    max(f(x)) = f(max(x)) for what stands between frames and pool, a cast, a subtraction of a constant and a
-    transposition, rounding included: the result is the same to the bit. OpenVINO pools three float channels
-    by first reordering the whole frame to sixteen.
+    The nodes between frames and pool (cast, subtraction of a constant, transpose) are monotone, rounding
+    included, so that max(f(x)) = f(max(x)) and the result is bit-identical. OpenVINO would otherwise reorder
+    the whole frame from three to sixteen channels before it pools.
 
     Args:
-        model: Graph whose ``frames``, uint8 (N, H, W, 3), reach a 2x2 max-pool of stride 2; any other is
-            returned as it is. Not modified.
+        model: Graph with input ``frames``, uint8 (N, H, W, 3). A graph without such a 2x2 max-pool of stride
+            2 is returned unchanged. Not modified.
     """
     editor = GraphEditor(model)
     for pool in editor.of_type("MaxPool"):
@@ -31,7 +31,7 @@ def pool_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _chain_to_frames(editor: GraphEditor, tensor: str) -> list[onnx.NodeProto] | None:
-    """List the nodes between frames and a tensor, in order; ``None`` where something else is among them."""
+    """List the nodes from frames to a tensor, in order; ``None`` if one is not monotone."""
     chain: list[onnx.NodeProto] = []
     while tensor != FRAMES_NAME:
         node = editor.producer(tensor)

@@ -1,4 +1,4 @@
-"""Put INT8 into the graph: quantize and dequantize nodes exactly where every engine can make use of them."""
+"""INT8 in the graph: insert QuantizeLinear and DequantizeLinear (Q/DQ) around the convolutions."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from export.errors import GraphError
 from export.graph.editor import GraphEditor
 
 Range = tuple[float, float]
 _WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1}
-_LEVELS = 127  # of a symmetric int8: -128 is not used, so that TensorRT and CPU kernels agree
+_LEVELS = 127  # -128 is not used, so that TensorRT and CPU kernels agree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """How activations are written as 8 bits. Weights are int8, symmetric, with one scale a channel."""
+    """Format of 8-bit activations. Weights are always int8, symmetric, with one scale per channel."""
 
     name: str
     """Name on the command line."""
     is_symmetric: bool
-    """int8 with zero-point 0 (TensorRT takes nothing else), or uint8 with a zero-point."""
+    """True: int8 with zero-point 0, as TensorRT requires. False: uint8 with a zero-point."""
     quantizes_skips: bool
-    """Whether the skip input of a residual Add passes through 8 bits too, as TensorRT needs it to keep
-    Conv + Add + ReLU one INT8 kernel."""
+    """True if the skip input of a residual Add is quantized too, so that TensorRT fuses Conv + Add + ReLU
+    into one INT8 kernel."""
 
 
 TENSORRT_SCHEME = Scheme(name="tensorrt", is_symmetric=True, quantizes_skips=True)
 CPU_SCHEME = Scheme(name="cpu", is_symmetric=False, quantizes_skips=False)
-SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (TENSORRT_SCHEME, CPU_SCHEME)}
+SCHEMES = {scheme.name: scheme for scheme in (TENSORRT_SCHEME, CPU_SCHEME)}
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """List the tensors whose range quantization needs: inputs of convolutions, in graph order."""
+    """List the tensors whose range quantization needs: data inputs of convolutions, in graph order."""
     return tuple(dict.fromkeys(node.input[0] for node in _convolutions(GraphEditor(model))))
 
 
@@ -49,24 +48,22 @@ def insert_qdq(
 ) -> onnx.ModelProto:
     """Quantize the convolutions of a float graph.
 
-    Each convolution reads its data through Quantize and Dequantize, and its weights, stored as int8, through
-    Dequantize alone. A tensor that several read is quantized once. Biases stay float: TensorRT parses no
-    other. Nothing stands between a convolution and its ReLU, and nothing after the last layer.
+    The data input of each convolution passes through Q and DQ; its weights are stored as int8 and pass
+    through DQ. A tensor with several readers is quantized once. Biases stay float, as TensorRT requires.
+    There is no Q/DQ between a convolution and its ReLU, and none after the last layer.
 
     Args:
         model: Float graph, BN folded. Not modified.
-        ranges: Smallest and largest value of each tensor of ``quantizable_tensors``.
-        scheme: How activations are written.
+        ranges: Smallest and largest value of each of the ``quantizable_tensors``.
+        scheme: Format of 8-bit activations.
         keep: Names of convolutions that stay float.
 
     Raises:
-        GraphError: It is quantized already, a range is missing, or a weight is not finite.
+        GraphError: The graph is already quantized, a range is missing, or a weight is not finite.
     """
     editor = GraphEditor(model)
     if editor.of_type("QuantizeLinear", "DequantizeLinear"):
-        raise GraphError(
-            "the graph is quantized already", hint="quantize the float artefact it came from"
-        )
+        raise GraphError("the graph is already quantized", hint="start from the FP32 ONNX file")
     convolutions = [node for node in _convolutions(editor) if node.name not in keep]
     done: dict[str, str] = {}
     for node in convolutions:
@@ -84,13 +81,12 @@ def insert_qdq(
 
 
 def _convolutions(editor: GraphEditor) -> list[onnx.NodeProto]:
-    """List the convolutions whose weights are constants of the graph."""
-    constants = editor.constant_names()
-    return [node for node in editor.of_type(*_WEIGHT_AXIS) if node.input[1] in constants]
+    """List the convolutions with constant weights."""
+    return [node for node in editor.of_type(*_WEIGHT_AXIS) if node.input[1] in editor.arrays]
 
 
 def _is_residual(editor: GraphEditor, node: onnx.NodeProto, position: int) -> bool:
-    """Tell whether this input of an Add is the skip beside a convolution."""
+    """Return True if this input of an Add is the skip connection of a residual block."""
     others = [name for index, name in enumerate(node.input) if index != position]
     makers = [editor.producer(name) for name in others]
     return any(maker is not None and maker.op_type in ("Conv", "Add") for maker in makers)
@@ -99,26 +95,25 @@ def _is_residual(editor: GraphEditor, node: onnx.NodeProto, position: int) -> bo
 def _quantized(
     editor: GraphEditor, tensor: str, ranges: Mapping[str, Range], scheme: Scheme
 ) -> str:
-    """Append Quantize and Dequantize to a tensor, and get the name of what comes out."""
+    """Append Q and DQ to a tensor, and return the name of the dequantized tensor."""
     if tensor not in ranges:
         raise GraphError(
-            f"no range for {tensor!r}: the table is of another network",
-            hint="calibrate this one: --calibration DIR",
+            f"no range for {tensor!r}: the table is for another network",
+            hint="calibrate this network: --calibration DIR",
         )
     scale, zero = activation_scale(ranges[tensor], scheme)
     scale_name = editor.add_array(f"{tensor}/scale", np.float32(scale))
     dtype = np.int8 if scheme.is_symmetric else np.uint8
     zero_name = editor.add_array(f"{tensor}/zero", dtype(zero))
-    quantized = editor.add("QuantizeLinear", f"{tensor}/quantize", [tensor, scale_name, zero_name])
-    return editor.add(
-        "DequantizeLinear", f"{tensor}/dequantize", [quantized, scale_name, zero_name]
-    )
+    parameters = [scale_name, zero_name]
+    quantized = editor.add("QuantizeLinear", f"{tensor}/quantize", [tensor, *parameters])
+    return editor.add("DequantizeLinear", f"{tensor}/dequantize", [quantized, *parameters])
 
 
 def activation_scale(bounds: Range, scheme: Scheme) -> tuple[float, int]:
-    """Get scale and zero-point for a range; 0 is always exact, for convolutions pad with it.
+    """Get scale and zero-point for a range; 0 is represented exactly, because convolutions pad with it.
 
-    A range of nothing (a tensor that is always 0, or closer to it than float32 can tell) takes the scale 1.
+    An empty range (a tensor that is always 0, or too close to 0 for float32) gets scale 1.
     """
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if not np.isfinite(low) or not np.isfinite(high):
@@ -133,7 +128,7 @@ def activation_scale(bounds: Range, scheme: Scheme) -> tuple[float, int]:
 
 
 def _quantize_weight(editor: GraphEditor, node: onnx.NodeProto) -> None:
-    """Store a convolution's weight as int8 with one scale an output channel."""
+    """Store a convolution's weight as int8 with one scale per output channel."""
     name, axis = node.input[1], _WEIGHT_AXIS[node.op_type]
     weight = editor.array(name).astype(np.float32)
     if not np.isfinite(weight).all():
@@ -154,21 +149,8 @@ def _quantize_weight(editor: GraphEditor, node: onnx.NodeProto) -> None:
     node.input[1] = editor.add("DequantizeLinear", f"{name}/dequantize", inputs, axis=axis)
 
 
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Tell whether a graph holds 8-bit activations."""
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-
-
 def quantized_convolutions(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Name the convolutions that read 8-bit data."""
-    made = {
-        tensor for n in model.graph.node if n.op_type == "DequantizeLinear" for tensor in n.output
-    }
-    return tuple(
-        node.name
-        for node in model.graph.node
-        if node.op_type in _WEIGHT_AXIS and node.input[0] in made
-    )
-
-
-INT8_TYPES = (TensorProto.INT8, TensorProto.UINT8)
+    """List the names of the convolutions that read 8-bit data."""
+    made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    convolutions = (node for node in model.graph.node if node.op_type in _WEIGHT_AXIS)
+    return tuple(node.name for node in convolutions if node.input[0] in made)

@@ -1,6 +1,8 @@
-"""Write stride-2 transposed convolutions as a convolution and a depth-to-space shuffle."""
+"""Replace stride-2 transposed convolutions by a convolution and a depth-to-space shuffle."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,21 +10,26 @@ import onnx
 from export.errors import GraphError
 from export.graph.editor import GraphEditor, attribute
 
+# (kernel, strides, pads, output_padding, dilations, group) -> kernel size.
+_KERNELS = {
+    ((2, 2), (2, 2), (0, 0, 0, 0), (0, 0), (1, 1), 1): 2,
+    ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1), (1, 1), 1): 3,
+}
+
 
 def upsample_to_subpixel(model: onnx.ModelProto, *, last_only: bool = False) -> onnx.ModelProto:
     """Replace ConvTranspose by Conv (4C channels) and DepthToSpace, exactly.
 
     Kernel 2, stride 2 is a 1x1 convolution; kernel 3, stride 2, padding 1, output padding 1 is a 2x2
-    convolution padded at the end. A ReLU (or the Max of a padded head) that follows moves in front of the
-    shuffle, where it fuses with the convolution. Channel order is DCR: the four sub-pixels are the outer
-    axis.
+    convolution padded at the end. A following ReLU (or the Max of a padded head) moves before the shuffle,
+    where it fuses with the convolution. Channel order is DCR: the four sub-pixels are the outer axis.
 
     Args:
         model: Graph with BN already folded. Not modified.
-        last_only: Rewrite the last ConvTranspose alone, ESNet's head.
+        last_only: True rewrites only the last ConvTranspose, ESNet's head.
 
     Raises:
-        GraphError: A transposed convolution of another geometry.
+        GraphError: A transposed convolution has another geometry.
 
     Source: Shi et al., "Is the deconvolution layer the same as a convolutional layer?", arXiv 1609.07009.
     """
@@ -45,41 +52,27 @@ def _rewrite(editor: GraphEditor, deconv: onnx.NodeProto) -> None:
         bias = np.tile(editor.array(deconv.input[2]), 4)
         inputs.append(editor.add_array(f"{deconv.name}.bias_subpixel", bias))
     editor.remove(deconv)
-    x = editor.add(
-        "Conv",
-        deconv.name,
-        inputs,
-        kernel_shape=[size, size],
-        strides=[1, 1],
-        pads=[0, 0, size - 1, size - 1],
-        dilations=[1, 1],
-    )
-    last, reader = deconv, editor.sole_reader(deconv.output[0])
+    geometry: dict[str, Any] = {
+        "kernel_shape": [size, size],
+        "strides": [1, 1],
+        "dilations": [1, 1],
+    }
+    pads = [0, 0, size - 1, size - 1]
+    x = editor.add("Conv", deconv.name, inputs, pads=pads, **geometry)
+    output, reader = deconv.output[0], editor.sole_reader(deconv.output[0])
     if reader is not None and reader.op_type in ("Relu", "Max"):
-        last = reader
-        editor.remove(last)
-        x = editor.add(last.op_type, last.name, [x, *_tiled_floor(editor, last)])
-    editor.add(
-        "DepthToSpace",
-        f"{deconv.name}.shuffle",
-        [x],
-        output=last.output[0],
-        blocksize=2,
-        mode="DCR",
-    )
-
-
-def _tiled_floor(editor: GraphEditor, clip: onnx.NodeProto) -> list[str]:
-    """Repeat the per-channel floor of a Max, ``pad_classes``'s form of a ReLU, for the four sub-pixels."""
-    floors = [editor.array(name) for name in clip.input[1:]]
-    return [
-        editor.add_array(f"{clip.name}.floor_subpixel", np.tile(floor, (1, 4, 1, 1)))
-        for floor in floors
-    ]
+        output = reader.output[0]
+        editor.remove(reader)
+        # The Max of ``pad_classes`` has a per-channel floor, repeated here for the four sub-pixels.
+        floors = [np.tile(editor.array(name), (1, 4, 1, 1)) for name in reader.input[1:]]
+        names = [editor.add_array(f"{reader.name}.floor_subpixel", floor) for floor in floors]
+        x = editor.add(reader.op_type, reader.name, [x, *names])
+    shuffle = f"{deconv.name}.shuffle"
+    editor.add("DepthToSpace", shuffle, [x], output=output, blocksize=2, mode="DCR")
 
 
 def _kernel_of(deconv: onnx.NodeProto, weight: np.ndarray) -> int:
-    """Tell which of the two exact geometries this is."""
+    """Get the kernel size, 2 or 3, of a supported geometry."""
     geometry = (
         tuple(weight.shape[2:]),
         tuple(attribute(deconv, "strides", [1, 1])),
@@ -88,14 +81,12 @@ def _kernel_of(deconv: onnx.NodeProto, weight: np.ndarray) -> int:
         tuple(attribute(deconv, "dilations", [1, 1])),
         attribute(deconv, "group", 1),
     )
-    if geometry == ((2, 2), (2, 2), (0, 0, 0, 0), (0, 0), (1, 1), 1):
-        return 2
-    if geometry == ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1), (1, 1), 1):
-        return 3
-    raise GraphError(
-        f"ConvTranspose {deconv.name!r} is neither kernel 2 stride 2 nor kernel 3 stride 2 padding 1 "
-        f"output padding 1: (kernel, strides, pads, output_padding, dilations, group) = {geometry}"
-    )
+    if geometry not in _KERNELS:
+        raise GraphError(
+            f"ConvTranspose {deconv.name!r} is neither kernel 2 stride 2 nor kernel 3 stride 2 padding 1 "
+            f"output padding 1: (kernel, strides, pads, output_padding, dilations, group) = {geometry}"
+        )
+    return _KERNELS[geometry]
 
 
 def _two_tap_kernels(weight: np.ndarray) -> np.ndarray:

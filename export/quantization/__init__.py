@@ -1,1 +1,1 @@
-"""INT8: calibration, quantization, the check on every backend, and block sensitivity."""
+"""INT8: calibration, quantization, the check on every installed backend, and block sensitivity."""

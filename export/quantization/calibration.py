@@ -1,6 +1,6 @@
-"""Ranges of activations, measured once on real frames and kept as a small table by module path.
+"""Activation ranges: measured on real frames and stored as a table by module path.
 
-A table belongs to weights, normalisation and calibration, not to a graph: it serves all sizes and forms.
+A table belongs to weights, normalisation and calibration frames, not to a graph: it fits every size and form.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,9 +22,12 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from export.errors import CalibrationError
+from export.errors import CalibrationError, ExportError
 from export.graph.qdq import TENSORRT_SCHEME, Range, activation_scale, quantizable_tensors
+from runtime.artefact.card import ModelCard
 from runtime.files import atomic_path
+from runtime.media.frames import batch_from_frames
+from runtime.media.sources import open_source
 
 METHODS = ("percentile", "entropy", "mse", "max")
 SCHEMA = 1
@@ -36,79 +39,75 @@ _TRT_CACHE_HEADER = "TRT-8601-EntropyCalibration2"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RangeTable:
-    """Ranges by tensor, and what they were measured with."""
+    """Activation ranges by tensor, and how they were measured."""
 
     weights_sha256: str
     """Hash of the checkpoint file."""
     mean: tuple[float, float, float]
-    """Normalisation the network saw."""
+    """RGB mean of the network's normalisation, 0-1 scale."""
     std: tuple[float, float, float]
-    """Normalisation the network saw."""
+    """RGB standard deviation of the network's normalisation, 0-1 scale."""
     size_hw: tuple[int, int]
-    """Size of the calibration frames."""
+    """Height and width of the calibration frames in pixels."""
     method: str
     """One of ``METHODS``."""
     num_frames: int
-    """Frames measured."""
+    """Number of calibration frames."""
     frames_sha256: str
-    """Hash of the frames' names and pixels."""
+    """Hash of the calibration batches."""
     ranges: Mapping[str, Range]
-    """Tensor, named by module path, to its smallest and largest value."""
+    """Smallest and largest value of each tensor; tensors are named by module path."""
     schema: int = SCHEMA
     """Version of this layout."""
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write the table as JSON, atomically."""
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RangeTable:
-        """Read it back.
+        """Read a table.
 
         Raises:
-            CalibrationError: Missing, damaged, or of another layout.
+            CalibrationError: The file is missing, damaged, or has another schema.
         """
         try:
             fields = json.loads(path.read_text())
             if fields.get("schema") != SCHEMA:
-                raise CalibrationError(
-                    f"{path}: schema {fields.get('schema')!r}, expected {SCHEMA}"
-                )
-            pairs = {
+                raise ValueError(f"schema {fields.get('schema')!r}, expected {SCHEMA}")
+            ranges = {
                 name: (float(low), float(high)) for name, (low, high) in fields["ranges"].items()
             }
             tuples = {name: tuple(fields[name]) for name in ("mean", "std", "size_hw")}
-            return cls(**{**fields, **tuples, "ranges": pairs})
+            return cls(**{**fields, **tuples, "ranges": ranges})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, CalibrationError):
-                raise
             raise CalibrationError(
                 f"range table {path} cannot be read: {error}",
                 hint="calibrate again: --calibration DIR",
             ) from error
 
     def require(self, *, weights_sha256: str, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Refuse a table of other weights or another normalisation.
+        """Compare weights and normalisation with those of an artefact.
 
         Raises:
-            CalibrationError: With what differs.
+            CalibrationError: One of them differs.
         """
         wanted = {"weights": weights_sha256[:12], "mean": tuple(mean), "std": tuple(std)}
         found = {"weights": self.weights_sha256[:12], "mean": self.mean, "std": self.std}
         for name, value in wanted.items():
             if found[name] != value:
                 raise CalibrationError(
-                    f"the range table is of {name} {found[name]}, the artefact of {name} {value}",
+                    f"the range table is for {name} {found[name]}, the artefact has {name} {value}",
                     hint="calibrate this artefact: --calibration DIR",
                 )
 
 
 def write_trt_cache(table: RangeTable, path: Path) -> None:
-    """Write a table as the calibration cache of TensorRT 8.6, for implicit quantization there.
+    """Write a table as a calibration cache of TensorRT 8.6, for implicit quantization.
 
     Each line holds a tensor of the float artefact and the bits of its symmetric scale, which is the largest
-    magnitude over 127. TensorRT computes in float around tensors that have no line. Source: caches of
+    magnitude over 127. TensorRT computes in float around tensors without a line. Source: caches of
     ``trtexec --calib`` and the reader in onnxruntime, which agree on the layout.
     """
     lines = [_TRT_CACHE_HEADER]
@@ -117,6 +116,32 @@ def write_trt_cache(table: RangeTable, path: Path) -> None:
         lines.append(f"{name}: {scale.view(np.uint32):08x}")
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
+
+
+def calibration_batches(source: Path, card: ModelCard, count: int) -> Iterator[np.ndarray]:
+    """Read calibration frames, spread evenly over the source.
+
+    Args:
+        source: Folder, image, video, or a text file with one path per line.
+        card: Card of the artefact; a frame is repeated to its smallest batch.
+        count: Largest number of frames.
+
+    Yields:
+        Batches as ``batch_from_frames`` makes them, one per frame.
+
+    Raises:
+        CalibrationError: Every frame has only one colour; raised after the last one.
+    """
+    has_content = []
+    for image in islice(_images(source, count), count):
+        batch = batch_from_frames([image], card)
+        has_content.append((batch != batch[0, 0, 0]).any())
+        yield batch
+    if has_content and not any(has_content):
+        raise CalibrationError(
+            f"each of the {len(has_content)} calibration frames has only one colour",
+            hint="use real frames",
+        )
 
 
 def measure_ranges(
@@ -129,30 +154,21 @@ def measure_ranges(
     """Measure the range of every tensor that quantization needs.
 
     Args:
-        model: The float graph.
-        batches: Inputs as the graph takes them.
-        method: ``max``: all that occurred; ``percentile``: what lies within 99.99 %; ``entropy``: the least
-            divergence of the histograms; ``mse``: the least squared error.
+        model: Float graph with one input.
+        batches: Inputs of the graph.
+        method: ``max``: the full range; ``percentile``: the central 99.99 %; ``entropy``: smallest divergence
+            of the histograms; ``mse``: smallest squared error.
         on_batch: Called with the number of batches done.
 
     Returns:
-        Ranges by tensor, the number of batches, and a hash of them.
+        Ranges by tensor, number of batches, and SHA-256 of the batches.
 
     Raises:
-        CalibrationError: No frames, or values that are not finite.
+        CalibrationError: There are no batches, or an activation is not finite.
     """
     tensors = list(quantizable_tensors(model))
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    del probed.graph.output[:]
-    probed.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors
-    )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        probed.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    session = cpu_session(_with_outputs(model, tensors, shape=None))
+    input_name = session.get_inputs()[0].name
     collector = HistogramCollector(
         method="entropy",
         symmetric=False,
@@ -166,9 +182,8 @@ def measure_ranges(
         values: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
         for batch in chunk:
             digest.update(batch.tobytes())
-            for name, array in zip(
-                tensors, session.run(tensors, {session.get_inputs()[0].name: batch}), strict=True
-            ):
+            outputs = session.run(tensors, {input_name: batch})
+            for name, array in zip(tensors, outputs, strict=True):
                 if not np.isfinite(array).all():
                     raise CalibrationError(
                         f"tensor {name!r} holds NaN or Inf", hint="check the weights and the frames"
@@ -176,41 +191,121 @@ def measure_ranges(
                 values[name].append(array)
             done += 1
             on_batch(done)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every call
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per call
             collector.collect(values)
     if not done:
         raise CalibrationError(
-            "no frames to calibrate on", hint="give a folder, list or video with frames"
+            "no frames to calibrate on", hint="use a folder, list or video with frames"
         )
-    histograms = {name: entry[:4] for name, entry in collector.get_histogram_dict().items()}
-    chosen = {name: _range_of(histograms[name], method, collector) for name in tensors}
+    histograms = collector.get_histogram_dict()
+    chosen = {name: _range_of(histograms[name][:4], method, collector) for name in tensors}
     return chosen, done, digest.hexdigest()
 
 
+def activation_peaks(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> dict[str, float]:
+    """Measure the largest absolute value of every float tensor that a node computes.
+
+    Args:
+        model: float32 graph with one input.
+        batches: Inputs of the graph.
+
+    Returns:
+        Tensor name to its peak over all batches.
+
+    Raises:
+        ExportError: There are no batches, or a tensor is not finite in float32.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.value_info, *inferred.output)
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    names = [name for node in model.graph.node for name in node.output if name in floats]
+    nodes = []
+    for name in names:  # reduced in the graph, so that no full activation is kept
+        nodes.append(helper.make_node("Abs", [name], [f"{name}/magnitude"]))
+        nodes.append(
+            helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"{name}/peak"], keepdims=0)
+        )
+    session = cpu_session(_with_outputs(model, [f"{n}/peak" for n in names], shape=[], nodes=nodes))
+    input_name = session.get_inputs()[0].name
+    rows = [np.array(session.run(None, {input_name: batch}), float) for batch in batches]
+    if not rows:
+        raise ExportError("no frames to measure activations on")
+    peaks = np.max(rows, axis=0)
+    if not np.isfinite(peaks).all():
+        raise ExportError(
+            f"tensor {names[int(np.argmin(np.isfinite(peaks)))]!r} is not finite in float32",
+            hint="check the weights: they hold NaN or Inf",
+        )
+    return dict(zip(names, peaks.tolist(), strict=True))
+
+
+def cpu_session(model: onnx.ModelProto, *, is_optimized: bool = True) -> ort.InferenceSession:
+    """Open a graph in ONNX Runtime on the CPU, with warnings off.
+
+    Args:
+        model: Any graph.
+        is_optimized: False disables all graph optimisations.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not is_optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(
+        model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _with_outputs(
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    *,
+    shape: list[int] | None,
+    nodes: Sequence[onnx.NodeProto] = (),
+) -> onnx.ModelProto:
+    """Copy a model, append nodes, and replace its outputs by these float32 tensors."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    result.graph.node.extend(nodes)
+    result.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names
+    )
+    return result
+
+
+def _images(source: Path, count: int) -> Iterator[np.ndarray]:
+    if source.suffix == ".txt" and source.is_file():
+        names = [line.split()[0] for line in source.read_text().splitlines() if line.strip()]
+        for name in names[:: max(1, len(names) // count)]:
+            yield from (frame.image for frame in open_source(source.parent / name))
+        return
+    opened = open_source(source)
+    step = max(1, (opened.num_frames or count) // count)
+    yield from (frame.image for frame in islice(opened, 0, None, step))
+
+
 def _range_of(histogram: Sequence[Any], method: str, collector: HistogramCollector) -> Range:
-    """Choose a range from a tensor's histogram: counts, edges, smallest, largest value."""
+    """Choose a range from a tensor's histogram: counts, edges, smallest and largest value."""
     counts, edges = np.asarray(histogram[0]), np.asarray(histogram[1])
     low, high = min(float(histogram[2]), 0.0), float(histogram[3])
-    if high <= low:
+    if high <= low or method == "max":
         return low, high
-    if method == "max":
-        return low, high
-    if method == "percentile":
-        share = np.cumsum(counts) / counts.sum()
-        upper = float(
-            edges[min(int(np.searchsorted(share, _PERCENTILE / 100)) + 1, len(edges) - 1)]
-        )
-        lower = float(edges[int(np.searchsorted(share, 1 - _PERCENTILE / 100))]) if low < 0 else 0.0
-        return float(max(lower, low)), float(min(upper, high))
     if method == "mse":
         return _least_squares(counts, edges, low, high)
-    bounds = np.float32(low), np.float32(high)  # the collector wants numpy's own
-    threshold = collector.get_entropy_threshold((counts, edges, *bounds), 128)
-    return float(max(float(threshold[0]), low)), float(min(float(threshold[1]), high))
+    if method == "percentile":
+        share = np.cumsum(counts) / counts.sum()
+        last = min(int(np.searchsorted(share, _PERCENTILE / 100)) + 1, len(edges) - 1)
+        first = int(np.searchsorted(share, 1 - _PERCENTILE / 100))
+        bounds = (float(edges[first]) if low < 0 else 0.0), float(edges[last])
+    else:
+        limits = np.float32(low), np.float32(high)  # the collector needs numpy scalars
+        threshold = collector.get_entropy_threshold((counts, edges, *limits), 128)
+        bounds = float(threshold[0]), float(threshold[1])
+    return max(bounds[0], low), min(bounds[1], high)
 
 
 def _least_squares(counts: np.ndarray, edges: np.ndarray, low: float, high: float) -> Range:
-    """Shrink the range while the squared error of 8 bits on the histogram falls."""
+    """Choose the shrink factor of the range that minimises the squared error of 8 bits on the histogram."""
     centres = (edges[:-1] + edges[1:]) / 2
     best = (np.inf, 1.0)
     for factor in np.linspace(0.2, 1.0, 81):

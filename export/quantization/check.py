@@ -1,4 +1,4 @@
-"""Whether a quantized file does what it says on every backend: labels against a simulation, and mIoU."""
+"""Check of a quantized file on every installed backend: labels against a simulation, and mIoU."""
 
 from __future__ import annotations
 
@@ -9,118 +9,150 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from esnet.data.datasets import DATASETS, open_split
 from esnet.data.labelled import LabelledSplit
 from esnet.data.scenes import street_scene
-from esnet.metrics import ConfusionMatrix
-from export.graph.qdq import Scheme
-from export.quantization.unoptimized import run_unoptimized
+from esnet.metrics import confusion_from_pairs, label_agreement
+from export.errors import ExportError
+from export.quantization.calibration import cpu_session
 from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends, open_backend
 from runtime.errors import EsnetError
-from runtime.media.frames import resize_frame, resize_map
+from runtime.media.frames import batch_from_frames
 
 CHECK_FRAMES = 6
-"""Frames that are generated where no labelled ones are given."""
-_STRAY, _STRAY_FACTOR = 0.02, 1.5
-"""A backend may differ from the simulated reference in 2 % of labels, or 1.5 times as many as quantization
-itself changes: rounding differences cost 0.2 % on frames of 360x480, and more on tiny ones. OpenVINO 2026.4
-on symmetric int8, which it executes wrongly, differs in 5 to 22 % there."""
-
-LabelledFrame = tuple[np.ndarray, np.ndarray | None]
-"""Picture RGB uint8 (H, W, 3), and its labels uint8 (H, W) where there are any."""
+"""Number of frames to generate without labelled data, and to measure sensitivity on."""
+_MAX_MISMATCH, _MAX_MISMATCH_FACTOR = 0.02, 1.5
+"""A backend may differ from the simulation in 2 % of labels, or 1.5 times as many as quantization itself
+changes: rounding differences cost 0.2 % on frames of 360x480, and more on tiny ones. OpenVINO 2026.4 executes
+symmetric int8 wrongly and differs in 5 to 22 % there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendCheck:
-    """How one backend executes the quantized file."""
+    """Result of one backend on the quantized file."""
 
     backend: str
-    """Its name."""
+    """Key of ``runtime.backend.BACKENDS``."""
     agreement: float
-    """Share of labels equal to the simulated reference's, 0 to 1."""
+    """Share of labels equal to the simulation's, 0 to 1."""
     agreement_fp32: float
     """Share of labels equal to the fp32 artefact's, 0 to 1."""
     matches_reference: bool
-    """Whether it computes what the file says."""
+    """True if the backend executes the file as the simulation does."""
     miou: float | None
-    """On labelled data; ``None`` without."""
+    """mIoU on labelled data, 0 to 1; ``None`` without."""
 
 
-def check_set(labelled: LabelledSplit | None) -> list[LabelledFrame]:
-    """Choose what the backends are checked on: labelled pictures, or generated scenes."""
-    if labelled is None:
-        return [(street_scene((360, 480), seed=seed).image, None) for seed in range(CHECK_FRAMES)]
-    samples = [labelled[index] for index in range(len(labelled))]
-    return [(sample.image, sample.labels) for sample in samples]
+class BackendChecker:
+    """Compares quantized files of one fp32 artefact with it, and with a simulation of each file.
 
+    It checks on labelled data, or on generated street scenes without.
+    """
 
-def check_backends(
-    path: Path,
-    float_path: Path,
-    quantized: onnx.ModelProto,
-    card: ModelCard,
-    frames: Sequence[LabelledFrame],
-    labelled: LabelledSplit | None,
-    scheme: Scheme,
-    on_frame: Callable[[str, int, int], None],
-) -> tuple[list[BackendCheck], float | None, list[str]]:
-    """Run the file as the reference and on every backend; say what strays."""
-    resized = [resize_frame(image, card.size_hw)[None] for image, _ in frames]
-    truth = [labels[0] for labels in run_unoptimized(quantized, as_batches(resized, card))]
-    plain = _through(float_path, installed_backends()[0], "fp32", resized)
-    miou_fp32 = _miou(plain, frames, labelled)
-    allowed = max(_STRAY, _STRAY_FACTOR * (1 - _agreement(truth, plain)))
-    checks, problems = [], []
-    for number, backend in enumerate(installed_backends(), start=1):
-        on_frame(f"checking {backend}", number, len(installed_backends()))
-        try:
-            labels = _through(path, backend, None, resized)
-        except EsnetError as error:
-            problems.append(f"{backend} does not run it: {error}")
-            continue
-        agreement = _agreement(labels, truth)
-        check = BackendCheck(
-            backend=backend,
-            agreement=agreement,
-            matches_reference=1 - agreement <= allowed,
-            agreement_fp32=_agreement(labels, plain),
-            miou=_miou(labels, frames, labelled),
-        )
-        checks.append(check)
-        if not check.matches_reference and scheme.name == "cpu":
-            problems.append(
-                f"{backend} strays from the reference: {check.agreement:.2%} of labels agree"
+    def __init__(
+        self,
+        float_path: Path,
+        card: ModelCard,
+        labelled: LabelledSplit | None,
+        on_frame: Callable[[str, int, int], None],
+    ) -> None:
+        """Read the frames and run the fp32 artefact on them.
+
+        Args:
+            float_path: The fp32 artefact.
+            card: Its card; its quantized files have the same size and batch range.
+            labelled: Labelled data; ``None`` generates ``CHECK_FRAMES`` scenes.
+            on_frame: Called with a description, the number done and the total.
+        """
+        self._label_set = labelled.label_set if labelled is not None else None
+        self._truth: list[np.ndarray] = []
+        if labelled is None:
+            images = [street_scene((360, 480), seed=seed).image for seed in range(CHECK_FRAMES)]
+        else:
+            samples = [labelled[index] for index in range(len(labelled))]
+            images = [sample.image for sample in samples]
+            self._truth = [sample.labels for sample in samples]
+        self.batches = [batch_from_frames([image], card) for image in images]
+        self._on_frame = on_frame
+        self._fp32_labels = self._labels(float_path, installed_backends()[0], "fp32")
+        self.miou_fp32 = self._miou(self._fp32_labels)
+
+    def check(self, path: Path, quantized: onnx.ModelProto) -> tuple[list[BackendCheck], list[str]]:
+        """Run a quantized file on every installed backend.
+
+        Args:
+            path: The quantized file.
+            quantized: Its graph.
+
+        Returns:
+            The result of each backend that runs it, and the errors of those that do not.
+        """
+        reference = [labels[0] for labels in run_unoptimized(quantized, self.batches)]
+        mismatch_of_int8 = 1 - label_agreement(reference, self._fp32_labels)
+        allowed = max(_MAX_MISMATCH, _MAX_MISMATCH_FACTOR * mismatch_of_int8)
+        backends = installed_backends()
+        checks, errors = [], []
+        for number, backend in enumerate(backends, start=1):
+            self._on_frame(f"checking {backend}", number, len(backends))
+            try:
+                labels = self._labels(path, backend, None)
+            except EsnetError as error:
+                errors.append(f"{backend} does not run it: {error}")
+                continue
+            agreement = label_agreement(labels, reference)
+            checks.append(
+                BackendCheck(
+                    backend=backend,
+                    agreement=agreement,
+                    agreement_fp32=label_agreement(labels, self._fp32_labels),
+                    matches_reference=1 - agreement <= allowed,
+                    miou=self._miou(labels),
+                )
             )
-    if not any(check.matches_reference for check in checks):
-        problems.append("no backend here executes it faithfully")
-    return checks, miou_fp32, problems
+        return checks, errors
+
+    def _labels(self, path: Path, backend: str, precision: str | None) -> list[np.ndarray]:
+        with open_backend(path, backend, precision=precision) as opened:
+            return [opened.infer(batch)[0][0] for batch in self.batches]
+
+    def _miou(self, labels: Sequence[np.ndarray]) -> float | None:
+        if self._label_set is None:
+            return None
+        pairs = zip(self._truth, labels, strict=True)
+        return confusion_from_pairs(pairs, self._label_set).miou
 
 
-def _through(
-    path: Path, backend: str, precision: str | None, batches: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    with open_backend(path, backend, precision=precision) as opened:
-        return [opened.infer(batch)[0][0] for batch in as_batches(batches, opened.card)]
+def run_unoptimized(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run a graph in ONNX Runtime with all optimisations disabled.
+
+    Nothing is fused: quantized values are rounded as the graph says, and all arithmetic is in float.
+
+    Args:
+        model: Graph with one input.
+        batches: Inputs of the graph.
+
+    Returns:
+        The first output for each batch.
+    """
+    session = cpu_session(model, is_optimized=False)
+    name = session.get_inputs()[0].name
+    return [session.run(None, {name: batch})[0] for batch in batches]
 
 
-def as_batches(frames: Sequence[np.ndarray], card: ModelCard) -> list[np.ndarray]:
-    """Repeat each frame (1, H, W, 3) to the smallest batch that an artefact takes."""
-    return [np.repeat(frame, card.batch[0], axis=0) for frame in frames]
+def open_labelled(model_path: Path, data_dir: Path | None) -> LabelledSplit | None:
+    """Open the val split of the dataset that has the artefact's label set; ``None`` without a folder.
 
-
-def _agreement(labels: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-    return float(np.mean([np.mean(a == b) for a, b in zip(labels, others, strict=True)]))
-
-
-def _miou(
-    labels: Sequence[np.ndarray],
-    frames: Sequence[LabelledFrame],
-    labelled: LabelledSplit | None,
-) -> float | None:
-    if labelled is None:
+    Raises:
+        ExportError: No dataset has this label set.
+        DatasetError: The split is missing.
+    """
+    if data_dir is None:
         return None
-    matrix = ConfusionMatrix(labelled.label_set.num_classes, labelled.label_set.ignore_index)
-    for predicted, (_, true) in zip(labels, frames, strict=True):
-        if true is not None:
-            matrix.update(true, resize_map(predicted, (true.shape[0], true.shape[1])))
-    return matrix.miou
+    label_set = ModelCard.from_file(model_path).label_set
+    if label_set not in DATASETS:
+        raise ExportError(
+            f"no dataset has the artefact's label set {label_set!r}",
+            hint="omit --data to check the agreement with FP32 alone",
+        )
+    return open_split(label_set, data_dir, "val")

@@ -1,123 +1,280 @@
-"""``esnet-export quantize``: an INT8 artefact whose accuracy was checked on every backend at hand."""
+"""``esnet-export quantize``: make an INT8 artefact and check it on every installed backend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from esnet.checkpoint import SHIPPED_RANGES
 from esnet.data.labelled import LabelledSplit
 from export.errors import CalibrationError, ExportError, ParityError
 from export.graph.pool import pool_bytes
-from export.graph.qdq import SCHEMES, Scheme, insert_qdq
+from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions
 from export.metadata import with_card
-from export.quantization.calibration import METHODS, RangeTable, measure_ranges, write_trt_cache
-from export.quantization.check import (
-    CHECK_FRAMES,
-    BackendCheck,
-    LabelledFrame,
-    as_batches,
-    check_backends,
-    check_set,
+from export.quantization.calibration import (
+    METHODS,
+    RangeTable,
+    calibration_batches,
+    measure_ranges,
+    write_trt_cache,
 )
+from export.quantization.check import CHECK_FRAMES, BackendCheck, BackendChecker
 from export.quantization.sensitivity import block_sensitivity, draw_sensitivity
 from runtime.artefact.card import FRAMES, LABELS, ModelCard
 from runtime.files import atomic_path, sha256_of
-from runtime.media.frames import resize_frame
-from runtime.media.sources import open_source
 
+OnFrame = Callable[[str, int, int], None]
+"""Progress callback: description, number done, total."""
 _FEW_FRAMES = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeOptions:
+    """Settings of a quantization."""
+
+    calibration: Path | str | None = None
+    """Calibration frames: folder, image, video, or a text file with one path per line; ``camvid`` or ``None``
+    takes the range table shipped with the weights."""
+    table_path: Path | None = None
+    """Range table to use, or to write after a calibration."""
+    count: int = 128
+    """Number of calibration frames."""
+    method: str = "mse"
+    """One of ``calibration.METHODS``."""
+    scheme: str | None = None
+    """``tensorrt`` or ``cpu``; ``None`` takes the one that suits the artefact's form."""
+    keep: Sequence[str] = ()
+    """Blocks or convolutions, by module path, that stay float."""
+    max_miou_drop: float = 0.5
+    """Points of mIoU that INT8 may cost on labelled data."""
+    trt_cache_path: Path | None = None
+    """Calibration cache of TensorRT 8.6 to write."""
+    sensitivity_path: Path | None = None
+    """Image of the sensitivity of each block to write."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise CalibrationError(
+                f"unknown method {self.method!r}", hint=f"methods: {', '.join(METHODS)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeReport:
-    """What a quantization did."""
+    """Result of a quantization."""
 
     path: Path
-    """The artefact."""
+    """INT8 artefact."""
     card: ModelCard
     """Its card."""
     sha256: str
-    """Its hash."""
+    """Hash of the file."""
+    num_quantized: int
+    """Number of convolutions in 8 bits."""
     table: RangeTable
-    """The ranges that were used."""
+    """Ranges that were used."""
     checks: tuple[BackendCheck, ...]
-    """Every backend at hand."""
+    """Results of all installed backends."""
     miou_fp32: float | None
-    """Of the float artefact; ``None`` without labelled data."""
-    num_frames: int
-    """Frames that the backends were checked on."""
+    """mIoU of the fp32 artefact, 0 to 1; ``None`` without labelled data."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Remarks for the user."""
     sensitivity: Mapping[str, float]
-    """Block to the share of labels that it alone changes, the worst first; measured where it was asked for or
-    the budget was exceeded, else empty."""
+    """Block to the share of labels that change if it alone is in 8 bits, the highest first; empty if it was
+    neither requested nor needed."""
 
 
 def quantize(
     model_path: Path,
     output: Path | None,
+    options: QuantizeOptions | None = None,
     *,
-    calibration: Path | str | None = None,
-    table_path: Path | None = None,
-    count: int = 128,
-    method: str = "mse",
-    scheme_name: str | None = None,
-    keep: Sequence[str] = (),
     labelled: LabelledSplit | None = None,
-    max_miou_drop: float = 0.5,
-    trt_cache_path: Path | None = None,
-    sensitivity_path: Path | None = None,
     command: Sequence[str] = (),
-    on_frame: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_frame: OnFrame = lambda what, done, total: None,
 ) -> QuantizeReport:
-    """Quantize an fp32 artefact, run the result on every backend at hand, and write it if they agree.
+    """Quantize an fp32 artefact, check the result on every installed backend, and write it.
 
     Args:
-        model_path: An fp32 artefact of this toolkit.
-        output: The file to write; ``None`` names it after the artefact.
-        calibration: Frames to measure ranges on: folder, image, video, or a text file with one path a line;
-            ``camvid`` or ``None`` takes the table that is shipped with the weights.
-        table_path: A table to use, or to write after measuring.
-        count: Calibration frames.
-        method: One of ``calibration.METHODS``.
-        scheme_name: ``tensorrt`` or ``cpu``; ``None`` takes that of the artefact's target.
-        keep: Convolutions, by module path or the start of one, that stay float.
-        labelled: Labelled data for mIoU; ``None`` checks agreement with fp32 alone.
-        max_miou_drop: Points of mIoU that INT8 may cost on ``labelled``; where it costs more, blocks go back
-            to float, the most sensitive first, until it fits.
-        trt_cache_path: Where to write the ranges as a calibration cache of TensorRT 8.6.
-        sensitivity_path: Picture to draw of what each block alone costs.
-        command: The command line, for the card.
-        on_frame: Called with what is done, how many frames, and of how many.
+        model_path: fp32 artefact of this toolkit.
+        output: File to write; ``None`` names it after the artefact.
+        options: Settings; ``None`` takes the defaults.
+        labelled: Labelled data. If mIoU drops by more than ``options.max_miou_drop`` on it, blocks go back to
+            float, the most sensitive first. ``None`` checks the agreement with fp32 alone.
+        command: Command line, for the card.
+        on_frame: Progress callback.
 
     Raises:
-        CalibrationError: No usable ranges.
-        ExportError: Not an fp32 artefact.
-        ParityError: A backend strays from the reference, or mIoU drops too far; nothing is written.
+        CalibrationError: There are no usable ranges.
+        ExportError: The file is not an fp32 artefact.
+        ParityError: A backend does not match the simulation, or mIoU drops too far; nothing is written.
     """
+    options = options or QuantizeOptions()
     card = ModelCard.from_file(model_path)
     _check_artefact(model_path, card)
-    if method not in METHODS:
-        raise CalibrationError(f"unknown method {method!r}", hint=f"methods: {', '.join(METHODS)}")
-    scheme = SCHEMES[scheme_name or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
+    scheme = SCHEMES[options.scheme or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
     model = onnx.load(model_path)
-    notes: list[str] = []
-    table = _table(model, card, calibration, table_path, count, method, notes, on_frame)
-    kept = list(_kept(model, keep))
+    kept = _convolutions_of(model, options.keep)
+    table, notes = _range_table(model, card, options, on_frame)
+    if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
+        model = pool_bytes(model)
     path = output or model_path.with_name(f"{_stem(model_path, card)}_int8-{scheme.name}.onnx")
-    frames = check_set(labelled)
-    if scheme.name == "cpu":
-        model = pool_bytes(
-            model
-        )  # TensorRT takes no uint8 but at the edge; OpenVINO gains 4 to 12 %
-    base = replace(
+    card = _int8_card(card, scheme, table, sha256_of(model_path), command)
+    checker = BackendChecker(model_path, card, labelled, on_frame)
+    search = _Search(model, table, scheme, card, checker, on_frame, kept)
+    if options.sensitivity_path is not None:
+        search.measure_sensitivity()
+    with atomic_path(path) as temporary:
+        quantized, checks = search.run(temporary, options.max_miou_drop)
+        results = {
+            "kept": sorted(search.kept),
+            "restored": search.restored,
+            "backends": [check.backend for check in checks if check.matches_reference],
+        }
+        card = replace(card, quantization={**card.quantization, **results})
+        onnx.save(with_card(quantized, card), temporary)
+    if options.trt_cache_path is not None:
+        write_trt_cache(table, options.trt_cache_path)
+    if options.sensitivity_path is not None:
+        draw_sensitivity(search.sensitivity, options.sensitivity_path, restored=search.restored)
+    return QuantizeReport(
+        path=path,
+        card=card,
+        sha256=sha256_of(path),
+        num_quantized=len(quantized_convolutions(quantized)),
+        table=table,
+        checks=tuple(checks),
+        miou_fp32=checker.miou_fp32,
+        notes=notes,
+        sensitivity=search.sensitivity,
+    )
+
+
+@dataclass(slots=True)
+class _Search:
+    """Search for the convolutions that must stay float to meet the mIoU budget."""
+
+    model: onnx.ModelProto
+    table: RangeTable
+    scheme: Scheme
+    card: ModelCard
+    checker: BackendChecker
+    on_frame: OnFrame
+    kept: list[str]
+    restored: list[str] = field(default_factory=list)
+    sensitivity: dict[str, float] = field(default_factory=dict)
+
+    def run(self, path: Path, max_miou_drop: float) -> tuple[onnx.ModelProto, list[BackendCheck]]:
+        """Quantize and check; while mIoU drops too far, restore the next most sensitive block to float.
+
+        Raises:
+            ParityError: A backend fails, or every block is float and mIoU still drops too far.
+        """
+        while True:
+            quantized = insert_qdq(self.model, self.table.ranges, self.scheme, keep=self.kept)
+            onnx.save(with_card(quantized, self.card), path)
+            checks, problems = self.checker.check(path, quantized)
+            problems += _mismatches(checks, self.scheme)
+            drop = _worst_drop(checks, self.checker.miou_fp32)
+            if problems or drop is None or drop <= max_miou_drop:
+                break
+            if not self.sensitivity:
+                self.measure_sensitivity()
+            left = [block for block in self.sensitivity if block not in self.restored]
+            if not left:
+                problems = [f"mIoU drops by {drop:.2f} points, allowed {max_miou_drop:g}"]
+                break
+            self.restored.append(left[0])
+            self.kept += _convolutions_of(self.model, left[:1])
+        if problems:
+            raise ParityError("; ".join(problems), hint=_hint_for(self.scheme))
+        return quantized, checks
+
+    def measure_sensitivity(self) -> None:
+        """Measure the sensitivity of each block on a few of the checker's frames."""
+        batches = self.checker.batches
+        self.sensitivity = block_sensitivity(
+            self.model,
+            self.table.ranges,
+            self.scheme,
+            batches[:: max(1, len(batches) // CHECK_FRAMES)],
+            on_block=lambda done, total: self.on_frame("measuring blocks", done, total),
+        )
+
+
+def _check_artefact(path: Path, card: ModelCard) -> None:
+    if card.precision != "fp32":
+        raise ExportError(
+            f"{path} is already {card.precision.upper()}; start from the FP32 ONNX file",
+            hint="export one with: esnet-export to-onnx WEIGHTS",
+        )
+    if card.input != FRAMES or LABELS not in card.outputs:
+        raise ExportError(
+            f"{path} has input {card.input} and output {', '.join(card.outputs)}",
+            hint="quantize an artefact with --input frames --output labels, the defaults",
+        )
+
+
+def _range_table(
+    model: onnx.ModelProto, card: ModelCard, options: QuantizeOptions, on_frame: OnFrame
+) -> tuple[RangeTable, tuple[str, ...]]:
+    """Load a table that fits the artefact, or measure one; with remarks for the user."""
+    notes: tuple[str, ...] = ()
+    source, path = options.calibration, options.table_path
+    if source is None and path is not None and path.is_file():
+        table = RangeTable.load(path)
+    elif source is None or str(source) in SHIPPED_RANGES:
+        shipped = SHIPPED_RANGES.get(str(source or card.name))
+        if shipped is None or not shipped.is_file():
+            raise CalibrationError(
+                f"no ranges are shipped for {card.name!r}",
+                hint="measure them on real frames: --calibration DIR",
+            )
+        table = RangeTable.load(shipped)
+    else:
+        table = _measured_table(model, card, Path(source), options, on_frame)
+        if table.num_frames < _FEW_FRAMES:
+            notes = (f"{table.num_frames} calibration frames are few; use 128 of different scenes",)
+        if path is not None:
+            table.save(path)
+    weights = str(card.source.get("sha256", ""))
+    table.require(weights_sha256=weights, mean=card.mean, std=card.std)
+    return table, notes
+
+
+def _measured_table(
+    model: onnx.ModelProto,
+    card: ModelCard,
+    source: Path,
+    options: QuantizeOptions,
+    on_frame: OnFrame,
+) -> RangeTable:
+    ranges, num_frames, digest = measure_ranges(
+        model,
+        calibration_batches(source, card, options.count),
+        options.method,
+        on_batch=lambda done: on_frame("calibrating", done, options.count),
+    )
+    return RangeTable(
+        weights_sha256=str(card.source.get("sha256", "")),
+        mean=card.mean,
+        std=card.std,
+        size_hw=card.size_hw,
+        method=options.method,
+        num_frames=num_frames,
+        frames_sha256=digest,
+        ranges=ranges,
+    )
+
+
+def _int8_card(
+    card: ModelCard, scheme: Scheme, table: RangeTable, float_sha256: str, command: Sequence[str]
+) -> ModelCard:
+    """Make the card of the INT8 artefact, without the results of the check."""
+    return replace(
         card,
         precision="int8",
         parity={},
@@ -126,187 +283,45 @@ def quantize(
             "scheme": scheme.name,
             "method": table.method,
             "calibration_frames": table.num_frames,
-            "float_artefact": sha256_of(model_path),
+            "float_artefact": float_sha256,
         },
     )
-    measured = partial(
-        block_sensitivity,
-        model,
-        table.ranges,
-        scheme,
-        _some_batches(frames, card),
-        on_block=lambda done, total: on_frame("measuring blocks", done, total),
-    )
-    sensitivity: dict[str, float] = {} if sensitivity_path is None else measured()
-    restored: list[str] = []
-    with atomic_path(path) as temporary:
-        while True:
-            quantized = insert_qdq(model, table.ranges, scheme, keep=kept)
-            onnx.save(with_card(quantized, base), temporary)
-            checks, miou_fp32, problems = check_backends(
-                temporary, model_path, quantized, base, frames, labelled, scheme, on_frame
-            )
-            drop = _worst_drop(checks, miou_fp32)
-            if problems or drop is None or drop <= max_miou_drop:
-                break
-            sensitivity = sensitivity or measured()
-            left = [block for block in sensitivity if block not in restored]
-            if not left:
-                problems.append(f"mIoU drops by {drop:.2f} points, allowed {max_miou_drop:g}")
-                break
-            restored.append(left[0])
-            kept += _kept(model, left[:1])
-        if problems:
-            raise ParityError("; ".join(problems), hint=_way_out(scheme))
-        quantization = {
-            **base.quantization,
-            "kept": sorted(kept),
-            "restored": restored,
-            "backends": [check.backend for check in checks if check.matches_reference],
-        }
-        int8_card = replace(base, quantization=quantization)
-        onnx.save(with_card(quantized, int8_card), temporary)
-    if trt_cache_path is not None:
-        write_trt_cache(table, trt_cache_path)
-    if sensitivity_path is not None:
-        draw_sensitivity(sensitivity, sensitivity_path, restored=restored)
-    return QuantizeReport(
-        path=path,
-        card=int8_card,
-        sha256=sha256_of(path),
-        table=table,
-        checks=tuple(checks),
-        miou_fp32=miou_fp32,
-        num_frames=len(frames),
-        notes=tuple(notes),
-        sensitivity=sensitivity,
-    )
 
 
-def _check_artefact(path: Path, card: ModelCard) -> None:
-    if card.precision != "fp32":
-        raise ExportError(
-            f"{path} is {card.precision} already: ranges are measured on fp32",
-            hint="quantize the fp32 artefact: esnet-export to-onnx WEIGHTS",
-        )
-    if card.input != FRAMES or LABELS not in card.outputs:
-        raise ExportError(
-            f"{path} takes {card.input} and gives {', '.join(card.outputs)}",
-            hint="quantize an artefact with --input frames --output labels, the defaults",
-        )
-
-
-def _table(
-    model: onnx.ModelProto,
-    card: ModelCard,
-    calibration: Path | str | None,
-    table_path: Path | None,
-    count: int,
-    method: str,
-    notes: list[str],
-    on_frame: Callable[[str, int, int], None],
-) -> RangeTable:
-    """Take the ranges from a table that fits, or measure them."""
-    weights = str(card.source.get("sha256", ""))
-    is_shipped = calibration is None or str(calibration) in SHIPPED_RANGES
-    if table_path is not None and table_path.is_file() and calibration is None:
-        table = RangeTable.load(table_path)
-    elif is_shipped:
-        shipped = SHIPPED_RANGES.get(str(calibration or card.name))
-        if shipped is None or not shipped.is_file():
-            raise CalibrationError(
-                f"no ranges are shipped for {card.name!r}",
-                hint="measure them: --calibration DIR with real frames",
-            )
-        table = RangeTable.load(shipped)
-    else:
-        batches = _not_blank(_batches(Path(str(calibration)), card, count))
-        ranges, measured, digest = measure_ranges(
-            model, batches, method, on_batch=lambda done: on_frame("calibrating", done, count)
-        )
-        if measured < _FEW_FRAMES:
-            notes.append(f"{measured} calibration frames are few: 128 of many scenes are better")
-        table = RangeTable(
-            weights_sha256=weights,
-            mean=card.mean,
-            std=card.std,
-            size_hw=card.size_hw,
-            method=method,
-            num_frames=measured,
-            frames_sha256=digest,
-            ranges=ranges,
-        )
-        if table_path is not None:
-            table.save(table_path)
-    table.require(weights_sha256=weights, mean=card.mean, std=card.std)
-    return table
-
-
-def _batches(source: Path, card: ModelCard, count: int) -> Iterator[np.ndarray]:
-    """Read calibration frames, spread over the source, one batch each."""
-    size = card.batch[0]
-    for image in islice(_images(source, count), count):
-        frame = resize_frame(image, card.size_hw)
-        yield np.repeat(frame[None], size, axis=0)
-
-
-def _not_blank(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pass batches on, and refuse them if none holds anything but one colour."""
-    has_content = False
-    count = 0
-    for batch in batches:
-        has_content |= bool((batch != batch[0, 0, 0]).any())
-        count += 1
-        yield batch
-    if count and not has_content:
-        raise CalibrationError(
-            f"each of the {count} calibration frames is of one colour", hint="give real frames"
-        )
-
-
-def _images(source: Path, count: int) -> Iterator[np.ndarray]:
-    if source.suffix == ".txt" and source.is_file():
-        names = [line.split()[0] for line in source.read_text().splitlines() if line.strip()]
-        chosen = names[:: max(1, len(names) // count)]
-        for name in chosen:
-            yield from (frame.image for frame in open_source(source.parent / name))
-        return
-    opened = open_source(source)
-    step = max(1, (opened.num_frames or count) // count)
-    yield from (frame.image for frame in islice(opened, 0, None, step))
-
-
-def _kept(model: onnx.ModelProto, keep: Sequence[str]) -> tuple[str, ...]:
+def _convolutions_of(model: onnx.ModelProto, paths: Sequence[str]) -> list[str]:
+    """List the convolutions with these module paths or inside these blocks."""
     names = [node.name for node in model.graph.node if "Conv" in node.op_type]
-    kept = [name for name in names if any(name == k or name.startswith(f"{k}.") for k in keep)]
-    unknown = [k for k in keep if not any(name == k or name.startswith(f"{k}.") for name in names)]
-    if unknown:
-        raise ExportError(
-            f"no convolution is called {unknown[0]!r}", hint=f"for example {names[1]}"
-        )
-    return tuple(kept)
+    found = {path: [n for n in names if f"{n}.".startswith(f"{path}.")] for path in paths}
+    for path, inside in found.items():
+        if not inside:
+            raise ExportError(f"no convolution is called {path!r}", hint=f"for example {names[1]}")
+    return [name for name in names if any(name in inside for inside in found.values())]
+
+
+def _mismatches(checks: Sequence[BackendCheck], scheme: Scheme) -> list[str]:
+    """Describe the mismatches that forbid writing: any for the cpu scheme, else if no backend matches."""
+    problems = [
+        f"{check.backend} does not match the simulation: {check.agreement:.2%} of labels agree"
+        for check in checks
+        if scheme.name == "cpu" and not check.matches_reference
+    ]
+    if not any(check.matches_reference for check in checks):
+        problems.append("no backend here matches the simulation")
+    return problems
 
 
 def _worst_drop(checks: Sequence[BackendCheck], miou_fp32: float | None) -> float | None:
-    """Get the largest loss of mIoU in points over the faithful backends; ``None`` without labels."""
+    """Get the largest mIoU drop in points over the backends that match; ``None`` without labels."""
     if miou_fp32 is None:
         return None
     mious = [check.miou for check in checks if check.matches_reference and check.miou is not None]
     return max((100 * (miou_fp32 - miou) for miou in mious), default=None)
 
 
-def _some_batches(frames: Sequence[LabelledFrame], card: ModelCard) -> list[np.ndarray]:
-    step = max(1, len(frames) // CHECK_FRAMES)
-    resized = [resize_frame(image, card.size_hw)[None] for image, _ in frames[::step]]
-    return as_batches(resized, card)
-
-
-def _way_out(scheme: Scheme) -> str:
-    return (
-        "--keep BLOCK leaves a block in float; --method and more --calibration frames may help"
-        if scheme.name == "cpu"
-        else "--scheme cpu is what OpenVINO and ONNX Runtime execute rightly on CPUs"
-    )
+def _hint_for(scheme: Scheme) -> str:
+    if scheme.name == "cpu":
+        return "try --keep BLOCK, another --method, or more --calibration frames"
+    return "OpenVINO and ONNX Runtime execute --scheme cpu correctly on CPUs"
 
 
 def _stem(path: Path, card: ModelCard) -> str:

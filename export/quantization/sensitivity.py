@@ -1,4 +1,4 @@
-"""Which block of the network suffers most from 8 bits, measured one block at a time."""
+"""Sensitivity of each block of the network to 8 bits, measured one block at a time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from esnet.metrics import label_agreement
 from export.errors import ExportError
 from export.graph.qdq import Range, Scheme, insert_qdq
-from export.quantization.unoptimized import run_unoptimized
+from export.quantization.check import run_unoptimized
 from runtime.files import atomic_path
-
-
-def blocks_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Name the blocks that hold convolutions, by module path, in graph order."""
-    names = [node.name for node in model.graph.node if "Conv" in node.op_type]
-    return tuple(dict.fromkeys(_block(name) for name in names))
 
 
 def block_sensitivity(
@@ -28,28 +23,27 @@ def block_sensitivity(
     *,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Quantize one block alone, for each block, and count the labels that change.
+    """Quantize each block alone and measure the share of labels that change.
 
     Args:
-        model: The float graph.
-        ranges: Of its activations.
-        scheme: How activations are written.
-        batches: Inputs as the graph takes them; a few tell enough.
-        on_block: Called with (done, total).
+        model: Float graph.
+        ranges: Ranges of its activations.
+        scheme: Format of 8-bit activations.
+        batches: Inputs of the graph; a few are enough.
+        on_block: Called with the number of blocks done and the total.
 
     Returns:
-        Block to the share of labels that differ from the float graph's, 0 to 1, the most sensitive first.
+        Block, by module path, to the share of labels that differ from the float graph's, 0 to 1; the most
+        sensitive first.
     """
-    blocks = blocks_of(model)
     convolutions = [node.name for node in model.graph.node if "Conv" in node.op_type]
-    truth = run_unoptimized(model, batches)
+    blocks = list(dict.fromkeys(map(_block_of, convolutions)))
+    reference = run_unoptimized(model, batches)
     losses = {}
     for done, block in enumerate(blocks, start=1):
-        others = [name for name in convolutions if _block(name) != block]
+        others = [name for name in convolutions if _block_of(name) != block]
         labels = run_unoptimized(insert_qdq(model, ranges, scheme, keep=others), batches)
-        losses[block] = float(
-            np.mean([np.mean(a != b) for a, b in zip(labels, truth, strict=True)])
-        )
+        losses[block] = 1 - label_agreement(labels, reference)
         on_block(done, len(blocks))
     return dict(sorted(losses.items(), key=lambda item: -item[1]))
 
@@ -57,7 +51,7 @@ def block_sensitivity(
 def draw_sensitivity(
     shares: Mapping[str, float], path: Path, *, restored: Collection[str] = ()
 ) -> None:
-    """Draw what each block alone costs, the worst on top; blocks that went back to float are in grey.
+    """Draw the sensitivity of each block as bars, the highest on top; restored blocks are grey.
 
     Raises:
         ExportError: matplotlib is not installed.
@@ -82,7 +76,7 @@ def draw_sensitivity(
         figure.savefig(temporary, dpi=120)
 
 
-def _block(name: str) -> str:
-    """Get the block of a convolution: encoder.layers.3.conv is in encoder.layers.3, a head is one itself."""
+def _block_of(name: str) -> str:
+    """Get the block of a convolution: encoder.layers.3.conv is in encoder.layers.3, a head is its own."""
     parts = name.split(".")
     return ".".join(parts[:3]) if parts[1:2] == ["layers"] else ".".join(parts[:2])

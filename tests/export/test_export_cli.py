@@ -84,12 +84,14 @@ def test_command_line_stands_in_the_card(esnet_export, checkpoint_path, tmp_path
         pytest.param(["--mean", "a,b,c"], "is not three numbers", "--mean 0.485", id="mean-words"),
         pytest.param(["--mean", "123,116,103"], "0-1 scale", "divide", id="mean-of-bytes"),
         pytest.param(["--std", "0,1,1"], "std above 0", "divide", id="std-of-zero"),
-        pytest.param(["--batch", "4:2:1"], "4:2:1 must rise", "--batch 1:1:8", id="falling-batch"),
+        pytest.param(["--batch", "4:2:1"], "4:2:1 is out of order", "--batch 1:1:8", id="falling-batch"),
         pytest.param(["--batch", "many"], "neither N nor MIN:OPT:MAX", "1:1:8", id="batch"),
         pytest.param(["--opset", "9"], "opset 9 is out of range", "17", id="opset"),
         pytest.param(["--frames", "nowhere"], "'nowhere' does not exist", "image", id="frames"),
-        pytest.param(["-o", "nowhere/model.onnx"], "no folder nowhere", "make it", id="no-folder"),
-        pytest.param(["-o", "."], "output . is a folder", "name another", id="folder"),
+        pytest.param(
+            ["-o", "nowhere/model.onnx"], "no folder nowhere", "create it", id="no-folder"
+        ),
+        pytest.param(["-o", "."], "output . is a folder", "choose another", id="folder"),
     ],
 )
 def test_bad_argument_ends_with_one_error_line_and_a_hint(

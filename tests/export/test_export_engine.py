@@ -52,7 +52,7 @@ def use_fake(monkeypatch):
         module = fake_tensorrt(generation, **settings)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         monkeypatch.setattr(
-            "export.engine.build.gpu_for_build", lambda: GPU if module.state.has_gpu else None
+            "export.engine.build.first_cuda_gpu", lambda: GPU if module.state.has_gpu else None
         )
         return module.state
 
@@ -61,9 +61,9 @@ def use_fake(monkeypatch):
 
 def build(artefact: Path, precision: str = "fp16", *, output: Path | None = None, **settings):
     run = {name: settings.pop(name) for name in ("force", "dry_run", "wait") if name in settings}
-    plan = BuildOptions(precision=precision, **settings)
+    options = BuildOptions(precision=precision, **settings)
     return build_engine(
-        artefact, output, plan, command=["esnet-export", "build-engine", "small.onnx"], **run
+        artefact, output, options, command=["esnet-export", "build-engine", "small.onnx"], **run
     )
 
 
@@ -108,7 +108,7 @@ class TestTensorRtRtx:
         path = build(artefact, tensorrt="tensorrt-rtx").path
         settings = {}
         if change == "batch":
-            settings["batch"] = (1, 2, 2)
+            settings["batch"] = BatchRange(1, 2, 2)
         elif change == "plan":
             path.write_bytes(path.read_bytes()[:-1] + b"x")
         elif change == "record":
@@ -196,7 +196,7 @@ class TestEveryGeneration:
     ):
         use_fake(generation).fall_back_to_float = True
         with pytest.raises(
-            PrecisionError, match="fp16 was asked for, but of 66 convolutions 66 in Float"
+            PrecisionError, match="fp16 was requested, but of 66 convolutions 66 in Float"
         ):
             build(artefact, tensorrt="tensorrt")
         assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
@@ -244,14 +244,14 @@ class TestEveryGeneration:
             generation
         ).build_error = "Could not find any implementation for node conv: out of memory"
         with pytest.raises(
-            BuildError, match="cannot build it: Could not find any implementation"
+            BuildError, match="cannot build the engine: Could not find any implementation"
         ) as caught:
             build(artefact, tensorrt="tensorrt")
         assert "--workspace" in caught.value.hint
 
     def test_another_gpu_cannot_be_built_for(self, use_fake, artefact, generation):
         use_fake(generation)
-        with pytest.raises(BuildError, match=r"builds for the GPU at hand.*SM 8\.6"):
+        with pytest.raises(BuildError, match=r"builds only for the GPU of this machine.*SM 8\.6"):
             build(artefact, tensorrt="tensorrt", sms=((8, 9),))
 
     def test_a_bad_graph_is_named_as_far_as_the_parser_tells(self, use_fake, artefact, generation):
@@ -300,7 +300,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(use_fake, artefact):
     assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
 
 
-def test_islands_are_found_on_frames_and_named(use_fake, tmp_path):
+def test_fp32_nodes_are_found_on_frames_and_named(use_fake, tmp_path):
     """A network whose activations pass 65504 inside: half alone would overflow."""
     use_fake("10.3.0")
     network = random_network()
@@ -319,24 +319,29 @@ def test_islands_are_found_on_frames_and_named(use_fake, tmp_path):
         str(frames / "a.png"), np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
     )
     report = build(path, tensorrt="tensorrt", frames=frames)
-    islands = report.record.precision["islands"]
-    assert any(name.startswith("decoder.layers.1") for name in islands)
-    assert all(name.startswith("decoder.layers.1") for name in islands)
-    assert f"{len(islands)} nodes stay in FP32" in report.notes[0]
+    fp32_nodes = report.record.precision["fp32_nodes"]
+    assert any(name.startswith("decoder.layers.1") for name in fp32_nodes)
+    assert all(name.startswith("decoder.layers.1") for name in fp32_nodes)
+    assert f"{len(fp32_nodes)} nodes stay in FP32" in report.notes[0]
     assert set(report.record.precision["built"]) == {"Half"}
 
 
-def test_without_frames_no_islands_and_it_says_so(use_fake, artefact):
+def test_without_frames_overflow_is_not_checked_and_it_says_so(use_fake, artefact):
     use_fake("10.3.0")
-    assert "activation ranges not measured" in build(artefact, tensorrt="tensorrt").notes[0]
+    assert (
+        build(artefact, tensorrt="tensorrt").notes[0]
+        == "FP16 overflow not checked; pass --frames DIR"
+    )
 
 
 @pytest.mark.parametrize(
     ("has", "asked", "message"),
     [
-        pytest.param("fp16", "fp32", "is fp16 already, its fp32 weights are gone", id="fp16-fp32"),
         pytest.param(
-            "fp32", "int8", "an INT8 engine is built from a quantized artefact", id="int8"
+            "fp16", "fp32", "is already FP16; start from the FP32 ONNX file", id="fp16-fp32"
+        ),
+        pytest.param(
+            "fp32", "int8", "is FP32; an INT8 engine needs a quantized artefact", id="int8"
         ),
     ],
 )
@@ -370,24 +375,24 @@ def conv(type_name: str) -> Kernel:
 
 
 @pytest.mark.parametrize(
-    ("precision", "types", "islands", "is_right"),
+    ("precision", "types", "num_fp32", "is_right"),
     [
         pytest.param("fp16", ["Half"] * 9, 0, True, id="fp16"),
         pytest.param("fp16", ["Half"] * 9 + ["Float"], 0, False, id="one-in-float"),
-        pytest.param("fp16", ["Half"] * 9 + ["Float"], 1, True, id="an-island"),
+        pytest.param("fp16", ["Half"] * 9 + ["Float"], 1, True, id="an-fp32-node"),
         pytest.param("fp32", ["Float"] * 9 + ["Half"], 0, False, id="fp32-lower"),
         pytest.param("int8", ["Int8"] * 60 + ["Half"] * 4, 0, True, id="int8"),
         pytest.param("int8", ["Half"] * 60, 0, False, id="int8-not-at-all"),
         pytest.param("fp16", [], 0, True, id="nothing-known"),
     ],
 )
-def test_the_precision_contract(precision, types, islands, is_right):
+def test_the_precision_contract(precision, types, num_fp32, is_right):
     kernels = [conv(name) for name in types]
     if is_right:
-        require_types(kernels, precision, num_islands=islands)
+        require_types(kernels, precision, num_fp32=num_fp32)
     else:
-        with pytest.raises(PrecisionError, match=f"{precision} was asked for"):
-            require_types(kernels, precision, num_islands=islands)
+        with pytest.raises(PrecisionError, match=f"{precision} was requested"):
+            require_types(kernels, precision, num_fp32=num_fp32)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +421,7 @@ class TestCommand:
     def test_it_says_what_was_built_and_what_comes_next(self, rtx, artefact):
         done = self.run(artefact, "--fp16", "--tensorrt", "tensorrt-rtx")
         assert done.returncode == 0, done.stderr
-        assert "fp16 asked for; convolutions compute in: 66 Half" in done.stdout
+        assert "fp16 requested; convolutions compute in: 66 Half" in done.stdout
         assert (
             f"next      esnet-bench {artefact.with_name('small_fp16.rtx.engine')}"
             in done.stdout.replace("\n          ", " ")

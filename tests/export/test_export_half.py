@@ -54,7 +54,7 @@ def test_trained_network_scores_nearly_the_same_in_half(run_onnx):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        pytest.param(7e4, r"'big' reaches 7e\+04, beyond half's 65504", id="beyond-the-range"),
+        pytest.param(7e4, r"'big' reaches 7e\+04, the FP16 limit is 65504", id="beyond-the-range"),
         pytest.param(np.nan, "'big' reaches nan", id="nan"),
     ],
 )

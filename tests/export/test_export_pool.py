@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.graph.pool import pool_bytes
 from export.plan import ExportPlan, graph_from_network
-from export.quantization.unoptimized import run_unoptimized
+from export.quantization.check import run_unoptimized
 from tests.conftest import random_network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -72,7 +73,7 @@ def test_card_says_what_goes_in_and_out(report):
 
 
 def test_card_holds_the_parity_that_was_measured(report):
-    assert report.card.parity == report.parity.as_dict()
+    assert report.card.parity == dataclasses.asdict(report.parity)
     assert report.parity.num_frames == 3
 
 

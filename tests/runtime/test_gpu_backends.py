@@ -62,7 +62,7 @@ def engine(request, make_artefact, tmp_path, monkeypatch):
     generation = getattr(request, "param", "10.3.0")
     module = fake_tensorrt(generation)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("export.engine.build.gpu_for_build", lambda: ("NVIDIA RTX 3060", (8, 6)))
+    monkeypatch.setattr("export.engine.build.first_cuda_gpu", lambda: ("NVIDIA RTX 3060", (8, 6)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "small.engine"
     build_engine(
