@@ -1,1 +1,1 @@
-"""Speed and accuracy of artefacts, measured so that the numbers can be believed."""
+"""Reproducible measurements of speed and accuracy."""

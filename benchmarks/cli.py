@@ -1,21 +1,28 @@
-"""``esnet-bench``, a group of measurements whose default is the latency bench, and ``esnet-eval``."""
+"""Command lines ``esnet-bench`` and ``esnet-eval``."""
 
 from __future__ import annotations
 
+import re
+import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.errors import BenchmarkError
+from benchmarks.errors import BenchmarkError, TargetMissed
 from runtime.console import is_terminal, new_app, parse_size, run_app
+
+if TYPE_CHECKING:
+    from runtime.segmenter import Segmenter
 
 _DEFAULT_COMMAND = "run"
 
 
 class _DefaultGroup(TyperGroup):
-    """Runs ``run`` when the first word is not a subcommand, so that ``esnet-bench model.onnx`` works."""
+    """Command group that runs ``run`` without a subcommand: ``esnet-bench model.onnx``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
@@ -23,127 +30,114 @@ class _DefaultGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = new_app("Measure exported models.", cls=_DefaultGroup)
-eval_app = new_app("Measure accuracy on a dataset.")
+app = new_app("Measure the speed of exported models.", cls=_DefaultGroup)
+eval_app = new_app("Measure the accuracy of models on a dataset.")
+
+Frames = Annotated[
+    Path | None, typer.Option(help="Image, folder or video; default: generated street scenes.")
+]
+Data = Annotated[Path | None, typer.Option(help="Dataset: also measure mIoU on its val split.")]
+Precisions = Annotated[
+    list[str] | None, typer.Option(help="Precision, repeatable; default: the model's precision.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the full report here.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the tables here.")]
 
 
 @app.command(_DEFAULT_COMMAND)
 def run(
     models: Annotated[
-        list[Path], typer.Argument(help="Exported models; the first is the reference.")
+        list[Path], typer.Argument(help="Exported models; speed relates to the 1st.")
     ],
-    frames: Annotated[
-        Path | None, typer.Option(help="Image, folder or video; default: generated street scenes.")
-    ] = None,
-    size: Annotated[
-        str,
-        typer.Option(help="Size of the decoded frames, HEIGHTxWIDTH, or 'native' for their own."),
-    ] = "512x1024",
+    frames: Frames = None,
+    size: Annotated[str, typer.Option(help="Frame size, HEIGHTxWIDTH or 'native'.")] = "512x1024",
     backend: Annotated[
-        list[str] | None,
-        typer.Option(help="Backend; may be given several times. Default: the fastest here."),
+        list[str] | None, typer.Option(help="Backend, repeatable; default: the fastest installed.")
     ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="Arithmetic; may be given several times. Default: the model's."),
-    ] = None,
+    precision: Precisions = None,
     mode: Annotated[
         str,
         typer.Option(
-            help="latency: one frame in flight; throughput: pipelined; camera:30: paced arrivals."
+            help="latency: one frame in flight; throughput: several; camera:30: 30 FPS camera."
         ),
     ] = "latency",
-    preset: Annotated[
-        str | None,
-        typer.Option(help="On a GPU: also tell latency as trtexec10 or trtexec11 defines it."),
-    ] = None,
     reference: Annotated[
-        Path | None,
-        typer.Option(help="fp32 model whose labels the others are held against; default: beside."),
+        Path | None, typer.Option(help="fp32 model for the label check; default: found beside.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset folder: measure mIoU on its val split, too.")
-    ] = None,
-    miou: Annotated[bool, typer.Option(help="With --data: whether to measure mIoU.")] = True,
-    target_fps: Annotated[
-        float, typer.Option(help="Rate to hold the end-to-end figure against.")
-    ] = 63.0,
+    data: Data = None,
+    miou: Annotated[bool, typer.Option(help="With --data: measure mIoU.")] = True,
+    target_fps: Annotated[float, typer.Option(help="Target of the end-to-end rate.")] = 63.0,
     must_meet: Annotated[
         bool, typer.Option("--assert", help="Exit with 1 unless every model meets the target.")
     ] = False,
     max_seconds: Annotated[
-        float,
-        typer.Option(min=0.1, help="Longest measurement of a model and scope, warm-up apart."),
+        float, typer.Option(min=0.1, help="Maximum time per model and scope, without warm-up.")
     ] = 20.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the whole report here.")
-    ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table here.")] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Write tables and verdict here.")
-    ] = None,
+    json_file: JsonFile = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results here.")] = None,
+    markdown_file: MarkdownFile = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with pictures here.")
+        Path | None, typer.Option("--html", help="Write a page with tables and plots here.")
     ] = None,
 ) -> None:
-    """Time MODELS on frames: p50 to p99, engine and end to end, against 63 FPS."""
-    from benchmarks.session import Outputs, run_bench
+    """Time MODELS on frames, engine and end to end, and compare with a target of 63 FPS."""
+    from benchmarks.frames import load_frames
+    from benchmarks.models import BenchOptions
+    from benchmarks.report import console, page, tables
     from benchmarks.timing.latency import TimingConfig
-    from benchmarks.timing.suite import BenchOptions
+    from benchmarks.timing.suite import bench_models
 
     kind, camera_fps = _parse_mode(mode)
+    tables.check_folders(json_file, csv_file, markdown_file, html_file)
+    if html_file is not None:
+        page.require_page_libraries()
     options = BenchOptions(
         mode=kind,
         camera_fps=camera_fps,
         backends=backend or [None],
         precisions=precision or [None],
-        protocol=TimingConfig(cap_seconds=max_seconds),
+        config=TimingConfig(cap_seconds=max_seconds),
         target_fps=target_fps,
         reference=reference,
-        preset=preset,
+        measure_miou=partial(_miou, data_dir=data) if data and miou else None,
     )
-
-    run_bench(
-        models,
-        frames=frames,
-        size_hw=None if size == "native" else parse_size(size),
-        options=options,
-        data_dir=data if miou else None,
-        must_meet=must_meet,
-        outputs=Outputs(
-            json_path=json_file,
-            csv_path=csv_file,
-            markdown_path=markdown_file,
-            html_path=html_file,
-        ),
-        show_progress=is_terminal(),
+    frame_set = load_frames(frames, None if size == "native" else parse_size(size))
+    with tables.progress_bar(is_terminal()) as progress:
+        task = progress.add_task("", total=1)
+        report = bench_models(
+            models,
+            frame_set,
+            options,
+            on_part=lambda text, done: progress.update(task, description=text, completed=done),
+            on_open=_print_advice,
+        )
+    console.print_report(report)
+    tables.write_outputs(
+        (json_file, lambda path: tables.write_json(path, report.as_dict())),
+        (csv_file, lambda path: tables.write_csv(path, console.result_table(report))),
+        (markdown_file, lambda path: tables.write_text(path, console.markdown_from_report(report))),
+        (html_file, lambda path: tables.write_text(path, page.page_from_report(report))),
     )
+    missed = [result.model.name for result in report.results if not report.meets_target(result)]
+    if must_meet and missed:
+        raise TargetMissed(f"slower than {target_fps:g} FPS: {'; '.join(missed)}")
 
 
 @app.command()
 def roofline(
     model: Annotated[
-        Path | None,
-        typer.Argument(help="Exported ONNX model; default: the shipped weights, exported for it."),
+        Path | None, typer.Argument(help="Exported ONNX model; default: the shipped weights.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="GPU by name, or 'all' of the table.")] = "GTX 1080 Ti",
+    gpu: Annotated[str, typer.Option(help="GPU name, or 'all'.")] = "GTX 1080 Ti",
     size: Annotated[
         str | None, typer.Option(help="Shipped weights: HEIGHTxWIDTH; default 512x1024.")
     ] = None,
-    measure: Annotated[
-        bool, typer.Option(help="Measure this machine's peaks and the model on it, too.")
-    ] = True,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Show every layer, not every block.")
-    ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the whole report here.")
-    ] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Write what is printed here.")
-    ] = None,
+    measure: Annotated[bool, typer.Option(help="Also measure this machine and the model.")] = True,
+    layers: Annotated[bool, typer.Option("--layers", help="Show layers, not blocks.")] = False,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
-    """Tell the least time MODEL can take on a GPU, and on this machine beside what it does take."""
+    """Compute a lower bound of MODEL's time on a GPU, and on this machine with the measured time."""
     from benchmarks.roofline.report import run_roofline
 
     run_roofline(
@@ -160,27 +154,18 @@ def roofline(
 @app.command()
 def compare(
     weights: Annotated[str, typer.Argument(help="Checkpoint, or shipped weights.")] = "camvid",
-    frames: Annotated[
-        Path | None, typer.Option(help="Image, folder or video; default: generated street scenes.")
-    ] = None,
+    frames: Frames = None,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH, multiples of 8.")] = "512x1024",
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset folder: measure mIoU on its val split, too.")
-    ] = None,
+    data: Data = None,
     calibration: Annotated[
-        Path | None,
-        typer.Option(help="Frames for INT8 ranges; default: those shipped with the weights."),
+        Path | None, typer.Option(help="Frames for INT8 calibration; default: shipped ranges.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds, at least 20.")] = 20,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the whole report here.")
-    ] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Write table and environment here.")
-    ] = None,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
-    """Time WEIGHTS by every route at hand: torch, the plain export, and ours, in one run."""
-    from benchmarks.session import run_comparison
+    """Compare WEIGHTS in torch, in a plain ONNX export and in the exported models of this toolkit."""
+    from benchmarks.baselines.run import run_comparison
 
     run_comparison(
         weights,
@@ -198,86 +183,115 @@ def compare(
 @app.command()
 def diff(
     before: Annotated[Path, typer.Argument(help="Report of esnet-bench --json.")],
-    after: Annotated[Path, typer.Argument(help="A later one of the same mode.")],
-    max_slower: Annotated[
-        str, typer.Option(help="How much slower a figure may be: 5%. More exits with 1.")
-    ] = "5%",
+    after: Annotated[Path, typer.Argument(help="Newer report of the same mode.")],
+    max_slower: Annotated[str, typer.Option(help="Allowed slow-down of a result.")] = "5%",
 ) -> None:
-    """Compare two reports; a slow-down beyond the limit, intervals apart, exits with 1."""
-    from benchmarks.session import run_diff
+    """Compare two reports; exit with 1 if a result is slower than limit and chance allow."""
+    from benchmarks.report.diff import diff_reports, diff_table
+    from benchmarks.report.tables import rich_table, wide_console
 
-    run_diff(before, after, max_slower=_parse_percent(max_slower))
+    limit = _parse_percent(max_slower)
+    changes, warnings = diff_reports(before, after, limit)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    wide_console().print(rich_table(diff_table(changes)))
+    slower = [change for change in changes if change.verdict == "SLOWER"]
+    if slower:
+        worst = max(slower, key=lambda change: change.slower)
+        raise TargetMissed(
+            f"{len(slower)} of {len(changes)} results are slower by more than {100 * limit:g} %; "
+            f"the worst: {worst.name}, {100 * worst.slower:+.1f} %"
+        )
 
 
 @eval_app.command()
 def evaluate(
     model: Annotated[
         list[str],
-        typer.Option(
-            "--model",
-            "-m",
-            help="Checkpoint, exported model, or name of shipped weights; several stand side by side.",
-        ),
+        typer.Option("--model", "-m", help="Checkpoint or exported model, repeatable."),
     ],
-    data: Annotated[Path, typer.Option(help="The dataset's folder.")],
+    data: Annotated[Path, typer.Option(help="Dataset folder.")],
     dataset: Annotated[
-        str | None, typer.Option(help="camvid or cityscapes; default: by the model's classes.")
+        str | None, typer.Option(help="camvid or cityscapes; default: that of the model.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val, test ...")] = "val",
+    split: Annotated[str, typer.Option(help="Dataset split: train, val, test.")] = "val",
     size: Annotated[
-        str | None,
-        typer.Option(help="Checkpoints: HEIGHTxWIDTH to work at; default: the pictures' own."),
+        str | None, typer.Option(help="Checkpoints: HEIGHTxWIDTH; default: size of each image.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Exported models: backend; default: the fastest here.")
+        str | None, typer.Option(help="Exported models: backend; default: the fastest installed.")
     ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="Exported models: arithmetic; may be given several times."),
-    ] = None,
+    precision: Precisions = None,
     max_images: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate so many, spread over the split.")
+        int | None, typer.Option(min=1, help="Number of images, evenly spread over the split.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    json_file: JsonFile = None,
     confusion: Annotated[
         Path | None, typer.Option(help="Draw the confusion matrix here (.png, .svg).")
     ] = None,
 ) -> None:
-    """Measure mIoU, IoU by class and pixel accuracy of MODEL on a dataset's split."""
-    from benchmarks.session import run_evaluation
+    """Measure mIoU, IoU per class and pixel accuracy of models on a dataset split."""
+    from benchmarks.accuracy import evaluate as accuracy
+    from benchmarks.accuracy.report import draw_confusion, print_accuracy
+    from benchmarks.report.tables import check_folders, progress_bar, write_json, write_outputs
 
-    run_evaluation(
-        model,
-        data,
-        dataset=dataset,
-        split=split,
-        size_hw=parse_size(size) if size else None,
-        backend=backend,
-        precisions=precision or [None],
-        max_images=max_images,
-        json_path=json_file,
-        confusion_path=confusion,
-        show_progress=is_terminal(),
+    check_folders(json_file, confusion)
+    runs = accuracy.expand_precisions(model, precision or [None])
+    if confusion is not None and len(runs) > 1:
+        raise BenchmarkError(
+            f"--confusion draws one model, got {len(runs)}", hint="give one --model"
+        )
+    size_hw = parse_size(size) if size else None
+    reports, notes = [], set[str]()
+    for name, run_precision in runs:
+        predictor = accuracy.open_predictor(
+            name, size_hw=size_hw, backend=backend, precision=run_precision
+        )
+        with closing(predictor), progress_bar(is_terminal()) as progress:
+            labelled = accuracy.open_split_for(predictor, data, dataset, split)
+            for note in set(labelled.notes) - notes:
+                print(f"note: {note}", file=sys.stderr)
+            notes |= set(labelled.notes)
+            track = partial(progress.track, description=f"evaluating {name}")
+            report = accuracy.evaluate(predictor, labelled, max_images=max_images, track=track)
+            reports.append(report)
+    print_accuracy(reports)
+    plain = [report.as_dict() for report in reports]
+    content = plain[0] if len(plain) == 1 else {"reports": plain}
+    write_outputs(
+        (json_file, lambda path: write_json(path, content)),
+        (confusion, lambda path: draw_confusion(reports[0], path)),
     )
+
+
+def _miou(segmenter: Segmenter, path: Path, *, data_dir: Path) -> float:
+    """Measure mIoU on the val split of the dataset of the model's label set."""
+    from benchmarks.accuracy.evaluate import evaluate, open_split_for, predictor_from_segmenter
+
+    predictor = predictor_from_segmenter(segmenter, path)
+    return evaluate(predictor, open_split_for(predictor, data_dir, None, "val")).matrix.miou
+
+
+def _print_advice(segmenter: Segmenter) -> None:
+    from runtime.artefact.advice import form_advice, quantization_advice
+
+    for advise in (form_advice, quantization_advice):
+        if advice := advise(segmenter.card, segmenter.backend.name):
+            print(f"warning: {advice}", file=sys.stderr)
 
 
 def _parse_mode(text: str) -> tuple[str, float]:
-    """Read ``latency``, ``throughput`` or ``camera:FPS``."""
-    kind, _, pace = text.partition(":")
-    if (text in ("latency", "throughput")) or (kind == "camera" and not pace):
-        return kind, 30.0
-    try:
-        if kind == "camera":
-            return kind, float(pace)
-    except ValueError:
-        pass  # said below, with the other ways to be wrong
-    raise BenchmarkError(
-        f"unknown mode {text!r}", hint="latency, throughput, or camera:30 for a camera of 30 FPS"
-    )
+    """Parse ``latency``, ``throughput``, ``camera`` or ``camera:FPS``."""
+    match = re.fullmatch(r"(latency|throughput|camera)|(camera):(\d+(?:\.\d+)?)", text)
+    if match is None:
+        raise BenchmarkError(
+            f"unknown mode {text!r}", hint="latency, throughput, or camera:30 for a 30 FPS camera"
+        )
+    return match[1] or match[2], float(match[3] or 30)
 
 
 def _parse_percent(text: str) -> float:
-    """Read ``5%`` or ``5`` as 0.05."""
+    """Parse ``5%`` or ``5`` as 0.05."""
     try:
         share = float(text.removesuffix("%")) / 100
     except ValueError:
@@ -288,10 +302,10 @@ def _parse_percent(text: str) -> float:
 
 
 def main() -> None:
-    """Entry point of ``esnet-bench``."""
+    """Run ``esnet-bench``."""
     run_app(app)
 
 
 def eval_main() -> None:
-    """Entry point of ``esnet-eval``."""
+    """Run ``esnet-eval``."""
     run_app(eval_app)

@@ -6,10 +6,10 @@ from runtime.errors import EsnetError
 
 
 class BenchmarkError(EsnetError):
-    """The measurement cannot be done as asked."""
+    """The measurement cannot run with these arguments."""
 
 
 class TargetMissed(BenchmarkError):
-    """A model is slower than the target of ``--assert``, or than an earlier report allows."""
+    """A model is slower than the target of ``--assert``, or slower than in the earlier report."""
 
     exit_code = 1

@@ -1,103 +1,154 @@
-"""Models opened for measuring: on every backend at every precision, named, and held against a reference."""
+"""Options of a benchmark, and opening of models with label check and mIoU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
+from benchmarks.timing.latency import TimingConfig
 from esnet.metrics import label_agreement
-from runtime.artefact.card import ModelCard
+from runtime.artefact.card import LOGITS, ModelCard
 from runtime.backend import identify_artefact
 from runtime.errors import EsnetError, ModelFileError
 from runtime.files import sha256_of
 from runtime.segmenter import Segmenter
 
+TARGET_FPS = 63.0
+TARGET_SOURCE = "published for a GTX 1080 Ti with PyTorch, arXiv 1906.09826"
+LATENCY, THROUGHPUT, CAMERA = "latency", "throughput", "camera"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OpenModel:
+class BenchOptions:
+    """Settings of a benchmark."""
+
+    mode: str = LATENCY
+    """``latency``, ``throughput`` or ``camera``."""
+    camera_fps: float = 30.0
+    """Frame rate of the camera, frames per second."""
+    backends: Sequence[str | None] = (None,)
+    """Backend names; ``None`` is the fastest installed backend."""
+    precisions: Sequence[str | None] = (None,)
+    """Precisions; ``None`` is the precision of the artefact. Ignored for INT8 and engines."""
+    config: TimingConfig = field(default_factory=TimingConfig)
+    """Length of warm-up and measurement."""
+    target_fps: float = TARGET_FPS
+    """Target of the end-to-end rate, frames per second."""
+    reference: Path | None = None
+    """fp32 artefact to compare labels with; ``None`` searches beside each model."""
+    measure_miou: Callable[[Segmenter, Path], float] | None = None
+    """Measures mIoU, 0 to 1; ``None`` skips it."""
+
+    def __post_init__(self) -> None:
+        if self.target_fps <= 0:
+            raise BenchmarkError(f"the target must be above 0 FPS, got {self.target_fps}")
+        if self.camera_fps <= 0:
+            raise BenchmarkError(
+                f"the camera rate must be above 0 FPS, got {self.camera_fps}",
+                hint="for example --mode camera:30",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelIdentity:
+    """Identity and accuracy of a measured model."""
+
+    file: str
+    """File name."""
+    sha256: str
+    """Hash of the file."""
+    name: str
+    """Short unique name for tables."""
+    backend: str
+    """Backend."""
+    precision: str
+    """Precision that really runs."""
+    device: str
+    """Device name."""
+    size_hw: tuple[int, int]
+    """Input height and width in pixels."""
+    reference: str | None
+    """File name of the label reference; ``None`` if labels are unchecked."""
+    agreement: float | None
+    """Share of pixels with the same label as the reference in fp32, 0 to 1."""
+    miou: float | None
+    """mIoU on labelled data, 0 to 1; ``None`` if not measured."""
+
+
+class OpenModel(NamedTuple):
     """One model on one backend at one precision."""
 
     path: Path
     """The artefact."""
     segmenter: Segmenter
-    """It, open."""
-    name: str
-    """For tables: what tells it from the others."""
-    reference: Path | None
-    """Artefact whose fp32 labels its own are held against; ``None`` where none is known."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
-    """What a figure is of; the first fields of every result."""
-
-    model: str
-    """File name."""
-    sha256: str
-    """Hash of the file that was timed."""
-    name: str
-    """For tables: what tells it from the others."""
-    backend: str
-    """Backend that ran it."""
-    precision: str
-    """Arithmetic that really ran."""
-    device: str
-    """What it ran on."""
-    size_hw: tuple[int, int]
-    """Input size of the artefact."""
-    reference: str | None
-    """File that its labels were held against; ``None``: unchecked."""
-    agreement: float | None
-    """Share of pixels labelled as the reference labels them in fp32, 0 to 1."""
-    miou: float | None
-    """On labelled data, 0 to 1; ``None`` where it was not asked for."""
+    """The open segmenter."""
+    identity: ModelIdentity
+    """Identity for results."""
 
 
 def open_models(
     models: Sequence[Path],
-    backends: Sequence[str | None],
-    precisions: Sequence[str | None],
+    options: BenchOptions,
+    frames: FrameSet,
     stack: ExitStack,
     *,
-    reference: Path | None = None,
     on_open: Callable[[Segmenter], None] = lambda segmenter: None,
 ) -> list[OpenModel]:
-    """Open every model on every backend at every precision; the stack closes them.
+    """Open every model on every backend at every precision, check its labels and measure mIoU.
 
     Args:
         models: Artefacts.
-        backends: Names; ``None`` is the fastest that is installed.
-        precisions: Names; ``None`` is the artefact's own. INT8 and engines have no other.
-        stack: Closes what is opened.
-        reference: The fp32 artefact; ``None`` looks for one of the same weights and size beside each model.
-        on_open: Told of each model that was opened.
+        options: Backends, precisions, reference and mIoU.
+        frames: Frames for the label check.
+        stack: Closes the models.
+        on_open: Called with each opened segmenter.
 
     Raises:
         ModelFileError: A model cannot be opened.
-        InvalidInput: A backend or precision is not to be had.
+        InvalidInput: A backend or precision is not available.
+        BenchmarkError: The reference cannot run in fp32.
     """
     opened: list[tuple[Path, Segmenter]] = []
     for path in models:
-        for backend in backends:
-            for precision in precisions_of(path, precisions):
+        for backend in options.backends:
+            for precision in precisions_of(path, options.precisions):
                 segmenter = Segmenter.open(path, backend=backend, precision=precision, timing=True)
                 opened.append((path, stack.enter_context(segmenter)))
                 on_open(segmenter)
-    references = {path: reference or find_reference(path) for path in models}
-    return [
-        OpenModel(path=path, segmenter=segmenter, name=name, reference=references[path])
-        for name, (path, segmenter) in zip(_names(opened), opened, strict=True)
-    ]
+    references = {path: options.reference or find_reference(path) for path in models}
+    expected = {path: _fp32_labels(path, frames) for path in {*references.values()} if path}
+    result = []
+    for name, (path, segmenter) in zip(_names(opened), opened, strict=True):
+        reference, agreement, miou = references[path], None, None
+        if reference is not None:
+            agreement = label_agreement(_labels(segmenter, frames), expected[reference])
+        if options.measure_miou is not None:
+            miou = options.measure_miou(segmenter, path)
+        identity = ModelIdentity(
+            file=path.name,
+            sha256=sha256_of(path),
+            name=name,
+            backend=segmenter.backend.name,
+            precision=segmenter.backend.precision,
+            device=segmenter.backend.device,
+            size_hw=segmenter.card.size_hw,
+            reference=reference.name if reference else None,
+            agreement=agreement,
+            miou=miou,
+        )
+        result.append(OpenModel(path, segmenter, identity))
+    return result
 
 
 def precisions_of(path: Path, precisions: Sequence[str | None]) -> Sequence[str | None]:
-    """Choose the precisions a model can be asked for; INT8 and engines have theirs in them."""
+    """Return the precisions to run a model at; INT8 artefacts and engines have only their own."""
     card, builder = identify_artefact(path)
     return [None] if card.precision == "int8" or builder is not None else precisions
 
@@ -119,67 +170,34 @@ def find_reference(path: Path) -> Path | None:
     return None
 
 
-def check_labels(opened: Sequence[OpenModel], frames: FrameSet) -> list[float | None]:
-    """Get the share of pixels that each model labels as its reference does in fp32; ``None``: unchecked.
-
-    Raises:
-        BenchmarkError: The reference gives labels of another size, or cannot be opened.
-    """
-    truths: dict[Path, list[np.ndarray]] = {}
-    shares: list[float | None] = []
-    for model in opened:
-        if model.reference is None:
-            shares.append(None)
-            continue
-        if model.reference not in truths:
-            truths[model.reference] = _reference_labels(model.reference, frames)
-        own = labels_of(model.segmenter, frames)
-        shares.append(label_agreement(own, truths[model.reference]))
-    return shares
+def class_map(output: np.ndarray, card: ModelCard) -> np.ndarray:
+    """Return one class map, uint8 (H, W), from the first output of a frame: labels or logits (K, H, W)."""
+    return output.argmax(0).astype(np.uint8) if card.outputs[0] == LOGITS else output
 
 
-def identify(model: OpenModel, agreement: float | None, miou: float | None) -> Identity:
-    """Write down what a model is, beside how right it is."""
-    backend, card = model.segmenter.backend, model.segmenter.card
-    return Identity(
-        model=model.path.name,
-        sha256=sha256_of(model.path),
-        name=model.name,
-        backend=backend.name,
-        precision=backend.precision,
-        device=backend.device,
-        size_hw=card.size_hw,
-        reference=None if model.reference is None else model.reference.name,
-        agreement=agreement,
-        miou=miou,
-    )
-
-
-def labels_of(segmenter: Segmenter, frames: FrameSet) -> list[np.ndarray]:
-    """Label every frame."""
+def _labels(segmenter: Segmenter, frames: FrameSet) -> list[np.ndarray]:
     return [segmenter.segment(frame) for frame in frames.frames]
 
 
-def _reference_labels(path: Path, frames: FrameSet) -> list[np.ndarray]:
+def _fp32_labels(path: Path, frames: FrameSet) -> list[np.ndarray]:
     try:
         with Segmenter.open(path, precision="fp32") as segmenter:
-            return labels_of(segmenter, frames)
+            return _labels(segmenter, frames)
     except EsnetError as error:
         raise BenchmarkError(
-            f"the reference {path} cannot be run in fp32: {error}",
+            f"the reference {path} cannot run in fp32: {error}",
             hint="--reference takes an fp32 ONNX artefact of the same weights",
         ) from error
 
 
 def _names(opened: Sequence[tuple[Path, Segmenter]]) -> list[str]:
-    """Name each subject by backend and the precision it runs at, and by its file if there are several."""
+    """Name each model by backend and precision, by its file if there are several, and by a number."""
     is_one_file = len({path for path, _ in opened}) == 1
     names = [
         ("" if is_one_file else f"{path.stem}, ")
         + f"{segmenter.backend.name} {segmenter.backend.precision}"
         for path, segmenter in opened
     ]
-    # Files of one name in two folders: numbered.
     return [
         f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
         for index, name in enumerate(names)

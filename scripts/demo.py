@@ -1,4 +1,4 @@
-"""The main job on this machine, step by step, each step a command that can be typed: ``make demo``."""
+"""Export, quantize, segment and benchmark on this machine; prints each command: ``make demo``."""
 
 from __future__ import annotations
 
@@ -17,65 +17,46 @@ OUT = Path("out/demo")
 _CAMVID = Path("../shared/camvid/val")
 _SIZE = (512, 1024)
 _NUM_SCENES = 16
-_BENCH_SECONDS = "8"
+_BENCH_SECONDS = 8
 
 
 def main() -> None:
-    """Weights to ONNX, ONNX to pictures, pictures to a verdict."""
+    """Run the steps from weights to a benchmark report."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--frames", type=Path, help="image, folder or video; default: CamVid, or generated scenes"
     )
     frames = _choose_frames(parser.parse_args().frames)
     OUT.mkdir(parents=True, exist_ok=True)
-    model = OUT / "camvid_512x1024_fp32.onnx"
-    int8 = OUT / "camvid_512x1024_int8.onnx"
+    model, int8 = OUT / "camvid_512x1024_fp32.onnx", OUT / "camvid_512x1024_int8.onnx"
     source = open_source(frames)
     is_video = source.fps is not None
-    pictures = OUT / ("overlay.mp4" if is_video else "overlays")
-    data: list[str | Path] = ["--data", _CAMVID.parent] if _CAMVID.is_dir() else []
-    precisions = ["fp32", "bf16"] if "avx512_bf16" in cpu_flags() else ["fp32"]
-    steps: list[tuple[str, list[str | Path]]] = [
-        ("What is installed, and what can run here", ["esnet-doctor"]),
-        (
-            "Weights to ONNX: fused, bytes in, class indices out, checked against torch",
-            [
-                "esnet-export",
-                "to-onnx",
-                "camvid",
-                "-o",
-                model,
-                "--optimize-for",
-                "openvino",
-                "--frames",
-                frames,
-            ],
+    overlays = OUT / ("overlay.mp4" if is_video else "overlays")
+    data = f"--data {_CAMVID.parent}" if _CAMVID.is_dir() else ""
+    bf16 = "--precision bf16" if "avx512_bf16" in cpu_flags() else ""
+    source_words = shlex.quote(str(frames))
+    steps = {
+        "Check the installed libraries and backends": "esnet-doctor",
+        "Export weights to ONNX and compare with torch": (
+            f"esnet-export to-onnx camvid -o {model} --optimize-for openvino --frames {source_words}"
         ),
-        (
-            "Quantize to INT8, checked against fp32 on every backend here",
-            ["esnet-export", "quantize", model, "-o", int8],
+        "Quantize to INT8 and compare with fp32 on every backend": (
+            f"esnet-export quantize {model} -o {int8}"
         ),
-        ("Segment the frames", ["esnet-segment", frames, "--model", model, "-o", pictures]),
-        (
-            f"Time it, and measure mIoU where CamVid is ({_BENCH_SECONDS} s a row here; 20 s by default)",
-            [
-                "esnet-bench",
-                model,
-                int8,
-                *(word for precision in precisions for word in ("--precision", precision)),
-                *("--frames", frames, *data, "--max-seconds", _BENCH_SECONDS),
-                *("--json", OUT / "bench.json", "--html", OUT / "bench.html"),
-            ],
+        "Segment the frames": f"esnet-segment {source_words} --model {model} -o {overlays}",
+        f"Benchmark, {_BENCH_SECONDS} s per row (default: 20 s), with mIoU if CamVid is present": (
+            f"esnet-bench {model} {int8} --precision fp32 {bf16} --frames {source_words} {data} "
+            f"--max-seconds {_BENCH_SECONDS} --json {OUT}/bench.json --html {OUT}/bench.html"
         ),
-    ]
-    for number, (title, command) in enumerate(steps, start=1):
-        _run_step(f"[{number}/{len(steps)}] {title}", list(map(str, command)))
-    picture = pictures if is_video else pictures / f"{next(iter(source)).name}.png"
-    print(f"\noverlay: {picture.resolve()}\nreport:  {(OUT / 'bench.html').resolve()}")
+    }
+    for number, (title, command) in enumerate(steps.items(), start=1):
+        _run_step(f"[{number}/{len(steps)}] {title}", shlex.split(command))
+    overlay = overlays if is_video else overlays / f"{next(iter(source)).name}.png"
+    print(f"\noverlay: {overlay.resolve()}\nreport:  {(OUT / 'bench.html').resolve()}")
 
 
 def _choose_frames(given: Path | None) -> Path:
-    """Take the frames that were named, else CamVid beside the checkout, else generated scenes; say which."""
+    """Choose the given frames, else CamVid beside the checkout, else generated scenes; print the choice."""
     if given is not None:
         print(f"frames: {given}, as given")
         return given
@@ -91,7 +72,7 @@ def _choose_frames(given: Path | None) -> Path:
 
 
 def _run_step(title: str, command: list[str]) -> None:
-    """Print a command, run it from the environment of this Python, and stop if it fails."""
+    """Print a command, run it from the environment of this Python, and exit if it fails."""
     print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
     program = Path(sys.executable).parent / command[0]
     status = subprocess.run([str(program), *command[1:]], check=False).returncode

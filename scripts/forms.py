@@ -1,20 +1,22 @@
-"""Time the forms an export can have on each CPU backend: ``python -m scripts.forms --json FILE``.
+"""Time the upsampling forms of an export on a CPU backend: ``python scripts/forms.py --json FILE``.
 
-From its results come the defaults of ``export.plan.FORMS``.
+The defaults of ``export.plan.FORMS`` come from its results.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from benchmarks.frames import load_frames
-from benchmarks.report.console import print_report, write_json
+from benchmarks.models import BenchOptions
+from benchmarks.report.console import print_report
+from benchmarks.report.tables import write_json, write_outputs
 from benchmarks.timing.latency import TimingConfig
-from benchmarks.timing.suite import BenchOptions, bench_models
+from benchmarks.timing.suite import bench_models
 from export.plan import UPSAMPLES, ExportPlan
 from export.to_onnx import export_onnx
 from runtime.console import run_app
@@ -22,31 +24,23 @@ from runtime.console import run_app
 
 def main(
     weights: Annotated[str, typer.Argument(help="Checkpoint, or shipped weights.")] = "camvid",
-    backend: Annotated[str, typer.Option(help="openvino or onnxruntime.")] = "openvino",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    backend: Annotated[Literal["openvino", "onnxruntime"], typer.Option()] = "openvino",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
     frames: Annotated[Path | None, typer.Option(help="Image, folder or video.")] = None,
-    max_seconds: Annotated[float, typer.Option(help="Longest measurement of a row.")] = 20.0,
+    max_seconds: Annotated[float, typer.Option(help="Maximum time per model and scope.")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
 ) -> None:
-    """Export the weights once for each way to upsample, and time them side by side."""
-    frame_set = load_frames(frames, (512, 1024))
+    """Export the weights with each upsampling form and compare their speed."""
+    config = TimingConfig(cap_seconds=max_seconds)
+    options = BenchOptions(backends=[backend], precisions=[precision], config=config)
     with tempfile.TemporaryDirectory(prefix="esnet-forms-") as folder:
-        paths = []
-        for upsample in UPSAMPLES:
-            path = Path(folder) / f"{upsample}.onnx"
-            export_onnx(
-                weights, path, ExportPlan(optimized_for=backend, upsample=upsample), verify=False
-            )
-            paths.append(path)
-        options = BenchOptions(
-            backends=[backend],
-            precisions=[precision],
-            protocol=TimingConfig(cap_seconds=max_seconds),
-        )
-        report = bench_models(paths, frame_set, options)
+        paths = [Path(folder) / f"{upsample}.onnx" for upsample in UPSAMPLES]
+        for path in paths:
+            plan = ExportPlan(optimized_for=backend, upsample=path.stem)
+            export_onnx(weights, path, plan, verify=False)
+        report = bench_models(paths, load_frames(frames, (512, 1024)), options)
     print_report(report)
-    if json_file is not None:
-        write_json(report, json_file)
+    write_outputs((json_file, lambda path: write_json(path, report.as_dict())))
 
 
 if __name__ == "__main__":

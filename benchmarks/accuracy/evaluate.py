@@ -1,155 +1,80 @@
-"""Accuracy on a dataset: mIoU of a checkpoint or of any artefact, on the grid of the labels."""
+"""mIoU of a checkpoint or an artefact on a dataset, at the resolution of the labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
+from benchmarks.models import precisions_of
 from esnet.data.datasets import DATASETS, open_split
 from esnet.data.labelled import LabelledSplit, nearest_size
-from esnet.metrics import ConfusionMatrix
+from esnet.metrics import ConfusionMatrix, confusion_from_pairs
 from runtime.files import sha256_of
-from runtime.media.frames import resize_frame, resize_map
+from runtime.media.frames import resize_frame
 from runtime.segmenter import Segmenter
 
 ARTEFACT_SUFFIXES = (".onnx", ".engine", ".plan")
 
 
-class Predictor(Protocol):
-    """Something that labels pictures, and what it says of itself."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """An open model that labels images."""
 
+    predict: Callable[[np.ndarray], np.ndarray]
+    """Labels an image, RGB uint8 (H, W, 3) of any size; returns class indices, uint8 (H', W')."""
     class_names: tuple[str, ...]
-    """Its classes, in the order of its labels."""
+    """Class names, in the order of the indices."""
     label_set: str
-    """Name of its label set."""
+    """Name of the label set."""
     description: str
-    """What runs, for people."""
+    """File, backend, precision and device, for the report."""
     sha256: str
-    """Hash of the file that was opened."""
+    """Hash of the file."""
     size_hw: tuple[int, int] | None
-    """Size the network works at; ``None`` for that of the picture."""
-
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """Label a picture RGB uint8 (H, W, 3): uint8 (H, W)."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
-
-
-class OpenPredictor:
-    """An exported model through ``Segmenter``, as its users run it."""
-
-    def __init__(self, segmenter: Segmenter, path: Path) -> None:
-        """Take an open artefact, and the file it is of."""
-        self._segmenter = segmenter
-        card, opened = segmenter.card, segmenter.backend
-        self.class_names, self.label_set = card.class_names, card.label_set
-        self.size_hw: tuple[int, int] | None = card.size_hw
-        self.description = f"{path.name}, {opened.name} {opened.precision} on {opened.device}"
-        self.sha256 = sha256_of(path)
-
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """Label a picture of any size."""
-        return self._segmenter.segment(image)
-
-    def close(self) -> None:
-        """Close the backend."""
-        self._segmenter.close()
-
-
-class CheckpointPredictor:
-    """A checkpoint in torch, fp32."""
-
-    def __init__(self, weights: str | Path, size_hw: tuple[int, int] | None) -> None:
-        """Load the weights; without ``size_hw``, pictures keep their size, to the nearest multiples of 8."""
-        import torch
-
-        from esnet.checkpoint import load_checkpoint
-        from esnet.labels import LABEL_SETS, label_set_for
-
-        checkpoint = load_checkpoint(weights)
-        stored = checkpoint.metadata.get("label_set")
-        labels = label_set_for(
-            checkpoint.network.config.num_classes, name=stored if stored in LABEL_SETS else None
-        )
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = checkpoint.network.to(self._device)
-        self._mean = np.asarray(checkpoint.family.mean, np.float32)
-        self._std = np.asarray(checkpoint.family.std, np.float32)
-        self.class_names, self.label_set = labels.class_names, labels.name
-        self.size_hw = size_hw
-        self.description = (
-            f"{checkpoint.path.name}, torch {torch.__version__} fp32 on {self._device}"
-        )
-        self.sha256 = checkpoint.sha256
-
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """Label a picture of any size."""
-        import torch
-
-        scaled = resize_frame(image, self.size_hw or nearest_size(image.shape)) / np.float32(255)
-        normalised = (scaled - self._mean) / self._std
-        frames = torch.from_numpy(normalised.transpose(2, 0, 1)[None]).to(self._device)
-        with torch.inference_mode():
-            labels = self._network(frames).argmax(1)[0].byte().cpu().numpy()
-        return resize_map(labels, (image.shape[0], image.shape[1]))
-
-    def close(self) -> None:
-        """Nothing is held but memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyReport:
-    """How well a model labels a split."""
-
-    model: str
-    """What ran."""
-    sha256: str
-    """Hash of the evaluated file."""
-    dataset: str
-    """Name of the dataset."""
-    split: str
-    """Name of the split."""
-    num_images: int
-    """Pictures evaluated."""
-    size_hw: tuple[int, int] | None
-    """Size the network worked at; ``None`` for that of each picture."""
-    class_names: tuple[str, ...]
-    """The classes."""
-    matrix: ConfusionMatrix
-    """All counts."""
-    environment: dict[str, str]
-    """Machine, libraries, command."""
+    """Input size of the network; ``None`` for the size of each image."""
+    close: Callable[[], None] = lambda: None
+    """Frees the resources of the model."""
 
     @property
-    def miou(self) -> float:
-        """Mean IoU, 0 to 1."""
-        return self.matrix.miou
+    def size_text(self) -> str:
+        """Input size as text; ``native`` for the size of each image."""
+        return f"{self.size_hw[0]}x{self.size_hw[1]}" if self.size_hw else "native"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccuracyReport:
+    """Accuracy of a model on a dataset split."""
+
+    predictor: Predictor
+    """The evaluated model."""
+    split: LabelledSplit
+    """The dataset split."""
+    num_images: int
+    """Number of evaluated images."""
+    matrix: ConfusionMatrix
+    """Confusion matrix of all images."""
+    environment: dict[str, str]
+    """Machine, libraries and command."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; a class that does not occur has ``null``."""
-        iou = self.matrix.iou_per_class
+        """Convert to plain data for JSON; a class that does not occur has IoU ``null``."""
+        iou = [None if np.isnan(value) else float(value) for value in self.matrix.iou_per_class]
         return {
-            "model": self.model,
-            "sha256": self.sha256,
-            "dataset": self.dataset,
-            "split": self.split,
+            "model": self.predictor.description,
+            "sha256": self.predictor.sha256,
+            "dataset": self.split.dataset,
+            "split": self.split.split,
             "num_images": self.num_images,
-            "size": f"{self.size_hw[0]}x{self.size_hw[1]}" if self.size_hw else "native",
-            "miou": self.miou,
+            "size": self.predictor.size_text,
+            "miou": self.matrix.miou,
             "pixel_accuracy": self.matrix.pixel_accuracy,
-            "iou": {
-                name: None if np.isnan(value) else float(value)
-                for name, value in zip(self.class_names, iou, strict=True)
-            },
+            "iou": dict(zip(self.split.label_set.class_names, iou, strict=True)),
             "confusion": self.matrix.counts.tolist(),
             "environment": self.environment,
         }
@@ -162,12 +87,17 @@ def open_predictor(
     backend: str | None = None,
     precision: str | None = None,
 ) -> Predictor:
-    """Open a checkpoint, the name of shipped weights, or an artefact, by the file's suffix.
+    """Open a checkpoint, shipped weights or an artefact; the file suffix decides.
+
+    Args:
+        model: Path, or name of shipped weights.
+        size_hw: Checkpoints: input size; ``None`` keeps the size of each image, rounded to multiples of 8.
+        backend: Artefacts: backend; ``None`` takes the fastest.
+        precision: Artefacts: precision; ``None`` takes that of the artefact.
 
     Raises:
-        BenchmarkError: Options that do not go with the kind of model.
-        EsnetError: The artefact cannot be opened.
-        CheckpointError: The checkpoint cannot be loaded.
+        BenchmarkError: An option that does not apply to this kind of model.
+        EsnetError: The artefact or the checkpoint cannot be opened.
     """
     if Path(model).suffix.lower() in ARTEFACT_SUFFIXES:
         if size_hw is not None:
@@ -176,13 +106,72 @@ def open_predictor(
                 hint=f"esnet-export to-onnx WEIGHTS --size {size_hw[0]}x{size_hw[1]}",
             )
         segmenter = Segmenter.open(model, backend=backend, precision=precision)
-        return OpenPredictor(segmenter, Path(model))
+        return predictor_from_segmenter(segmenter, Path(model))
     if backend is not None or precision is not None:
         raise BenchmarkError(
             f"{model} is a checkpoint, run by torch in fp32: --backend and --precision are for artefacts",
             hint=f"esnet-export to-onnx {model}, then evaluate the .onnx file",
         )
-    return CheckpointPredictor(model, size_hw)
+    return _predictor_from_checkpoint(model, size_hw)
+
+
+def predictor_from_segmenter(segmenter: Segmenter, path: Path) -> Predictor:
+    """Wrap an open artefact and its path."""
+    card, backend = segmenter.card, segmenter.backend
+    return Predictor(
+        predict=segmenter.segment,
+        class_names=card.class_names,
+        label_set=card.label_set,
+        description=f"{path.name}, {backend.name} {backend.precision} on {backend.device}",
+        sha256=sha256_of(path),
+        size_hw=card.size_hw,
+        close=segmenter.close,
+    )
+
+
+def _predictor_from_checkpoint(weights: str | Path, size_hw: tuple[int, int] | None) -> Predictor:
+    import torch
+
+    from esnet.checkpoint import load_checkpoint
+    from esnet.labels import LABEL_SETS, label_set_for
+    from esnet.model import normalise
+
+    checkpoint = load_checkpoint(weights)
+    name = checkpoint.metadata.get("label_set")
+    label_set = label_set_for(
+        checkpoint.network.config.num_classes, name=name if name in LABEL_SETS else None
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, family = checkpoint.network.to(device), checkpoint.family
+
+    @torch.inference_mode()
+    def predict(image: np.ndarray) -> np.ndarray:
+        resized = resize_frame(image, size_hw or nearest_size(image.shape))
+        images_NHWC = torch.from_numpy(resized)[None].to(device)
+        logits_NCHW = network(normalise(images_NHWC, family.mean, family.std))
+        labels: np.ndarray = logits_NCHW.argmax(1)[0].byte().cpu().numpy()
+        return labels
+
+    return Predictor(
+        predict=predict,
+        class_names=label_set.class_names,
+        label_set=label_set.name,
+        description=f"{checkpoint.path.name}, torch {torch.__version__} fp32 on {device}",
+        sha256=checkpoint.sha256,
+        size_hw=size_hw,
+    )
+
+
+def expand_precisions(
+    models: Sequence[str], precisions: Sequence[str | None]
+) -> list[tuple[str, str | None]]:
+    """List the runs (model, precision); see ``precisions_of`` for artefacts."""
+    runs = []
+    for model in models:
+        is_artefact = Path(model).suffix.lower() in ARTEFACT_SUFFIXES
+        own = precisions_of(Path(model), precisions) if is_artefact else precisions
+        runs += [(model, precision) for precision in own]
+    return runs
 
 
 def evaluate(
@@ -190,36 +179,34 @@ def evaluate(
     split: LabelledSplit,
     *,
     max_images: int | None = None,
-    on_image: Callable[[int, int], None] = lambda done, total: None,
+    track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> AccuracyReport:
-    """Label every picture of a split and count.
+    """Label the images of a split and compute the confusion matrix.
 
     Args:
-        predictor: What labels.
-        split: Pictures and labels.
-        max_images: Evaluate so many, spread evenly over the split; ``None`` takes all.
-        on_image: Called with (done, total) after each picture.
+        predictor: The model.
+        split: Images and labels.
+        max_images: Number of images, evenly spread over the split; ``None`` takes all.
+        track: Wraps the indices of the images, for a progress bar.
 
     Raises:
-        BenchmarkError: The model's classes are not those of the dataset.
-        DatasetError: A picture cannot be read.
+        BenchmarkError: The model and the dataset have different numbers of classes.
+        DatasetError: An image cannot be read.
     """
-    _check_classes(predictor, split)
+    found, expected = len(predictor.class_names), split.label_set.num_classes
+    if found != expected:
+        raise BenchmarkError(
+            f"the model has {found} classes of {predictor.label_set}, {split.dataset} has {expected}",
+            hint="select the dataset that the model was trained for: --dataset",
+        )
     indices = spread_indices(len(split), max_images)
-    matrix = ConfusionMatrix(split.label_set.num_classes, split.label_set.ignore_index)
-    for done, index in enumerate(indices, start=1):
-        sample = split[index]
-        matrix.update(sample.labels, predictor.predict(sample.image))
-        on_image(done, len(indices))
+    samples = (split[index] for index in track(indices))
+    pairs = ((sample.labels, predictor.predict(sample.image)) for sample in samples)
     return AccuracyReport(
-        model=predictor.description,
-        sha256=predictor.sha256,
-        dataset=split.dataset,
-        split=split.split,
+        predictor=predictor,
+        split=split,
         num_images=len(indices),
-        size_hw=predictor.size_hw,
-        class_names=split.label_set.class_names,
-        matrix=matrix,
+        matrix=confusion_from_pairs(pairs, split.label_set),
         environment=describe_environment(),
     )
 
@@ -227,32 +214,23 @@ def evaluate(
 def open_split_for(
     predictor: Predictor, data_dir: Path, dataset: str | None, split: str
 ) -> LabelledSplit:
-    """Find the split to evaluate on; without a name, the dataset is the one of the model's classes.
+    """Open a dataset split; ``dataset=None`` takes the dataset of the model's label set.
 
     Raises:
-        BenchmarkError: The dataset cannot be told from the model.
-        DatasetError: The split is not there.
+        BenchmarkError: The model's label set is not that of a dataset.
+        DatasetError: The split does not exist.
     """
     dataset = dataset or predictor.label_set
     if dataset not in DATASETS:
         raise BenchmarkError(
             f"the model's label set {predictor.label_set!r} is not that of a dataset",
-            hint=f"say which one it is: --dataset {' or '.join(DATASETS)}",
+            hint=f"select one: --dataset {' or '.join(DATASETS)}",
         )
     return open_split(dataset, data_dir, split)
 
 
 def spread_indices(total: int, count: int | None) -> list[int]:
-    """Choose ``count`` of ``total`` indices, evenly spread; all of them for ``None``."""
+    """Select ``count`` of ``total`` indices, evenly spread; ``None`` selects all."""
     if count is None or count >= total:
         return list(range(total))
     return [round(index) for index in np.linspace(0, total - 1, count)]
-
-
-def _check_classes(predictor: Predictor, split: LabelledSplit) -> None:
-    ours, theirs = split.label_set.num_classes, len(predictor.class_names)
-    if ours != theirs:
-        raise BenchmarkError(
-            f"the model scores {theirs} classes of {predictor.label_set}, {split.dataset} has {ours}",
-            hint="evaluate on the dataset that the model was trained for: --dataset",
-        )

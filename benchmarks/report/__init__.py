@@ -1,1 +1,1 @@
-"""Reports on screen and in files, and the comparison of two of them."""
+"""Reports on the screen and in files, and the comparison of two reports."""

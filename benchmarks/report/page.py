@@ -1,28 +1,26 @@
-"""A bench report as one page: verdict, tables, pictures, and the command that makes it again; no network."""
+"""Benchmark report as one HTML page with tables and plots inside; it loads nothing from the network."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.report.console import notes, result_table, stages_table, verdict
-from benchmarks.report.tables import HINT, TEXT_COLUMNS, TextTable
-from benchmarks.timing.stages import StageBreakdown
+from benchmarks.report import console
+from benchmarks.report.tables import HINT, TEXT_COLUMNS
+from benchmarks.timing.camera import CameraResult
+from benchmarks.timing.latency import END_TO_END
 from benchmarks.timing.suite import BenchReport, LatencyResult
 from benchmarks.timing.throughput import ThroughputResult
-from runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLOURS = ("#1f77b4", "#d1690e", "#2a8a3e", "#8b5fbf", "#b02a37", "#3b8f8f")
-_LEAST_SPAN = 2.0
 _STAGE_COLOURS = {
     "decode": "#8c9bab",
     "resize": "#b9a36b",
@@ -34,23 +32,15 @@ _STAGE_COLOURS = {
     "overlay": "#d79b5a",
     "other": "#d0d4d9",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """One part of the page."""
-
-    title: str
-    grid: TextTable | None = None
-    picture: str = ""
-    text: str = ""
+_MIN_ACCURACY_SPAN = 2.0
+_OFFSET = {"textcoords": "offset points", "xytext": (4, 0)}
 
 
 def require_page_libraries() -> None:
-    """Refuse early where what draws and writes the page is missing.
+    """Check that the libraries for the page are installed.
 
     Raises:
-        BenchmarkError: With what to install.
+        BenchmarkError: A library is missing.
     """
     missing = [name for name in ("jinja2", "matplotlib") if not importlib.util.find_spec(name)]
     if missing:
@@ -60,111 +50,83 @@ def require_page_libraries() -> None:
         )
 
 
-def write_page(report: BenchReport, path: Path) -> None:
-    """Write the page, whole or not at all."""
-    page = page_from_report(report)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
 def page_from_report(report: BenchReport) -> str:
-    """Make the page: one HTML text with styles and pictures inside."""
+    """Render the page: HTML with styles and SVG plots inside."""
     import jinja2
 
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True
     )
-    lines = [verdict(report, result) for result in report.results]
-    models = ", ".join(dict.fromkeys(result.model for result in report.results))
+    models = [result.model for result in report.results]
+    hashes = "; ".join(f"{model.file} {model.sha256}" for model in models)
     return templates.get_template("report.html").render(
-        title=f"{models}: {report.mode}",
-        subtitle=f"{report.environment['date']} on {report.results[0].device}; {report.frames}",
-        verdicts=[(line.partition(": ")[0], line.partition(": ")[2]) for line in lines],
+        title=f"{', '.join(dict.fromkeys(model.file for model in models))}: {report.mode}",
+        subtitle=f"{report.environment['date']} on {models[0].device}; {report.frames}",
+        verdicts=[line.split(": ", 1) for line in console.verdicts(report)],
         sections=_sections(report),
-        notes=notes(report),
+        notes=console.notes(report),
         command=report.environment["command"],
-        facts={
-            **report.environment,
-            "sha256": "; ".join(f"{r.model} {r.sha256}" for r in report.results),
-            "peak RSS": f"{report.peak_memory_bytes / 1e9:.2f} GB",
-            "harness": f"{report.overhead_us:.1f} us a call",
-        },
+        facts={**console.report_facts(report), "sha256": hashes},
         text_columns=TEXT_COLUMNS,
         hint_column=HINT,
     )
 
 
-def _sections(report: BenchReport) -> list[Section]:
-    grid = result_table(report)
-    sections = [Section(title=f"{grid.title[0].upper()}{grid.title[1:]}", grid=grid)]
-    timed = [result for result in report.results if isinstance(result, LatencyResult)]
+def _sections(report: BenchReport) -> list[dict[str, Any]]:
+    """Make the sections of the page: title, and a table, or a plot with or without text."""
+    tables = [console.result_table(report), *console.stage_tables(report)]
+    sections: list[dict[str, Any]] = [{"title": table.title, "table": table} for table in tables]
+    timed = console.latency_results(report)
     if timed:
+        sections[1:1] = [
+            {
+                "title": "Latency distribution",
+                "plot": _svg(_plot_distribution(timed, report.target_ms), "distribution"),
+                "text": "Share of frames completed within a time, end to end; outliers are included.",
+            },
+            {
+                "title": "Stage breakdown",
+                "plot": _svg(_plot_stages(timed, report.target_ms), "stages"),
+            },
+        ]
+    speeds = [result for result in report.results if not isinstance(result, CameraResult)]
+    if len(speeds) > 1 and any(result.model.agreement is not None for result in speeds):
         sections.append(
-            Section(
-                title="How latency is distributed",
-                picture=_svg(_distribution(timed, report.target_ms), "distribution"),
-                text="Share of frames done within a time, end to end; nothing is thrown away.",
-            )
-        )
-        sections.append(
-            Section(
-                title="Where the time of a frame goes",
-                picture=_svg(_waterfalls(timed, report.target_ms), "waterfall"),
-            )
-        )
-        for result in timed:
-            grid = stages_table(result.name, result.waterfall, report.target_ms)
-            sections.append(Section(title=grid.title, grid=grid))
-    speeds = [(result, _fps(result)) for result in report.results]
-    if len(speeds) > 1 and any(result.agreement is not None for result in report.results):
-        sections.append(
-            Section(
-                title="Precision, speed and accuracy",
-                picture=_svg(_scatter(report), "scatter"),
-                text="Up and to the right is better. Same file, same hash, for both axes.",
-            )
+            {
+                "title": "Precision, speed and accuracy",
+                "plot": _svg(_plot_accuracy(speeds), "accuracy"),
+                "text": "Up and to the right is better. Both axes are measured on the same file.",
+            }
         )
     return sections
 
 
-def _fps(result: object) -> float:
-    if isinstance(result, LatencyResult):
-        return result.end_to_end.fps
-    if isinstance(result, ThroughputResult):
-        return result.end_to_end.fps
-    return float("nan")
-
-
-def _distribution(results: Sequence[LatencyResult], target_ms: float) -> Figure:
-    figure, axis = _figure(8, 3.2)
-    shares = range(101)
-    for result, colour in zip(results, _cycled(len(results)), strict=True):
-        axis.plot(result.end_to_end.quantiles, shares, label=result.name, color=colour)
+def _plot_distribution(results: Sequence[LatencyResult], target_ms: float) -> Figure:
+    figure, axis = _figure(3.2)
+    for index, result in enumerate(results):
+        quantiles = result.scopes[END_TO_END].quantiles
+        axis.plot(quantiles, range(101), label=result.model.name, color=_colour(index))
     axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
-    axis.annotate(f"{target_ms:.2f} ms", (target_ms, 4), xytext=(4, 0), textcoords="offset points")
+    axis.annotate(f"{target_ms:.2f} ms", (target_ms, 4), **_OFFSET)
     axis.set(xlabel="milliseconds", ylabel="% of frames", ylim=(0, 100))
     axis.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside upper center", ncols=3)
     return figure
 
 
-def _waterfalls(results: Sequence[LatencyResult], target_ms: float) -> Figure:
-    figure, axis = _figure(8, 1.3 + 0.5 * len(results))
-    names = [result.name for result in results]
-    used: set[str] = set()
+def _plot_stages(results: Sequence[LatencyResult], target_ms: float) -> Figure:
+    figure, axis = _figure(1.3 + 0.5 * len(results))
+    labelled: set[str] = set()
     for row, result in enumerate(results):
         start = 0.0
-        for stage in result.waterfall.stages:
-            label = stage.name if stage.name not in used else None
-            used.add(stage.name)
-            colour = _STAGE_COLOURS[stage.name]
-            axis.barh(row, stage.ms, left=start, color=colour, label=label, height=0.6)
-            start += stage.ms
-        axis.annotate(
-            f"{start:.1f} ms", (start, row), xytext=(4, 0), textcoords="offset points", va="center"
-        )
+        for name, ms in result.breakdown.stages_ms.items():
+            label = name if name not in labelled else None
+            labelled.add(name)
+            axis.barh(row, ms, left=start, color=_STAGE_COLOURS[name], label=label, height=0.6)
+            start += ms
+        axis.annotate(f"{start:.1f} ms", (start, row), va="center", **_OFFSET)
     axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(results)), [result.model.name for result in results])
     axis.invert_yaxis()
     axis.set_xlabel(f"milliseconds; dashed: the budget of {target_ms:.2f} ms")
     axis.margins(x=0.12)
@@ -172,65 +134,39 @@ def _waterfalls(results: Sequence[LatencyResult], target_ms: float) -> Figure:
     return figure
 
 
-def waterfall_picture(name: str, waterfall: StageBreakdown, target_ms: float, path: Path) -> None:
-    """Draw one waterfall into a file of its own (.svg, .png)."""
-    figure, axis = _figure(8, 0.9 + 0.34 * len(waterfall.stages))
-    start = 0.0
-    for row, stage in enumerate(waterfall.stages):
-        axis.barh(row, stage.ms, left=start, color=_STAGE_COLOURS[stage.name], height=0.7)
-        start += stage.ms
-        text = f"{stage.ms:.2f} ms, {100 * stage.share:.0f} %"
-        axis.annotate(text, (start, row), xytext=(4, 0), textcoords="offset points", va="center")
-    axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(waterfall.stages)), [stage.name for stage in waterfall.stages])
-    axis.invert_yaxis()
-    axis.set(
-        xlabel=f"milliseconds; dashed: the budget of {target_ms:.2f} ms",
-        title=f"{name}: {start:.1f} ms from file to overlay",
-    )
-    axis.margins(x=0.2)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip("."), dpi=120)
-
-
-def _scatter(report: BenchReport) -> Figure:
-    figure, axis = _figure(8, 3.2)
-    has_miou = all(result.miou is not None for result in report.results)
-    for result, colour in zip(report.results, _cycled(len(report.results)), strict=True):
-        share = result.miou if has_miou else result.agreement
+def _plot_accuracy(results: Sequence[LatencyResult | ThroughputResult]) -> Figure:
+    figure, axis = _figure(3.2)
+    has_miou = all(result.model.miou is not None for result in results)
+    for index, result in enumerate(results):
+        share = result.model.miou if has_miou else result.model.agreement
         if share is None:
             continue
-        axis.scatter(_fps(result), 100 * share, color=colour, s=48, zorder=3)
-        axis.annotate(
-            result.name,
-            (_fps(result), 100 * share),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-        )
+        point = (result.scopes[END_TO_END].fps, 100 * share)
+        axis.scatter(*point, color=_colour(index), s=48, zorder=3)
+        axis.annotate(result.model.name, point, ha="center", **{**_OFFSET, "xytext": (0, 8)})
     axis.set(
         xlabel="FPS end to end",
-        ylabel="mIoU, %" if has_miou else "labels equal to the reference, %",
+        ylabel="mIoU, %" if has_miou else "label agreement with reference, %",
     )
     axis.margins(x=0.25, y=0.25)
     low, high = axis.get_ylim()
-    middle, half = (low + high) / 2, max(_LEAST_SPAN, high - low) / 2
-    axis.set_ylim(middle - half, middle + half)  # a tenth of a point must not look like a cliff
+    middle, half = (low + high) / 2, max(_MIN_ACCURACY_SPAN, high - low) / 2
+    axis.set_ylim(middle - half, middle + half)  # differences of 0.1 % stay small in the plot
     axis.grid(color="#eee")
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _figure(height: float) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(8, height), layout="constrained")
     axis = figure.add_subplot()
     axis.spines[["top", "right"]].set_visible(False)
     return figure, axis
 
 
 def _svg(figure: Figure, salt: str) -> str:
-    """Draw a figure as SVG for the inside of a page: text stays text, names do not clash with others'."""
+    """Render a figure as inline SVG; the salt keeps element ids of several figures apart."""
     import matplotlib as mpl
 
     stream = io.StringIO()
@@ -240,5 +176,5 @@ def _svg(figure: Figure, salt: str) -> str:
     return text[text.index("<svg") :]
 
 
-def _cycled(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
@@ -42,6 +43,17 @@ def wide_console(console: Console | None = None) -> Console:
     if console.width < _MIN_WIDTH:
         console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
     return console
+
+
+def progress_bar(is_shown: bool) -> Progress:
+    """Return a progress display with description, bar and elapsed time; it disappears at the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        transient=True,
+        disable=not is_shown,
+    )
 
 
 def print_facts(console: Console, facts: Mapping[str, str]) -> None:
@@ -92,6 +104,14 @@ def check_folders(*paths: Path | None) -> None:
             raise BenchmarkError(
                 f"report folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
             )
+
+
+def write_outputs(*outputs: tuple[Path | None, Callable[[Path], object]]) -> None:
+    """Call each writer with its path, and print the path; skip outputs whose path is ``None``."""
+    for path, write in outputs:
+        if path is not None:
+            write(path)
+            print(f"wrote {path}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,1 +1,1 @@
-"""Latency, throughput, camera and stage timings, and their statistics."""
+"""Measurements of latency, throughput, camera and stages, and their statistics."""

@@ -1,9 +1,9 @@
-"""Latency of several subjects, one call in flight, in turns: a drift of the machine hits all alike."""
+"""Latency of several workloads, one call in flight, measured in turns so that clock drift affects all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,124 +11,127 @@ import numpy as np
 from benchmarks.timing.statistics import Summary, summarize
 
 ENGINE, TRANSFER, END_TO_END = "engine", "transfer", "end to end"
+_WINDOW, _SETTLED_WITHIN = 10, 1.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """Something to time."""
+    """A timed function."""
 
     name: str
-    """For the table."""
+    """Name for tables."""
     scope: str
-    """What is inside the clock: ``engine``, ``transfer`` or ``end to end``."""
+    """Timed part: ``engine``, ``transfer`` or ``end to end``."""
     call: Callable[[int], object]
-    """Does the work for the i-th frame, and returns only when it is done."""
+    """Processes the i-th frame and returns when the result is complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimingConfig:
-    """When warm-up and measurement of a subject may end; the defaults are those of the documentation."""
+    """Length of warm-up and measurement of each workload."""
 
     warmup_seconds: float = 1.0
-    """Warm-up lasts at least so long,"""
+    """Minimum warm-up time, seconds."""
     warmup_calls: int = 50
-    """at least so many calls, and until the last three windows of calls agree within 2 %;"""
+    """Minimum warm-up calls; warm-up also lasts until the last three windows agree within 2 %."""
     warmup_cap_seconds: float = 5.0
-    """but no longer than this."""
+    """Maximum warm-up time, seconds."""
     min_seconds: float = 3.0
-    """Measurement lasts at least so long"""
+    """Minimum measurement time, seconds."""
     min_samples: int = 300
-    """and at least so many samples;"""
+    """Minimum number of samples."""
     cap_seconds: float = 20.0
-    """but no longer than this."""
+    """Maximum measurement time, seconds."""
     block_seconds: float = 0.5
-    """Subjects take turns of this length; the first call of a turn is not timed."""
+    """Length of a turn, seconds; the first call of a turn is not timed."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """What was measured of a subject so far."""
+    """Timer of one workload, with the samples so far."""
 
-    subject: Workload
-    protocol: TimingConfig
-    calls: int = 0
+    workload: Workload
+    config: TimingConfig
+    num_calls: int = 0
     samples_ms: list[float] = field(default_factory=list)
+    total_ms: float = 0.0
 
-    def turn(self) -> None:
-        """Take one turn: an untimed call, then timed ones."""
-        self.call()
-        ends = time.perf_counter() + self.protocol.block_seconds
-        while not self.is_done:
-            self.samples_ms.append(self.call())
-            if time.perf_counter() >= ends:
-                return
+    def call(self) -> float:
+        """Call the workload once and return the milliseconds."""
+        started = time.perf_counter_ns()
+        self.workload.call(self.num_calls)
+        elapsed_ms = (time.perf_counter_ns() - started) / 1e6
+        self.num_calls += 1
+        return elapsed_ms
 
     def warm_up(self) -> None:
-        """Call until warm (see ``TimingConfig``)."""
-        protocol, times = self.protocol, [self.call()]
-        while sum(times) < protocol.warmup_cap_seconds * 1e3:
-            is_long_enough = sum(times) >= protocol.warmup_seconds * 1e3
-            if is_long_enough and len(times) >= protocol.warmup_calls and _is_settled(times):
+        config, times = self.config, [self.call()]
+        while (total_ms := sum(times)) < config.warmup_cap_seconds * 1e3:
+            is_long_enough = total_ms >= config.warmup_seconds * 1e3
+            if is_long_enough and len(times) >= config.warmup_calls and _is_settled(times):
                 return
             times.append(self.call())
 
-    @property
-    def is_done(self) -> bool:
-        """Whether enough was measured."""
-        seconds = sum(self.samples_ms) / 1e3
-        is_enough = (
-            seconds >= self.protocol.min_seconds
-            and len(self.samples_ms) >= self.protocol.min_samples
-        )
-        return is_enough or seconds >= self.protocol.cap_seconds
+    def turn(self) -> None:
+        """Make one untimed call, then timed calls until the turn or the measurement ends."""
+        self.call()
+        ends = time.perf_counter() + self.config.block_seconds
+        while self.progress < 1:
+            self.samples_ms.append(self.call())
+            self.total_ms += self.samples_ms[-1]
+            if time.perf_counter() >= ends:
+                return
 
-    def call(self) -> float:
-        """Call the subject: milliseconds."""
-        started = time.perf_counter_ns()
-        self.subject.call(self.calls)
-        elapsed_ms = (time.perf_counter_ns() - started) / 1e6
-        self.calls += 1
-        return elapsed_ms
+    @property
+    def progress(self) -> float:
+        """Completed part of the measurement, 0 to 1."""
+        seconds, config = self.total_ms / 1e3, self.config
+        by_time = seconds / config.min_seconds if config.min_seconds else 1.0
+        by_count = len(self.samples_ms) / config.min_samples
+        return min(1.0, max(min(by_time, by_count), seconds / config.cap_seconds))
 
 
 def measure_latency(
-    subjects: Sequence[Workload],
-    protocol: TimingConfig | None = None,
+    workloads: Sequence[Workload],
+    config: TimingConfig | None = None,
     *,
-    on_turn: Callable[[Workload, float], None] = lambda subject, share: None,
+    on_turn: Callable[[Workload, float], None] = lambda workload, progress: None,
 ) -> list[Summary]:
-    """Time subjects in turns.
+    """Warm up all workloads, then time them in turns.
 
     Args:
-        subjects: What to time; each is warmed up first.
-        protocol: When to stop; ``None`` takes the documented rule.
-        on_turn: Told after each turn how far its subject is, 0 to 1.
+        workloads: Functions to time.
+        config: Length of warm-up and measurement; ``None`` takes the defaults.
+        on_turn: Called after each turn with the workload and its progress, 0 to 1.
 
     Returns:
-        A summary for each subject, in order; every sample of every turn is in it.
+        A summary of all samples of each workload, in order.
     """
-    protocol = protocol or TimingConfig()
-    runs = [_Run(subject, protocol) for subject in subjects]
+    runs = [_Run(workload, config or TimingConfig()) for workload in workloads]
     for run in runs:
         run.warm_up()
-    while pending := [run for run in runs if not run.is_done]:
+    while pending := [run for run in runs if run.progress < 1]:
         for run in pending:
             run.turn()
-            on_turn(run.subject, _progress(run))
+            on_turn(run.workload, run.progress)
     return [summarize(run.samples_ms) for run in runs]
 
 
 class TimedBlocks:
-    """Times a subject in blocks, so that others can have their turn between."""
+    """Time a workload block by block, so that other workloads can run between the blocks."""
 
-    def __init__(self, subject: Workload) -> None:
-        """Call it three times to warm up."""
-        self._run = _Run(subject, TimingConfig())
+    def __init__(self, workload: Workload) -> None:
+        """Make three warm-up calls."""
+        self._run = _Run(workload, TimingConfig())
         for _ in range(3):
             self._run.call()
 
     def take(self, seconds: float, min_calls: int) -> list[float]:
-        """Call it once untimed, then for at least so long and so often: milliseconds of each call."""
+        """Make one untimed call, then timed calls for at least ``seconds`` and ``min_calls``.
+
+        Returns:
+            Milliseconds of each timed call.
+        """
         self._run.call()
         times = [self._run.call() for _ in range(min_calls)]
         while sum(times) < seconds * 1e3:
@@ -137,49 +140,28 @@ class TimedBlocks:
 
 
 def machine_reference() -> Workload:
-    """Make a fixed computation that tells how fast the machine is: a product of 512x512 float32 matrices.
+    """Return a fixed computation that shows the speed of the machine: a 512x512 float32 matrix product.
 
-    Timed in turns with the models, it shows a neighbour on the same cores or a lower clock, which no
-    statistic of a single run can tell from a slower model.
+    Timed in turns with the models, it tells a slow machine (lower clocks, other load) from a slow model.
     """
     random = np.random.default_rng(0)
     left, right = random.random((2, 512, 512), dtype=np.float32)
     result = np.empty_like(left)
     return Workload(
-        name="machine_reference",
+        name="machine reference",
         scope=ENGINE,
         call=lambda index: np.matmul(left, right, out=result),
     )
 
 
 def cycle(items: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:
-    """Turn a list into a function of the call number that goes round it."""
+    """Return a function that maps the call number to an item, in an endless cycle."""
     return lambda index: items[index % len(items)]
 
 
-def _progress(run: _Run) -> float:
-    """Estimate how much of the measurement is done, 0 to 1."""
-    seconds, protocol = sum(run.samples_ms) / 1e3, run.protocol
-    if run.is_done:
-        return 1.0
-    by_rule = min(
-        _share(seconds, protocol.min_seconds), _share(len(run.samples_ms), protocol.min_samples)
-    )
-    return max(by_rule, seconds / protocol.cap_seconds)
-
-
-def _share(part: float, whole: float) -> float:
-    return min(1.0, part / whole) if whole else 1.0
-
-
-def _is_settled(times: Sequence[float], *, window: int = 10, within: float = 1.02) -> bool:
-    """Tell whether the medians of the last three windows agree."""
-    medians = [float(np.median(chunk)) for chunk in _last_windows(times, window)]
-    return len(medians) == 3 and max(medians) <= min(medians) * within
-
-
-def _last_windows(times: Sequence[float], window: int) -> Iterator[Sequence[float]]:
-    for end in (0, window, 2 * window):
-        chunk = times[len(times) - end - window : len(times) - end]
-        if len(chunk) == window:
-            yield chunk
+def _is_settled(times: Sequence[float]) -> bool:
+    """Check that the medians of the last three windows of calls agree within 2 %."""
+    if len(times) < 3 * _WINDOW:
+        return False
+    medians = np.median(np.reshape(times[-3 * _WINDOW :], (3, _WINDOW)), axis=1)
+    return bool(medians.max() <= medians.min() * _SETTLED_WITHIN)

@@ -1,158 +1,118 @@
-"""Where the time of one frame goes, from its file to its overlay, and what would shrink each part."""
+"""Stage breakdown of one frame, from the encoded file to the overlay, with hints to reduce each stage."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.frames import FrameDecoder, FrameSet
-from runtime.artefact.card import FRAMES, LOGITS, ModelCard
+from benchmarks.frames import FrameSet
+from benchmarks.models import class_map
+from runtime.artefact.card import FRAMES, LOGITS
 from runtime.media.frames import batch_from_frames, resize_frame, resize_map
 from runtime.segmenter import Segmenter
 
 DECODE, RESIZE, PREPARE, COPY_IN, ENGINE = "decode", "resize", "prepare", "copy in", "engine"
 COPY_OUT, UPSCALE, OVERLAY, OTHER = "copy out", "upscale", "overlay", "other"
-_ROUNDS = 32
-_WORTH_A_HINT = 0.10
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """One part of a frame's way."""
-
-    name: str
-    """What is done."""
-    ms: float
-    """Median time, milliseconds."""
-    share: float
-    """Of the whole, 0 to 1."""
-    hint: str
-    """What would shrink it; empty where it does not matter."""
+_MIN_SHARE_FOR_HINT = 0.10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageBreakdown:
-    """All parts of a frame's way, in order."""
+    """Times of all stages of processing a frame."""
 
-    stages: tuple[Stage, ...]
-    """The parts; ``other`` is what none of them accounts for."""
+    stages_ms: dict[str, float]
+    """Median milliseconds by stage, in order; ``other`` is the total less the medians of all stages."""
+    hints: dict[str, str]
+    """Ways to reduce the long stages, by stage."""
     total_ms: float
-    """Median time of the whole, one frame after the other."""
-    decoded: str
-    """What was decoded."""
+    """Median total time of one frame, milliseconds."""
 
 
-def measure_stages(segmenter: Segmenter, frames: FrameSet, rounds: int = _ROUNDS) -> StageBreakdown:
-    """Take frames through all stages, one at a time, with a clock between them.
+def measure_stages(segmenter: Segmenter, frames: FrameSet, rounds: int = 32) -> StageBreakdown:
+    """Time each stage of processing a frame, one frame at a time.
 
     Args:
-        segmenter: An open artefact; one on a GPU must have been opened with ``timing``.
-        frames: What is decoded: the encoded frames of its source, or JPEGs of generated ones.
-        rounds: Frames to take; two more warm up.
+        segmenter: An open artefact; on a GPU, opened with ``timing``.
+        frames: Frames to decode: from their source, or from JPEGs of generated frames.
+        rounds: Number of timed frames; two more are warm-up.
     """
-    decoder = FrameDecoder(frames)
-    laps = [_walk(segmenter, decoder) for _ in range(rounds + 2)][2:]
-    names = list(laps[0][0])
-    total = float(np.median([wall for _, wall in laps]))
-    medians = {name: float(np.median([times[name] for times, _ in laps])) for name in names}
-    medians[OTHER] = max(0.0, total - sum(medians.values()))
-    stages = []
-    for name, ms in medians.items():
-        share = ms / total if total else 0.0
-        hint = _hint(name, segmenter, decoder) if share >= _WORTH_A_HINT else ""
-        stages.append(Stage(name=name, ms=ms, share=share, hint=hint))
-    return StageBreakdown(stages=tuple(stages), total_ms=total, decoded=decoder.description)
-
-
-def _walk(segmenter: Segmenter, decoder: FrameDecoder) -> tuple[dict[str, float], float]:
-    """Take one frame all the way; get its times by stage, and the whole, in milliseconds."""
-    card, backend = segmenter.card, segmenter.backend
-    watch = _Stopwatch()
-    image = watch.lap(DECODE, decoder.next)
-    small = watch.lap(RESIZE, lambda: resize_frame(image, card.size_hw))
-    batch = watch.lap(
-        PREPARE,
-        lambda: np.ascontiguousarray(batch_from_frames([small], card)),
+    images = frames.decode_again()
+    rows = [_time_frame(segmenter, images) for _ in range(rounds + 2)][2:]
+    stages_ms = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+    total_ms = float(np.median([sum(row.values()) for row in rows]))
+    stages_ms[OTHER] = max(0.0, total_ms - sum(stages_ms.values()))
+    return StageBreakdown(
+        stages_ms=stages_ms,
+        hints={
+            name: hint
+            for name, hint in _hints(segmenter, next(images)).items()
+            if stages_ms.get(name, 0.0) >= _MIN_SHARE_FOR_HINT * total_ms
+        },
+        total_ms=total_ms,
     )
-    ring = getattr(backend, "ring", None)
-    if ring is None:
-        outputs = watch.lap(ENGINE, lambda: backend.infer(batch))
-    else:
-        started = time.perf_counter()
-        outputs = backend.infer(batch)
-        host_ms = (time.perf_counter() - started) * 1e3
-        copy_in, engine, copy_out = ring.stage_times_ms()
-        # What the device does not account for is the host's copy to page-locked memory and back.
-        watch.times[PREPARE] += max(0.0, host_ms - copy_in - engine - copy_out)
-        watch.times |= {COPY_IN: copy_in, ENGINE: engine, COPY_OUT: copy_out}
-    size_hw = (image.shape[0], image.shape[1])
-
-    def upscale() -> np.ndarray:
-        first = outputs[0][0]
-        labels = first.argmax(0).astype(np.uint8) if card.outputs[0] == LOGITS else first
-        return resize_map(labels, size_hw)
-
-    labels = watch.lap(UPSCALE, upscale)
-    watch.lap(OVERLAY, lambda: segmenter.overlay(image, labels, legend=False))
-    return watch.times, watch.total_ms
 
 
-class _Stopwatch:
-    """Times one step after the other, and the whole."""
-
-    def __init__(self) -> None:
-        self.times: dict[str, float] = {}
-        self._started = time.perf_counter()
-
-    def lap(self, name: str, step: Callable[[], _T]) -> _T:
-        started = time.perf_counter()
-        result = step()
-        self.times[name] = (time.perf_counter() - started) * 1e3
-        return result
-
-    @property
-    def total_ms(self) -> float:
-        return (time.perf_counter() - self._started) * 1e3
-
-
-def _hint(name: str, segmenter: Segmenter, decoder: FrameDecoder) -> str:
-    """Say what would shrink a stage that matters."""
+def _time_frame(segmenter: Segmenter, images: Iterator[np.ndarray]) -> dict[str, float]:
+    """Process one frame and return the milliseconds of each stage."""
     card, backend = segmenter.card, segmenter.backend
+    times: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        times[name], last = (now - last) * 1e3, now
+
+    image = next(images)
+    lap(DECODE)
+    resized = resize_frame(image, card.size_hw)
+    lap(RESIZE)
+    batch = batch_from_frames([resized], card)
+    lap(PREPARE)
+    outputs = backend.infer(batch)
+    lap(ENGINE)
+    if (ring := getattr(backend, "ring", None)) is not None:
+        copy_in, engine, copy_out = ring.stage_times_ms()
+        # The rest of the host time is the copy to and from pinned memory.
+        times[PREPARE] += max(0.0, times.pop(ENGINE) - copy_in - engine - copy_out)
+        times |= {COPY_IN: copy_in, ENGINE: engine, COPY_OUT: copy_out}
+    labels = resize_map(class_map(outputs[0][0], card), (image.shape[0], image.shape[1]))
+    lap(UPSCALE)
+    segmenter.overlay(image, labels, legend=False)
+    lap(OVERLAY)
+    return times
+
+
+def _hints(segmenter: Segmenter, image: np.ndarray) -> dict[str, str]:
+    """Return ways to reduce each stage."""
+    card = segmenter.card
     height, width = card.size_hw
+    native = f"{round(image.shape[0] / 8) * 8}x{round(image.shape[1] / 8) * 8}"
     hints = {
-        DECODE: "esnet-segment decodes ahead in a thread; a camera that gives raw frames needs none",
-        RESIZE: f"let the camera give {width}x{height}, or export with its --size",
-        PREPARE: ""
-        if card.input == FRAMES
-        else "export with --input frames: bytes in, scaled inside",
-        COPY_IN: ""
-        if card.input == FRAMES
-        else "export with --input frames: a quarter of the bytes",
-        COPY_OUT: "export with --output labels: a byte a pixel" if LOGITS in card.outputs else "",
-        UPSCALE: f"export with --size {_usual_size(decoder)}"
-        if LOGITS not in card.outputs
-        else "export with --output labels: no argmax on the host",
-        OVERLAY: "esnet-segment --draw labels writes the class map alone",
-        ENGINE: _engine_hint(card, backend.name, backend.precision),
+        DECODE: "esnet-segment decodes in a separate thread; raw camera frames need no decoding",
+        RESIZE: f"use {width}x{height} frames, or export with the --size of the frames",
+        ENGINE: _engine_hint(segmenter),
+        UPSCALE: f"export with --size {native}",
+        OVERLAY: "esnet-segment --draw labels writes class maps without overlay",
     }
-    return hints.get(name, "")
+    if card.input != FRAMES:
+        hints[PREPARE] = "export with --input frames: uint8 input, normalised in the graph"
+        hints[COPY_IN] = "export with --input frames: a quarter of the bytes"
+    if LOGITS in card.outputs:
+        hints[COPY_OUT] = "export with --output labels: one byte per pixel"
+        hints[UPSCALE] = "export with --output labels: no argmax on the host"
+    return hints
 
 
-def _engine_hint(card: ModelCard, backend: str, precision: str) -> str:
+def _engine_hint(segmenter: Segmenter) -> str:
+    backend, precision = segmenter.backend.name, segmenter.backend.precision
     if precision == "fp32" and backend == "openvino":
-        return "--precision bf16 where the CPU has it, or esnet-export quantize"
+        return "--precision bf16 if the CPU supports it, or esnet-export quantize"
     if precision in ("fp32", "bf16") and backend in ("openvino", "onnxruntime"):
         return "esnet-export quantize"
     if precision == "fp32" and backend.startswith("tensorrt"):
         return "esnet-export build-engine --fp16 (Turing and later) or --int8"
-    return "" if precision in ("int8", "fp16") else f"a smaller --size than {card.size_hw}"
-
-
-def _usual_size(decoder: FrameDecoder) -> str:
-    height, width = decoder.next().shape[:2]
-    return f"{round(height / 8) * 8}x{round(width / 8) * 8}"
+    return "" if precision in ("int8", "fp16") else "export with a smaller --size"

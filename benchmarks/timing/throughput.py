@@ -1,43 +1,42 @@
-"""Sustained rate: several frames in flight, by slots on a GPU, by streams of threads on a CPU."""
+"""Sustained throughput: several batches in flight, in slots on a GPU or in parallel streams on a CPU."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.frames import FrameSet
-from benchmarks.models import Identity, OpenModel
-from benchmarks.timing.latency import END_TO_END, ENGINE, TimingConfig
-from benchmarks.timing.statistics import median_interval
+from benchmarks.models import ModelIdentity, OpenModel, class_map
+from benchmarks.timing.latency import END_TO_END, ENGINE, TimingConfig, cycle
+from benchmarks.timing.statistics import is_steady, median_interval
+from runtime.machine.machine import num_cores
 from runtime.media.frames import batch_from_frames, resize_map
 from runtime.segmenter import Segmenter
 
-NUM_WINDOWS = 20
-"""Equal spans of time that a measurement is cut into for its interval."""
-_STABLE_WITHIN = 1.05
+_NUM_WINDOWS = 20
 _TRIAL_SECONDS = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Concurrency:
-    """How frames are kept in flight."""
+    """Number of batches in flight and their size."""
 
     streams: int
     """Threads that call the backend, each with its own copy of the model."""
     threads: int | None
-    """CPU threads in each; ``None`` leaves it to the library."""
+    """CPU threads per stream; ``None`` uses the default of the library."""
     batch: int
-    """Frames in a call."""
+    """Frames per call."""
     slots: int = 1
-    """Batches in flight in each stream: those of the ring on a GPU."""
+    """Batches in flight per stream: the slots of the ring on a GPU."""
 
     def __str__(self) -> str:
         streams = f"{self.streams} stream{'s' * (self.streams > 1)}"
@@ -51,274 +50,215 @@ class Rate:
     """A sustained rate."""
 
     fps: float
-    """Frames over wall time, first to last completion."""
+    """Frames per second from the start of the clock to the last completion."""
     fps_low: float
-    """Lower end of the bootstrap 95 % interval of the windows' median rate."""
+    """Lower end of the bootstrap 95 % interval of the median rate of 20 windows."""
     fps_high: float
-    """Upper end."""
+    """Upper end of the bootstrap 95 % interval of the median rate of 20 windows."""
     num_frames: int
-    """Frames completed."""
+    """Completed frames."""
     seconds: float
-    """Wall time."""
+    """Wall time, seconds."""
     is_stable: bool
-    """Whether the first, middle and last third have rates within 5 % of one another."""
+    """True if the rates of the first, middle and last third differ by at most 5 %."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ThroughputResult(Identity):
-    """How many frames a second a model sustains."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThroughputResult:
+    """Sustained throughput of a model."""
 
-    layout: Concurrency
-    """What was the fastest in short trials."""
+    model: ModelIdentity
+    """The measured model."""
+    concurrency: Concurrency
+    """Fastest setting of the trials."""
     trials: dict[str, float]
-    """Frames a second of every layout that was tried."""
-    engine: Rate
-    """Prepared batches in, outputs on the host out."""
-    end_to_end: Rate
-    """Decoded frames in, class maps of their size out."""
+    """Frames per second of each setting in a short trial."""
+    scopes: dict[str, Rate]
+    """Rates by scope. ``engine``: prepared batch in, outputs on the host out. ``end to end``: decoded frames
+    in, class maps of their size out."""
 
 
-Pump = Callable[[], Generator[int, None, None]]
-"""Starts something that yields the number of frames completed, again and again, until it is closed."""
+Pump = Generator[int, None, None]
+"""Runs batches endlessly and yields the number of frames of each completed batch."""
 
 
 def measure_throughput(
     model: OpenModel,
-    identity: Identity,
     frames: FrameSet,
+    config: TimingConfig,
     *,
-    protocol: TimingConfig,
     on_part: Callable[[str], None] = lambda text: None,
 ) -> ThroughputResult:
-    """Find the layout that is fastest, then measure it on both scopes.
+    """Find the fastest concurrency in short trials, then measure both scopes with it.
 
     Args:
-        model: The open model; further copies are opened where streams need them.
-        identity: What it is.
-        frames: What it is fed.
-        protocol: How long a measurement lasts; its samples are frames.
-        on_part: Told what is measured.
+        model: The open model; streams open copies of it.
+        frames: Input frames.
+        config: Length of the measurement; its samples are frames.
+        on_part: Called with the name of each part of the measurement.
     """
-    trials: dict[str, float] = {}
-    best: tuple[float, Concurrency] | None = None
-    for layout in layouts_for(model.segmenter):
-        on_part(f"{model.name}: trying {layout}")
+
+    def rate_of(concurrency: Concurrency, scope: str, config: TimingConfig) -> Rate:
+        on_part(f"{model.identity.name}, {scope}, {concurrency}")
         with ExitStack() as stack:
-            pumps = _engine_pumps(model, layout, frames, stack)
-            trial = min(_TRIAL_SECONDS, protocol.cap_seconds)
-            fps = measure_rate(pumps, min_seconds=trial, min_frames=2, cap_seconds=3 * trial).fps
-        trials[str(layout)] = fps
-        if best is None or fps > best[0]:
-            best = fps, layout
-    assert best is not None  # there is always one layout
-    rates = []
-    for scope, make in ((ENGINE, _engine_pumps), (END_TO_END, _end_to_end_pumps)):
-        on_part(f"{model.name}, {scope}")
-        with ExitStack() as stack:
-            pumps = make(model, best[1], frames, stack)
-            rates.append(
-                measure_rate(
-                    pumps,
-                    min_seconds=protocol.min_seconds,
-                    min_frames=protocol.min_samples,
-                    cap_seconds=protocol.cap_seconds,
-                )
-            )
+            return measure_rate(_make_pumps(model, scope, concurrency, frames, stack), config)
+
+    seconds = min(_TRIAL_SECONDS, config.cap_seconds)
+    trial = TimingConfig(min_seconds=seconds, min_samples=2, cap_seconds=3 * seconds)
+    concurrencies = possible_concurrencies(model.segmenter)
+    trials = {concurrency: rate_of(concurrency, ENGINE, trial).fps for concurrency in concurrencies}
+    best = max(concurrencies, key=lambda concurrency: trials[concurrency])
     return ThroughputResult(
-        **dataclasses.asdict(identity),
-        layout=best[1],
-        trials=trials,
-        engine=rates[0],
-        end_to_end=rates[1],
+        model=model.identity,
+        concurrency=best,
+        trials={str(concurrency): fps for concurrency, fps in trials.items()},
+        scopes={scope: rate_of(best, scope, config) for scope in (ENGINE, END_TO_END)},
     )
 
 
-def layouts_for(segmenter: Segmenter, *, cores: int | None = None) -> list[Concurrency]:
-    """List the layouts worth trying: ring slots on a GPU; all cores together or apart on a CPU."""
-    low, usual, high = segmenter.card.batch
-    batches = sorted({low, usual, high})
-    ring = getattr(segmenter.backend, "ring", None)
-    if ring is not None:
-        return [
-            Concurrency(streams=1, threads=None, batch=batch, slots=ring.num_slots)
-            for batch in batches
-        ]
-    if segmenter.backend.name == "null":
-        return [Concurrency(streams=1, threads=None, batch=low)]
-    cores = cores or len(os.sched_getaffinity(0))
-    streams = sorted({1, max(1, cores // 4), max(1, cores // 2), cores})
+def possible_concurrencies(segmenter: Segmenter, *, cores: int | None = None) -> list[Concurrency]:
+    """List the settings to try: batch sizes, and on a CPU several numbers of streams."""
+    backend, slots = segmenter.backend, 1
+    settings: list[tuple[int, int | None]] = [(1, None)]
+    if (ring := getattr(backend, "ring", None)) is not None:
+        slots = ring.num_slots
+    elif backend.name != "null":
+        cores = cores or num_cores()
+        streams = sorted({1, max(1, cores // 4), max(1, cores // 2), cores})
+        settings = [(number, max(1, cores // number)) for number in streams]
     return [
-        Concurrency(streams=number, threads=max(1, cores // number), batch=batch)
-        for batch in batches
-        for number in streams
+        Concurrency(streams, threads, batch, slots)
+        for batch in sorted(set(segmenter.card.batch))
+        for streams, threads in settings
     ]
 
 
-def measure_rate(
-    pumps: Sequence[Pump], *, min_seconds: float, min_frames: int, cap_seconds: float
-) -> Rate:
-    """Run pumps side by side, each in a thread, and count what they complete; the first round is warm-up."""
-    marks: list[list[tuple[float, int]]] = [[] for _ in pumps]
-    stop = threading.Event()
-    problems: list[BaseException] = []
-    barrier = threading.Barrier(len(pumps) + 1)
+def measure_rate(pumps: Sequence[Pump], config: TimingConfig) -> Rate:
+    """Run pumps in parallel, one thread each, and count the completed frames.
 
-    def work(pump: Pump, own: list[tuple[float, int]]) -> None:
+    The first batch of each pump is warm-up. An error in a pump stops the others and is raised.
+    """
+    marks: list[tuple[float, int]] = []
+    stop, barrier = threading.Event(), threading.Barrier(len(pumps) + 1)
+
+    def work(pump: Pump) -> None:
         try:
-            with closing(pump()) as rounds:
-                next(rounds)
+            with closing(pump):
+                next(pump)
                 barrier.wait()
-                for count in rounds:
-                    own.append((time.perf_counter(), count))
+                for num_frames in pump:
+                    marks.append((time.perf_counter(), num_frames))
                     if stop.is_set():
                         return
-        except BaseException as error:  # raised to the caller below
-            problems.append(error)
+        except threading.BrokenBarrierError:
+            return  # another pump failed, or the main thread was interrupted
+        except BaseException:
             barrier.abort()
+            stop.set()
+            raise
 
-    workers = [
-        threading.Thread(target=work, args=(pump, own), daemon=True)
-        for pump, own in zip(pumps, marks, strict=True)
-    ]
+    with ThreadPoolExecutor(len(pumps)) as pool:
+        workers = [pool.submit(work, pump) for pump in pumps]
+        try:
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait()
+            started = time.perf_counter()
+            while not stop.wait(0.02):
+                seconds = time.perf_counter() - started
+                num_frames = sum(count for _, count in list(marks))
+                is_enough = seconds >= config.min_seconds and num_frames >= config.min_samples
+                if is_enough or (marks and seconds >= config.cap_seconds):
+                    stop.set()
+        finally:
+            stop.set()
+            barrier.abort()
     for worker in workers:
-        worker.start()
-    try:
-        barrier.wait()
-    except threading.BrokenBarrierError:
-        for worker in workers:
-            worker.join()
-        raise problems[0] from None
-    started = time.perf_counter()
-    while not problems:
-        time.sleep(0.02)
-        seconds, done = time.perf_counter() - started, sum(map(len, marks))
-        frames = sum(count for own in marks for _, count in list(own))
-        if seconds >= cap_seconds and done:
-            break
-        if seconds >= min_seconds and frames >= min_frames:
-            break
-    stop.set()
-    for worker in workers:
-        worker.join()
-    if problems:
-        raise problems[0]
-    return _rate(started, sorted(mark for own in marks for mark in own))
+        worker.result()
+    return _rate(started, sorted(marks))
 
 
 def _rate(started: float, marks: Sequence[tuple[float, int]]) -> Rate:
-    """Turn completions (time, frames) into a rate, and into windows for its interval."""
-    times = np.array([time for time, _ in marks]) - started
-    counts = np.array([count for _, count in marks], np.float64)
-    seconds, total = float(times[-1]), int(counts.sum())
-    done = np.concatenate([[0.0], np.cumsum(counts)])
-    at = np.concatenate([[0.0], times])
-    # Windows between completions, not of fixed length: a window never holds a part of a batch.
-    windows = min(NUM_WINDOWS, len(times))
-    edges = np.unique(np.linspace(0, len(times), windows + 1).round().astype(int))
-    rates = np.diff(done[edges]) / np.maximum(np.diff(at[edges]), 1e-9)
-    low, high = median_interval(rates)
-    thirds = np.unique(np.linspace(0, len(times), 4).round().astype(int))
-    pace = np.diff(done[thirds]) / np.maximum(np.diff(at[thirds]), 1e-9)
+    """Compute the rate from completions (time, frames)."""
+    times = np.array([started, *(time for time, _ in marks)]) - started
+    done = np.cumsum([0, *(count for _, count in marks)])
+
+    def rates(num_windows: int) -> np.ndarray:
+        # Windows end at completions, so that none contains a part of a batch.
+        edges = np.unique(np.linspace(0, len(marks), num_windows + 1).round().astype(int))
+        values: np.ndarray = np.diff(done[edges]) / np.maximum(np.diff(times[edges]), 1e-9)
+        return values
+
+    low, high = median_interval(rates(_NUM_WINDOWS))
     return Rate(
-        fps=total / seconds,
+        fps=float(done[-1] / times[-1]),
         fps_low=low,
         fps_high=high,
-        num_frames=total,
-        seconds=seconds,
-        is_stable=len(pace) == 3 and bool(pace.max() <= pace.min() * _STABLE_WITHIN),
+        num_frames=int(done[-1]),
+        seconds=float(times[-1]),
+        is_stable=len(marks) >= 3 and is_steady(rates(3)),
     )
 
 
-def _engine_pumps(
-    model: OpenModel, layout: Concurrency, frames: FrameSet, stack: ExitStack
+def _make_pumps(
+    model: OpenModel, scope: str, concurrency: Concurrency, frames: FrameSet, stack: ExitStack
 ) -> list[Pump]:
-    """Make a pump for each stream that feeds prepared batches."""
-    card = model.segmenter.card
-    pictures = list(frames.frames)
-    batches = [
-        np.ascontiguousarray(batch_from_frames(_some(pictures, start, layout.batch), card))
-        for start in range(min(len(pictures), 4))
-    ]
+    """Make a pump for each stream; ``end to end`` includes making batches and resizing class maps."""
+    card, size = model.segmenter.card, concurrency.batch
+    image_at = cycle(frames.frames)
 
-    def pump_of(segmenter: Segmenter) -> Pump:
-        backend = segmenter.backend
-        return lambda: _keep_full(
-            backend,
-            layout,
-            prepare=lambda index: batches[index % len(batches)],
-            finish=lambda outputs, index: None,
+    def prepare(index: int) -> np.ndarray:
+        return batch_from_frames([image_at(index * size + k) for k in range(size)], card)
+
+    def finish(outputs: tuple[np.ndarray, ...], index: int) -> None:
+        if scope == END_TO_END:
+            for k, output in enumerate(outputs[0]):
+                image = image_at(index * size + k)
+                resize_map(class_map(output, card), (image.shape[0], image.shape[1]))
+
+    prepared = cycle([prepare(index) for index in range(4)])
+    return [
+        _keep_full(
+            segmenter.backend, concurrency, prepare if scope == END_TO_END else prepared, finish
         )
-
-    return [pump_of(segmenter) for segmenter in _copies(model, layout, stack)]
-
-
-def _end_to_end_pumps(
-    model: OpenModel, layout: Concurrency, frames: FrameSet, stack: ExitStack
-) -> list[Pump]:
-    """Make a pump for each stream that feeds decoded frames and takes class maps of their size."""
-    pictures = list(frames.frames)
-
-    def pump_of(segmenter: Segmenter) -> Pump:
-        card = segmenter.card
-
-        def prepare(index: int) -> np.ndarray:
-            chosen = _some(pictures, index * layout.batch, layout.batch)
-            return np.ascontiguousarray(batch_from_frames(chosen, card))
-
-        def finish(outputs: tuple[np.ndarray, ...], index: int) -> None:
-            chosen = _some(pictures, index * layout.batch, layout.batch)
-            for labels, frame in zip(outputs[0], chosen, strict=True):
-                resize_map(labels, (frame.shape[0], frame.shape[1]))
-
-        return lambda: _keep_full(segmenter.backend, layout, prepare=prepare, finish=finish)
-
-    return [pump_of(segmenter) for segmenter in _copies(model, layout, stack)]
+        for segmenter in _segmenters(model, concurrency, stack)
+    ]
 
 
 def _keep_full(
     backend: Any,
-    layout: Concurrency,
-    *,
+    concurrency: Concurrency,
     prepare: Callable[[int], np.ndarray],
     finish: Callable[[tuple[np.ndarray, ...], int], None],
-) -> Generator[int, None, None]:
-    """Keep as many batches in flight as there are slots, and yield the frames of each that comes back."""
-    if layout.slots == 1:
-        index = 0
-        while True:
-            finish(backend.infer(prepare(index)), index)
-            index += 1
-            yield layout.batch
+) -> Pump:
+    """Keep all slots busy; yield the number of frames of each finished batch."""
     sent = taken = 0
     try:
         while True:
-            while sent - taken < layout.slots:
-                backend.submit(prepare(sent))
-                sent += 1
-            finish(backend.collect(), taken)
+            if concurrency.slots == 1:
+                outputs = backend.infer(prepare(taken))
+            else:
+                while sent - taken < concurrency.slots:
+                    backend.submit(prepare(sent))
+                    sent += 1
+                outputs = backend.collect()
             taken += 1
-            yield layout.batch
+            finish(outputs, taken - 1)
+            yield concurrency.batch
     finally:
-        while taken < sent:
+        for _ in range(sent - taken):
             backend.collect()
-            taken += 1
 
 
-def _copies(model: OpenModel, layout: Concurrency, stack: ExitStack) -> list[Segmenter]:
-    """Get a segmenter for each stream: the open one where it will do, else fresh ones."""
-    backend = model.segmenter.backend
-    if layout.threads is None:
+def _segmenters(model: OpenModel, concurrency: Concurrency, stack: ExitStack) -> list[Segmenter]:
+    """Return a segmenter for each stream: the open one, or copies that use fewer threads."""
+    if concurrency.threads is None:
         return [model.segmenter]
-    precision = None if model.segmenter.card.precision == "int8" else backend.precision
-    return [
-        stack.enter_context(
-            Segmenter.open(
-                model.path, backend=backend.name, precision=precision, threads=layout.threads
-            )
-        )
-        for _ in range(layout.streams)
-    ]
-
-
-def _some(pictures: Sequence[np.ndarray], start: int, count: int) -> list[np.ndarray]:
-    return [pictures[(start + offset) % len(pictures)] for offset in range(count)]
+    backend, precision = model.identity.backend, model.identity.precision
+    open_copy = partial(
+        Segmenter.open,
+        model.path,
+        backend=backend,
+        precision=None if model.segmenter.card.precision == "int8" else precision,
+        threads=concurrency.threads,
+    )
+    return [stack.enter_context(open_copy()) for _ in range(concurrency.streams)]

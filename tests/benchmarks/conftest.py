@@ -1,4 +1,4 @@
-"""A protocol that ends in a moment."""
+"""Fixtures of the benchmark tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.timing.latency import TimingConfig
 
 @pytest.fixture(scope="session")
 def quick() -> TimingConfig:
-    """Five samples a subject, in short turns, hardly warmed up."""
+    """Timing config with five samples per workload, short turns and almost no warm-up."""
     return TimingConfig(
         warmup_seconds=0.0,
         warmup_calls=1,

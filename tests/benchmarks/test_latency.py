@@ -24,10 +24,10 @@ class Clock:
     def perf_counter(self) -> float:
         return self.ns / 1e9
 
-    def subject(
+    def workload(
         self, *, ms: float | Iterable[float], name: str = "a", log: list | None = None
     ) -> Workload:
-        """Make a subject whose calls take so many milliseconds."""
+        """Make a workload whose calls take so many milliseconds."""
         durations = itertools.repeat(ms) if isinstance(ms, float) else iter(ms)
 
         def call(index: int) -> None:
@@ -46,7 +46,7 @@ def clock(monkeypatch) -> Clock:
 
 
 def test_the_clock_reads_what_the_call_takes(clock, quick):
-    assert measure_latency([clock.subject(ms=5.0)], quick)[0].p50 == 5.0
+    assert measure_latency([clock.workload(ms=5.0)], quick)[0].p50 == 5.0
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def test_the_clock_reads_what_the_call_takes(clock, quick):
         ),
     ],
 )
-def test_measuring_stops_when_the_protocol_says(clock, settings, expected):
-    protocol = TimingConfig(**NO_WARMUP, **settings)
-    assert measure_latency([clock.subject(ms=10.0)], protocol)[0].n == expected
+def test_measuring_stops_when_the_config_says(clock, settings, expected):
+    config = TimingConfig(**NO_WARMUP, **settings)
+    assert measure_latency([clock.workload(ms=10.0)], config)[0].n == expected
 
 
-def test_subjects_take_turns_of_the_block_length(clock):
+def test_workloads_take_turns_of_the_block_length(clock):
     log: list[tuple[str, int]] = []
-    subjects = [clock.subject(ms=10.0, name=name, log=log) for name in "ab"]
-    protocol = TimingConfig(**NO_WARMUP, min_seconds=0.0, min_samples=9, block_seconds=0.03)
-    measure_latency(subjects, protocol)
+    workloads = [clock.workload(ms=10.0, name=name, log=log) for name in "ab"]
+    config = TimingConfig(**NO_WARMUP, min_seconds=0.0, min_samples=9, block_seconds=0.03)
+    measure_latency(workloads, config)
     turns = ["".join(names) for _, names in itertools.groupby(name for name, _ in log)]
     assert turns == ["a", "b", "aaaa", "bbbb", "aaaa", "bbbb", "aaaa", "bbbb"]
 
@@ -77,8 +77,8 @@ def test_the_first_call_of_a_turn_is_not_timed(clock):
     durations = itertools.chain(
         [1.0, 500.0], itertools.repeat(1.0)
     )  # warm-up, first of the only turn
-    protocol = TimingConfig(**NO_WARMUP, min_seconds=0.0, min_samples=5, block_seconds=1.0)
-    assert measure_latency([clock.subject(ms=durations)], protocol)[0].max == 1.0
+    config = TimingConfig(**NO_WARMUP, min_seconds=0.0, min_samples=5, block_seconds=1.0)
+    assert measure_latency([clock.workload(ms=durations)], config)[0].max == 1.0
 
 
 @pytest.mark.parametrize(
@@ -98,24 +98,24 @@ def test_the_first_call_of_a_turn_is_not_timed(clock):
 def test_warm_up_lasts_as_long_as_it_must(clock, durations, settings, expected):
     log: list[tuple[str, int]] = []
     defaults = {"warmup_seconds": 0.0, "warmup_calls": 30, "warmup_cap_seconds": 60.0}
-    protocol = TimingConfig(
+    config = TimingConfig(
         **{**defaults, **settings}, min_seconds=0.0, min_samples=1, block_seconds=0.0
     )
-    summary = measure_latency([clock.subject(ms=durations, log=log)], protocol)[0]
+    summary = measure_latency([clock.workload(ms=durations, log=log)], config)[0]
     untimed_first_call = 1
     assert len(log) - summary.n - untimed_first_call == expected
 
 
 def test_calls_are_numbered_from_zero_without_gaps(clock, quick):
     log: list[tuple[str, int]] = []
-    measure_latency([clock.subject(ms=1.0, log=log)], quick)
+    measure_latency([clock.workload(ms=1.0, log=log)], quick)
     assert [index for _, index in log] == list(range(len(log)))
 
 
-def test_progress_ends_at_the_whole_for_every_subject(clock, quick):
+def test_progress_ends_at_the_whole_for_every_workload(clock, quick):
     told: dict[str, float] = {}
     report: Callable[[Workload, float], None] = lambda s, share: told.update({s.name: share})  # noqa: E731
-    measure_latency([clock.subject(ms=1.0, name=name) for name in "ab"], quick, on_turn=report)
+    measure_latency([clock.workload(ms=1.0, name=name) for name in "ab"], quick, on_turn=report)
     assert told == {"a": 1.0, "b": 1.0}
 
 
