@@ -33,9 +33,15 @@ from runtime.tensorrt_api import KINDS
 Pipeline = Callable[[np.ndarray], np.ndarray]
 """RGB uint8 frame (H, W, 3) -> uint8 labels (H, W)."""
 
-OUR_NAME = "esnet-deploy"
+_OURS = "esnet-deploy"
 _CPU_VARIANTS = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
 _GPU_VARIANTS = {backend: ("fp32", "fp16") for backend in ("onnxruntime-cuda", *KINDS)}
+CPU_PRECISIONS = {
+    f"{_OURS}, {backend} {precision}": precision
+    for backend, precisions in _CPU_VARIANTS.items()
+    for precision in precisions
+}
+"""Name of a CPU pipeline of this toolkit -> its precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +89,7 @@ def pipeline_makers() -> dict[str, Maker]:
     for backend, precisions in variants.items():
         for precision in precisions:
             ours = partial(_make_ours, backend=backend, precision=precision)
-            makers[f"{OUR_NAME}, {backend} {precision}"] = ours
+            makers[f"{_OURS}, {backend} {precision}"] = ours
     return makers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines.pipelines import OUR_NAME, PipelineSetup, pipeline_makers
+from benchmarks.baselines.pipelines import CPU_PRECISIONS, PipelineSetup, pipeline_makers
 from benchmarks.baselines.worker import PipelineWorker
 from benchmarks.environment import describe_environment, describe_gpu_state
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet, load_frames
-from benchmarks.report.tables import (
-    TextTable,
-    check_folders,
-    markdown_from_table,
-    print_facts,
-    progress_bar,
-    rich_table,
-    wide_console,
-    write_json,
-    write_outputs,
-    write_text,
-)
-from benchmarks.roofline.layers import network_from_onnx
+from benchmarks.report import tables
+from benchmarks.report.tables import TextTable
+from benchmarks.roofline.layers import Device, NetworkBound, network_from_onnx
 from benchmarks.roofline.peak import measure_machine
 from benchmarks.timing.statistics import Summary, median_interval, summarize
-from esnet.checkpoint import load_checkpoint
+from esnet.checkpoint import Checkpoint, load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.labelled import LabelledSplit, nearest_size
 from esnet.labels import label_set_for
@@ -42,11 +32,9 @@ from runtime.artefact.card import LOGITS
 from runtime.backend import installed_backends
 from runtime.media.frames import resize_frame
 
-SCHEMA = 2
 MIN_ROUNDS = 20
 _BLOCK_SECONDS, _BLOCK_CALLS = 0.2, 2
 _IMAGES_AT_ONCE = 16
-OnPart = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,16 +81,16 @@ class CompareReport:
     """Description of the timed frames."""
     gflop: float
     """1e9 operations per frame; a multiply-accumulate counts as two."""
-    compute_bound_ms: dict[str, float]
-    """Precision -> time of these operations at the measured peak of this CPU."""
-    bound_source: str
-    """Method that measured the peak."""
+    machine: Device
+    """Measured peaks of this CPU."""
+    bounds: dict[str, NetworkBound]
+    """Precision -> bound of a frame at these peaks."""
     environment: dict[str, str]
-    """Machine, libraries, date and command."""
+    """Machine, libraries, date, command and frames."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {"schema": SCHEMA, "mode": "compare", **dataclasses.asdict(self)}
+        return {"schema": 2, "mode": "compare", **dataclasses.asdict(self)}
 
 
 def run_comparison(
@@ -116,134 +104,75 @@ def run_comparison(
     json_path: Path | None,
     markdown_path: Path | None,
     show_progress: bool,
-) -> None:
-    """Compare, print and write the report; the arguments are the options of ``esnet-bench compare``.
-
-    Raises:
-        BenchmarkError: Unsuitable frames or rounds, or the folder of a report is missing.
-        EsnetError: The weights cannot be loaded or exported, or the dataset is missing.
-    """
-    check_folders(json_path, markdown_path)
-    frame_set = load_frames(frames, size_hw)
-    labelled = None if data_dir is None else _open_val_split(weights, data_dir)
-    with progress_bar(show_progress) as progress:
-        task = progress.add_task("loading", total=None)
-        report = compare_weights(
-            weights,
-            frame_set,
-            rounds=rounds,
-            calibration=calibration,
-            labelled=labelled,
-            on_part=lambda text: progress.update(task, description=text),
-        )
-    console = wide_console()
-    print_facts(console, {**report.environment, "frames": report.frames})
-    console.print()
-    console.print(rich_table(comparison_table(report)))
-    for note in compare_notes(report):
-        console.print(note, markup=False, soft_wrap=True)
-    write_outputs(
-        (json_path, lambda path: write_json(path, report.as_dict())),
-        (markdown_path, lambda path: write_text(path, markdown_from_report(report))),
-    )
-
-
-def compare_weights(
-    weights: str,
-    frames: FrameSet,
-    *,
-    rounds: int = MIN_ROUNDS,
-    calibration: Path | None = None,
-    labelled: LabelledSplit | None = None,
-    skip: Collection[str] = (),
-    on_part: OnPart = lambda text: None,
 ) -> CompareReport:
-    """Make and time every pipeline, and measure its label agreement and mIoU.
+    """Make, time and evaluate every pipeline, print and write the report.
 
-    Args:
-        weights: Checkpoint, or name of shipped weights.
-        frames: Frames to time, all of one size, multiples of 8.
-        rounds: Interleaved rounds, at least 20.
-        calibration: Frames for INT8 activation ranges; ``None`` uses the ranges shipped with the weights.
-        labelled: Images for mIoU, labelled at their own size; ``None`` skips mIoU.
-        skip: Names of pipelines to skip.
-        on_part: Called with the name of each step.
+    The arguments are the options of ``esnet-bench compare``.
 
     Raises:
-        BenchmarkError: Fewer than 20 rounds, frames of several sizes, or no pipeline runs here.
+        BenchmarkError: Unsuitable size or rounds, a report folder is missing, or no pipeline runs here.
+        EsnetError: The weights, the frames or the dataset cannot be loaded.
     """
-    size_hw = _size_of(frames)
-    if rounds < MIN_ROUNDS:
-        raise BenchmarkError(
-            f"{rounds} rounds are too few for an interval", hint=f"--rounds {MIN_ROUNDS} or more"
-        )
-    environment = describe_environment()
-    checkpoint = load_checkpoint(weights)
-    left_out: list[str] = []
-    names = [name for name in pipeline_makers() if name not in skip]
-    with tempfile.TemporaryDirectory(prefix="esnet-compare-") as folder, ExitStack() as stack:
+    tables.check_folders(json_path, markdown_path)
+    _check_options(size_hw, rounds)
+    checkpoint, frame_set = load_checkpoint(weights), load_frames(frames, size_hw)
+    environment = {**describe_environment(), "frames": frame_set.description}
+    labelled = None if data_dir is None else _open_val_split(checkpoint, data_dir)
+    with (
+        tempfile.TemporaryDirectory(prefix="esnet-compare-") as name,
+        tables.progress_bar(show_progress) as progress,
+    ):
+        task = progress.add_task("", total=None)
         setup = PipelineSetup(
-            weights=weights, size_hw=size_hw, folder=Path(folder), calibration=calibration
+            weights=weights, size_hw=size_hw, folder=Path(name), calibration=calibration
         )
-        workers = list(_open_workers(names, setup, frames, stack, left_out, on_part))
-        if not workers:
-            raise BenchmarkError(f"no pipeline runs here: {'; '.join(left_out)}")
-        on_part("labels")
-        labels = [worker.segment(frames.frames) for worker in workers]
-        blocks = _interleaved_rounds(workers, rounds, on_part)
-        mious = _measure_miou(workers, labelled, left_out, on_part) if labelled else {}
-    on_part("peaks of this machine")
+        workers, left_out = _run_pipelines(
+            setup, frame_set, rounds, labelled, lambda step: progress.update(task, description=step)
+        )
     machine = measure_machine(installed_backends())
-    plan = ExportPlan(size_hw=size_hw, outputs=(LOGITS,))
+    plan = ExportPlan(size_hw=size_hw, outputs=(LOGITS,))  # logits: the head has no padded classes
     network = network_from_onnx(graph_from_network(checkpoint.network, plan))
-    return CompareReport(
-        results=tuple(results_of(workers, blocks, labels, mious)),
+    report = CompareReport(
+        results=tuple(results_of(workers)),
         left_out=tuple(left_out),
         rounds=rounds,
         weights=checkpoint.path.name,
         weights_sha256=checkpoint.sha256,
         size_hw=size_hw,
         miou_data=_describe(labelled) if labelled else None,
-        frames=frames.description,
+        frames=frame_set.description,
         gflop=network.flops / 1e9,
-        compute_bound_ms={
-            precision: bound.compute_ms for precision, bound in network.bounds(machine).items()
-        },
-        bound_source=machine.source,
+        machine=machine,
+        bounds=network.bounds(machine),
         environment={**environment, "gpu after": describe_gpu_state()},
     )
+    print_comparison(report)
+    tables.write_outputs(
+        (json_path, lambda path: tables.write_json(path, report.as_dict())),
+        (markdown_path, lambda path: tables.write_text(path, markdown_from_report(report))),
+    )
+    return report
 
 
-def results_of(
-    workers: Sequence[PipelineWorker],
-    blocks: Sequence[Sequence[Sequence[float]]],
-    labels: Sequence[Sequence[np.ndarray]],
-    mious: Mapping[str, float],
-) -> list[PipelineResult]:
-    """Compare pipelines with the first one.
+def results_of(workers: Sequence[PipelineWorker]) -> list[PipelineResult]:
+    """Compare measured pipelines with the first one.
 
     Speed ratios are taken within a round, so a machine that slows down does not change them.
-
-    Args:
-        workers: Pipelines; only ``name`` and ``sha256`` are read.
-        blocks: Call times in ms, by pipeline and round.
-        labels: Labels (H, W) of the same frames, by pipeline.
-        mious: Name -> mIoU; may lack names.
     """
-    medians = np.array([[np.median(block) for block in own] for own in blocks])
+    medians = np.array([[np.median(block) for block in worker.blocks_ms] for worker in workers])
     results = []
-    for worker, own, own_medians, own_labels in zip(workers, blocks, medians, labels, strict=True):
+    for worker, own_medians in zip(workers, medians, strict=True):
         ratios = medians[0] / own_medians
         low, high = median_interval(ratios)
         results.append(
             PipelineResult(
                 name=worker.name,
-                end_to_end=summarize([time for block in own for time in block]),
+                end_to_end=summarize([time for block in worker.blocks_ms for time in block]),
                 speed=float(np.median(ratios)),
                 speed_low=low,
                 speed_high=high,
-                agreement=label_agreement(own_labels, labels[0]),
-                miou=mious.get(worker.name),
+                agreement=label_agreement(worker.labels, workers[0].labels),
+                miou=worker.miou,
                 sha256=worker.sha256,
             )
         )
@@ -276,106 +205,113 @@ def comparison_table(report: CompareReport) -> TextTable:
 
 def compare_notes(report: CompareReport) -> list[str]:
     """Explain the ratios and the bounds, and list what is missing."""
-    bounds = report.compute_bound_ms
-    bounds_text = ", ".join(f"{name} {ms:.0f} ms" for name, ms in bounds.items())
+    bounds_ms = {name: bound.compute_ms for name, bound in report.bounds.items()}
+    bounds_text = ", ".join(f"{name} {ms:.0f} ms" for name, ms in bounds_ms.items())
     lines = [
         f"speed and labels: relative to {report.results[0].name}; {report.rounds} interleaved rounds, "
         "ratios within a round; one process per pipeline.",
         f"weights {report.weights_sha256[:12]}",
-        f"compute bound of {report.gflop:.1f} GFLOP on this CPU: {bounds_text} ({report.bound_source}).",
+        f"compute bound of {report.gflop:.1f} GFLOP on this CPU: {bounds_text} ({report.machine.source}).",
     ]
     for result in report.results:
-        precision = result.name.rpartition(" ")[2]
-        if result.name.startswith(OUR_NAME) and precision in bounds:
-            times = result.end_to_end.p50 / bounds[precision]
+        if bound_ms := bounds_ms.get(CPU_PRECISIONS.get(result.name, "")):
+            times = result.end_to_end.p50 / bound_ms
             lines.append(f"{result.name}: {times:.2f} x its compute bound.")
     if report.miou_data:
         lines.append(f"mIoU: {report.miou_data}, with the same weights and activation ranges.")
     return lines + [f"left out: {line}" for line in report.left_out]
 
 
+def print_comparison(report: CompareReport) -> None:
+    """Print environment, table and notes."""
+    console = tables.wide_console()
+    tables.print_facts(console, report.environment)
+    console.print()
+    console.print(tables.rich_table(comparison_table(report)))
+    for note in compare_notes(report):
+        console.print(note, markup=False, soft_wrap=True)
+
+
 def markdown_from_report(report: CompareReport) -> str:
     """Return table, notes and environment as Markdown."""
     table = comparison_table(report)
-    facts = {**report.environment, "frames": report.frames}
-    items = [compare_notes(report), [f"{key}: {value}" for key, value in facts.items()]]
-    lists = ["\n".join(f"- {item}" for item in part) for part in items]
-    return "\n\n".join([f"**{table.title}**", markdown_from_table(table), *lists]) + "\n"
+    facts = [f"{key}: {value}" for key, value in report.environment.items()]
+    lists = ["\n".join(f"- {line}" for line in lines) for lines in (compare_notes(report), facts)]
+    return "\n\n".join([f"**{table.title}**", tables.markdown_from_table(table), *lists]) + "\n"
 
 
-def _open_val_split(weights: str, data_dir: Path) -> LabelledSplit:
-    checkpoint = load_checkpoint(weights)
+def _check_options(size_hw: tuple[int, int], rounds: int) -> None:
+    height, width = size_hw
+    if height % 8 or width % 8:
+        raise BenchmarkError(
+            f"compare needs a size in multiples of 8, got {height}x{width}", hint="--size 512x1024"
+        )
+    if rounds < MIN_ROUNDS:
+        raise BenchmarkError(
+            f"{rounds} rounds are too few for an interval", hint=f"--rounds {MIN_ROUNDS} or more"
+        )
+
+
+def _open_val_split(checkpoint: Checkpoint, data_dir: Path) -> LabelledSplit:
     num_classes = checkpoint.network.config.num_classes
     label_set = label_set_for(num_classes, name=checkpoint.metadata.get("label_set"))
     return open_split(label_set.name, data_dir, "val")
 
 
-def _size_of(frames: FrameSet) -> tuple[int, int]:
-    sizes = {frame.shape[:2] for frame in frames.frames}
-    height, width = min(sizes)
-    if len(sizes) > 1 or height % 8 or width % 8:
-        raise BenchmarkError(
-            f"compare needs frames of one size, multiples of 8, got {sorted(sizes)}",
-            hint="--size 512x1024",
-        )
-    return height, width
-
-
-def _open_workers(
-    names: Sequence[str],
+def _run_pipelines(
     setup: PipelineSetup,
     frames: FrameSet,
-    stack: ExitStack,
-    left_out: list[str],
-    on_part: OnPart,
-) -> Iterator[PipelineWorker]:
-    """Start a process for each pipeline; append those that fail to ``left_out``."""
-    for name in names:
-        on_part(f"making {name}")
-        try:
-            yield stack.enter_context(PipelineWorker(name, setup, frames.frames))
-        except BenchmarkError as error:
-            left_out.append(str(error))
-
-
-def _interleaved_rounds(
-    workers: Sequence[PipelineWorker], rounds: int, on_part: OnPart
-) -> list[list[list[float]]]:
-    """Time one block of each pipeline per round; returns ms by pipeline, round and call."""
-    blocks: list[list[list[float]]] = [[] for _ in workers]
-    for done in range(rounds):
-        on_part(f"round {done + 1} of {rounds}")
-        for worker, own in zip(workers, blocks, strict=True):
-            own.append(worker.time_block(_BLOCK_SECONDS, _BLOCK_CALLS))
-    return blocks
+    rounds: int,
+    labelled: LabelledSplit | None,
+    show: Callable[[str], None],
+) -> tuple[list[PipelineWorker], list[str]]:
+    """Run every pipeline in its own process; also return what is missing, with the reason."""
+    workers: list[PipelineWorker] = []
+    left_out: list[str] = []
+    with ExitStack() as stack:
+        for name in pipeline_makers():
+            show(f"making {name}")
+            try:
+                workers.append(stack.enter_context(PipelineWorker(name, setup, frames.frames)))
+            except BenchmarkError as error:
+                left_out.append(str(error))
+        if not workers:
+            raise BenchmarkError(f"no pipeline runs here: {'; '.join(left_out)}")
+        show("labels")
+        for worker in workers:
+            worker.labels = worker.segment(frames.frames)
+        for done in range(rounds):
+            show(f"round {done + 1} of {rounds}")
+            for worker in workers:
+                worker.blocks_ms.append(worker.time_block(_BLOCK_SECONDS, _BLOCK_CALLS))
+        if labelled is not None:
+            left_out += _measure_miou(workers, labelled, show)
+    return workers, left_out
 
 
 def _measure_miou(
-    workers: Sequence[PipelineWorker],
-    labelled: LabelledSplit,
-    left_out: list[str],
-    on_part: OnPart,
-) -> dict[str, float]:
-    """Measure the mIoU of each pipeline, 0 to 1 by name; append those that fail to ``left_out``."""
-    mious = {}
+    workers: Sequence[PipelineWorker], labelled: LabelledSplit, show: Callable[[str], None]
+) -> list[str]:
+    """Measure the mIoU of each pipeline; returns the reasons of those that fail."""
+    left_out = []
     for worker in workers:
-        on_part(f"mIoU of {worker.name}")
+        show(f"mIoU of {worker.name}")
         try:
             pairs = _labelled_pairs(worker, labelled)
-            mious[worker.name] = confusion_from_pairs(pairs, labelled.label_set).miou
+            worker.miou = confusion_from_pairs(pairs, labelled.label_set).miou
         except BenchmarkError as error:
             left_out.append(f"mIoU of {error}")
-    return mious
+    return left_out
 
 
 def _labelled_pairs(
     worker: PipelineWorker, labelled: LabelledSplit
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (labels, predictions) of every image; images are resized to the nearest multiples of 8."""
+    """Yield labels and predictions of each image, resized to the nearest multiples of 8."""
     size_hw = nearest_size(labelled[0].image.shape)
     for start in range(0, len(labelled), _IMAGES_AT_ONCE):
-        indices = range(start, min(start + _IMAGES_AT_ONCE, len(labelled)))
-        samples = [labelled[index] for index in indices]
+        stop = min(start + _IMAGES_AT_ONCE, len(labelled))
+        samples = [labelled[index] for index in range(start, stop)]
         predictions = worker.segment([resize_frame(sample.image, size_hw) for sample in samples])
         yield from zip((sample.labels for sample in samples), predictions, strict=True)
 

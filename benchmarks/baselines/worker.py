@@ -20,7 +20,16 @@ T = TypeVar("T")
 
 
 class PipelineWorker(ProcessPoolExecutor):
-    """A pipeline in its own process, which ends with the ``with`` block."""
+    """A pipeline in its own process, which ends with the ``with`` block, and its measurements."""
+
+    sha256: str | None
+    """Hash of the file that runs; ``None`` for torch, which runs the checkpoint."""
+    labels: list[np.ndarray]
+    """Labels of the timed frames, uint8 (H, W)."""
+    blocks_ms: list[list[float]]
+    """Times of all calls, ms, by round."""
+    miou: float | None = None
+    """mIoU, 0 to 1; ``None`` if not measured."""
 
     def __init__(self, name: str, setup: PipelineSetup, frames: Sequence[np.ndarray]) -> None:
         """Start the process, make the pipeline in it and warm it up.
@@ -37,6 +46,7 @@ class PipelineWorker(ProcessPoolExecutor):
         context.set_forkserver_preload(["benchmarks.baselines.pipelines"])  # import torch once
         super().__init__(1, context, _start, (name, setup, tuple(frames)))
         self.name = name
+        self.labels, self.blocks_ms = [], []
         others = set(multiprocessing.active_children())
         self.submit(int)  # starts the process
         (self._process,) = set(multiprocessing.active_children()) - others

@@ -1,28 +1,37 @@
-"""``esnet-bench compare``: the routes label alike, and speed is compared round by round."""
+"""``esnet-bench compare``: all pipelines give the same labels, and speed is compared within a round."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.baselines.pipelines import plain_onnx_route, plain_openvino_route, torch_route
+from benchmarks.baselines.pipelines import (
+    PipelineSetup,
+    pipeline_makers,
+    plain_onnx_pipeline,
+    plain_openvino_pipeline,
+    torch_pipeline,
+)
 from benchmarks.baselines.run import (
     CompareReport,
     compare_notes,
-    compare_weights,
     comparison_table,
     results_of,
-    write_comparison_json,
-    write_comparison_markdown,
+    run_comparison,
 )
-from benchmarks.baselines.worker import PipelineRequest, PipelineWorker
+from benchmarks.baselines.worker import PipelineWorker
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet, load_frames
 from esnet.checkpoint import load_checkpoint
-from esnet.data.datasets import open_split
 
 SIZE = (64, 128)
 
@@ -38,56 +47,101 @@ def frames() -> FrameSet:
     return dataclasses.replace(full, frames=full.frames[:2])
 
 
-@pytest.mark.parametrize("make", [plain_onnx_route, plain_openvino_route])
+@pytest.mark.parametrize("make", [plain_onnx_pipeline, plain_openvino_pipeline])
 def test_the_plain_export_labels_as_torch_does(camvid, tmp_path, frames, make):
     frame = frames.frames[0]
-    plain, torch = make(camvid, SIZE, tmp_path / "plain.onnx"), torch_route(camvid)
-    assert (plain(frame) == torch(frame)).mean() > 0.98
+    plain, eager = make(camvid, SIZE, tmp_path / "plain.onnx"), torch_pipeline(camvid)
+    assert (plain(frame) == eager(frame)).mean() > 0.98
 
 
-def test_routes_are_compared_with_the_first_within_a_round():
-    maps = [np.zeros((4, 4), np.uint8)]
-    # The machine halves its speed in the second round: both routes take twice the time.
-    blocks = [[[100.0, 102.0], [200.0, 204.0]], [[50.0, 51.0], [100.0, 102.0]]]
-    results = results_of(["a", "b"], blocks, [maps, [maps[0] + 1]], mious={"b": 0.5}, sha256={})
+def test_a_torch_pipeline_leaves_the_checkpoint_as_it_is(camvid, frames):
+    torch_pipeline(camvid, dtype=torch.bfloat16, channels_last=True)(frames.frames[0])
+    weights = [weight for weight in camvid.network.parameters() if weight.ndim == 4]
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert all(weight.is_contiguous() for weight in weights)
+
+
+def test_pipelines_are_compared_with_the_first_within_a_round():
+    labels = [np.zeros((4, 4), np.uint8)]
+    # The machine halves its speed in the second round: both pipelines take twice the time.
+    first = SimpleNamespace(name="a", labels=labels, miou=None, sha256=None)
+    first.blocks_ms = [[100.0, 102.0], [200.0, 204.0]]
+    second = SimpleNamespace(name="b", labels=[labels[0] + 1], miou=0.5, sha256=None)
+    second.blocks_ms = [[50.0, 51.0], [100.0, 102.0]]
+    results = results_of([first, second])
     assert [result.speed for result in results] == [1.0, 2.0]
     assert (results[1].speed_low, results[1].speed_high) == (2.0, 2.0)
     assert [result.agreement for result in results] == [1.0, 0.0]
     assert [result.miou for result in results] == [None, 0.5]
 
 
-def request_of(frames, name: str, folder) -> PipelineRequest:
-    return PipelineRequest(
-        name=name, weights="camvid", folder=folder, calibration=None, frames=frames.frames
-    )
+@pytest.fixture
+def setup(tmp_path) -> PipelineSetup:
+    return PipelineSetup(weights="camvid", size_hw=SIZE, folder=tmp_path)
 
 
-def test_a_worker_times_and_labels_in_a_process_of_its_own(camvid, frames, tmp_path):
-    with PipelineWorker(request_of(frames, "torch eager fp32", tmp_path)) as worker:
+def test_a_worker_times_and_labels_in_a_process_of_its_own(camvid, frames, setup):
+    with PipelineWorker("torch eager fp32", setup, frames.frames) as worker:
+        assert worker.submit(os.getpid).result() != os.getpid()
         assert len(worker.time_block(0.0, 3)) == 3
-        expected = torch_route(camvid)(frames.frames[1])
+        expected = torch_pipeline(camvid)(frames.frames[1])
         assert (worker.segment(frames.frames)[1] == expected).all()
         assert worker.segment([np.zeros((32, 40, 3), np.uint8)])[0].shape == (32, 40)
 
 
-def test_a_route_that_fails_tells_why(frames, tmp_path):
-    wrong = dataclasses.replace(request_of(frames, "torch eager fp32", tmp_path), weights="no.pt")
+def test_a_pipeline_that_fails_tells_why(frames, setup):
+    wrong = dataclasses.replace(setup, weights="no.pt")
     with pytest.raises(BenchmarkError, match=r"torch eager fp32: CheckpointError: .*no\.pt"):
-        PipelineWorker(wrong)
+        PipelineWorker("torch eager fp32", wrong, frames.frames)
+
+
+def test_a_process_that_crashes_ends_with_its_exit_code(frames, setup):
+    with PipelineWorker("esnet-deploy, onnxruntime fp32", setup, frames.frames) as worker:
+        worker.submit(os._exit, 7)
+        with pytest.raises(BenchmarkError, match=r"onnxruntime fp32: its process .* code 7"):
+            worker.time_block(0.0, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of the command: its report, its output and its files."""
+
+    report: CompareReport
+    printed: str
+    json_path: Path
+    markdown_path: Path
+
+
+def compare(**options) -> CompareReport:
+    defaults = {
+        "frames": None,
+        "size_hw": SIZE,
+        "data_dir": None,
+        "calibration": None,
+        "rounds": 2,
+        "json_path": None,
+        "markdown_path": None,
+        "show_progress": False,
+    }
+    return run_comparison("camvid", **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
-def report(frames, small_camvid) -> CompareReport:
-    """Every route there is, on tiny frames, compiled ones apart: a compiler takes its minute."""
-    with pytest.MonkeyPatch.context() as patch:
+def run(small_camvid, tmp_path_factory) -> Run:
+    """All pipelines on tiny frames, except the compiled one: its compilation takes a minute."""
+    makers = {name: make for name, make in pipeline_makers().items() if ".compile" not in name}
+    folder, printed = tmp_path_factory.mktemp("compare"), io.StringIO()
+    paths = {"json_path": folder / "c.json", "markdown_path": folder / "c.md"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr("benchmarks.baselines.run.MIN_ROUNDS", 2)
-        labelled = open_split("camvid", small_camvid, "val")
-        skip = ("torch.compile fp32",)
-        return compare_weights("camvid", frames, rounds=2, labelled=labelled, skip=skip)
+        patch.setattr("benchmarks.baselines.run.pipeline_makers", lambda: makers)
+        patch.setattr("benchmarks.frames.NUM_FRAMES", 2)
+        report = compare(data_dir=small_camvid, **paths)
+    return Run(report=report, printed=printed.getvalue(), **paths)
 
 
-def test_every_route_of_this_machine_is_there_with_its_accuracy(report):
-    names = [result.name for result in report.results]
+def test_every_pipeline_of_this_machine_is_there_with_its_accuracy(run):
+    names = [result.name for result in run.report.results]
     for name in (
         "torch eager fp32",
         "torch.onnx.export, ONNX Runtime, numpy argmax",
@@ -97,37 +151,61 @@ def test_every_route_of_this_machine_is_there_with_its_accuracy(report):
         "esnet-deploy, onnxruntime int8",
     ):
         assert name in names
-    for result in report.results:
+    for result in run.report.results:
         assert result.agreement > 0.9, result.name
-        # Frames of 44x52 are too small for INT8's own check, and that is said.
-        is_told = any(f"mIoU of {result.name}" in line for line in report.left_out)
-        assert (result.miou is None) == is_told, result.name
+        # Images of 44x52 are too small for the check of INT8 artefacts: the report lists the reason.
+        is_listed = any(f"mIoU of {result.name}" in line for line in run.report.left_out)
+        assert (result.miou is None) == is_listed, result.name
         assert (result.sha256 is None) == ("torch eager" in result.name or "bf16," in result.name)
 
 
-def test_the_table_has_a_row_for_each_and_says_what_it_is(report, tmp_path):
-    grid = comparison_table(report)
-    assert [row[0] for row in grid.rows] == [result.name for result in report.results]
-    assert grid.columns[-1] == "mIoU"
-    assert any("compute floor of" in note for note in compare_notes(report))
-    write_comparison_markdown(report, tmp_path / "c.md")
-    assert "| esnet-deploy, openvino int8 |" in (tmp_path / "c.md").read_text()
+def test_the_table_has_a_row_for_each_pipeline_and_notes_explain_it(run):
+    table, notes = comparison_table(run.report), compare_notes(run.report)
+    names = [result.name for result in run.report.results]
+    assert [row[0] for row in table.rows] == names
+    assert table.columns[-1] == "mIoU"
+    assert any(note.startswith("compute bound of 0.7 GFLOP") for note in notes)
+    bounded = [note.partition(": ")[0] for note in notes if note.endswith("x its compute bound.")]
+    assert bounded == [name for name in names if name.startswith("esnet-deploy")]
 
 
-def test_the_json_holds_weights_files_and_figures(report, tmp_path):
-    write_comparison_json(report, tmp_path / "c.json")
-    content = json.loads((tmp_path / "c.json").read_text())
+def test_table_and_notes_are_printed_and_written(run):
+    markdown = run.markdown_path.read_text()
+    assert "| esnet-deploy, openvino int8 |" in markdown
+    for text in (*compare_notes(run.report), "2 generated street scenes, 64x128"):
+        assert text in run.printed
+        assert text in markdown
+    assert f"wrote {run.json_path}" in run.printed
+
+
+def test_the_json_holds_weights_files_and_figures(run):
+    content = json.loads(run.json_path.read_text())
     assert content["mode"] == "compare"
-    assert content["weights_sha256"] == report.weights_sha256
+    assert content["weights_sha256"] == run.report.weights_sha256
     assert content["results"][1]["end_to_end"]["p50"] > 0
 
 
-def test_few_rounds_are_refused(frames):
-    with pytest.raises(BenchmarkError, match="3 rounds are too few"):
-        compare_weights("camvid", frames, rounds=3)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"rounds": 3}, "3 rounds are too few", id="rounds"),
+        pytest.param({"rounds": 20, "size_hw": (30, 40)}, "multiples of 8, got 30x40", id="size"),
+        pytest.param(
+            {"rounds": 20, "json_path": Path("none/a.json")}, "does not exist", id="folder"
+        ),
+    ],
+)
+def test_unsuitable_options_are_refused(options, message):
+    with pytest.raises(BenchmarkError, match=message):
+        compare(**options)
 
 
-def test_frames_that_no_network_takes_are_refused(frames):
-    odd = dataclasses.replace(frames, frames=(np.zeros((30, 40, 3), np.uint8),))
-    with pytest.raises(BenchmarkError, match="multiples of 8"):
-        compare_weights("camvid", odd)
+def test_a_pipeline_that_cannot_be_made_is_left_out_with_its_reason(monkeypatch):
+    def fail(name, setup, frames):
+        raise BenchmarkError(f"{name}: its process ended with exit code -9")
+
+    monkeypatch.setattr("benchmarks.baselines.run.PipelineWorker", fail)
+    with pytest.raises(
+        BenchmarkError, match=r"no pipeline runs here: torch eager fp32: .* code -9; "
+    ):
+        compare(rounds=20)
