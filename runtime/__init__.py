@@ -1,11 +1,12 @@
-"""Run a deployed ESNet: open an artefact, turn frames into class maps. Needs neither torch nor onnx.
+"""Run an exported ESNet: frames in, class maps out. Needs neither torch nor onnx.
 
-``Segmenter`` is the face people use; ``open_backend`` and ``ModelCard`` lie beneath it. The names are loaded
-when they are first used, so that ``import runtime`` costs next to nothing.
+``Segmenter`` is the main class; ``open_backend`` and ``ModelCard`` are the layer below. Names are imported on
+first use, so that ``import runtime`` is fast.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from runtime.backend import open_backend as open_backend
     from runtime.segmenter import Segmenter as Segmenter
 
-_HOMES = {
+_MODULES = {
     "ModelCard": "runtime.artefact.card",
     "Segmenter": "runtime.segmenter",
     "open_backend": "runtime.backend",
@@ -23,8 +24,6 @@ __all__ = ["ModelCard", "Segmenter", "open_backend"]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

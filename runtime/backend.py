@@ -1,4 +1,4 @@
-"""The table of backends, and how an artefact is opened."""
+"""The table of backends, and ``open_backend``."""
 
 from __future__ import annotations
 
@@ -13,76 +13,46 @@ from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, InvalidInput
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """Where a backend lives and what it needs."""
+    """Location and requirements of a backend."""
 
-    target: str
-    """``module:Class``; the class takes (path, card, precision=, threads=)."""
+    implementation: str
+    """``module:Class``; see ``runtime.backends.base.Backend`` for the constructor."""
     module: str | None
-    """Library it imports; ``None`` when it needs none."""
+    """Library that it imports; ``None`` if it needs none."""
     extra: str | None
     """Extra of this distribution that installs the library."""
-    speed: int
-    """Rank among the installed ones, fastest first, as measured; see benchmarks/results."""
+    speed_rank: int
+    """Order of the automatic choice, fastest first, as measured; see benchmarks/results."""
     by_name_only: bool = False
-    """Whether it runs only when it is asked for: its library alone does not tell that it can."""
+    """True if it is never chosen automatically: the installed library does not prove that it can run."""
     opens: str = "onnx"
-    """``onnx`` or ``engine``: which kind of artefact it runs; ``any`` for both."""
+    """Artefacts that it runs: ``onnx``, ``engine`` or ``any``."""
 
 
+_TENSORRT = "runtime.backends.tensorrt:TensorRtBackend"
+_ORT_CUDA = "runtime.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend"
 BACKENDS: dict[str, BackendEntry] = {
-    "openvino": BackendEntry(
-        target="runtime.backends.openvino:OpenVinoBackend",
-        module="openvino",
-        extra="cpu",
-        speed=1,
-    ),
+    "openvino": BackendEntry("runtime.backends.openvino:OpenVinoBackend", "openvino", "cpu", 1),
     "onnxruntime": BackendEntry(
-        target="runtime.backends.onnxruntime:OnnxRuntimeBackend",
-        module="onnxruntime",
-        extra="cpu",
-        speed=2,
+        "runtime.backends.onnxruntime:OnnxRuntimeBackend", "onnxruntime", "cpu", 2
     ),
-    "null": BackendEntry(
-        target="runtime.backends.null:NullBackend",
-        module=None,
-        extra=None,
-        speed=99,
-        opens="any",
-    ),
-    "onnxruntime-cuda": BackendEntry(
-        target="runtime.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
-        module="onnxruntime",
-        extra="gpu",
-        speed=3,
-        by_name_only=True,
-    ),
-    "tensorrt": BackendEntry(
-        target="runtime.backends.tensorrt:TensorRtBackend",
-        module="tensorrt",
-        extra="gpu",
-        speed=1,
-        opens="engine",
-    ),
-    "tensorrt-rtx": BackendEntry(
-        target="runtime.backends.tensorrt:TensorRtBackend",
-        module="tensorrt_rtx",
-        extra="rtx",
-        speed=1,
-        opens="engine",
-    ),
+    "null": BackendEntry("runtime.backends.null:NullBackend", None, None, 99, opens="any"),
+    "onnxruntime-cuda": BackendEntry(_ORT_CUDA, "onnxruntime", "gpu", 3, by_name_only=True),
+    "tensorrt": BackendEntry(_TENSORRT, "tensorrt", "gpu", 1, opens="engine"),
+    "tensorrt-rtx": BackendEntry(_TENSORRT, "tensorrt_rtx", "rtx", 1, opens="engine"),
 }
 
 
 def installed_backends() -> tuple[str, ...]:
-    """List the backends for ONNX files that may be chosen by themselves, fastest first."""
+    """List the installed backends for ONNX files that may be chosen automatically, fastest first."""
     names = [
         name
         for name, entry in BACKENDS.items()
         if entry.opens == "onnx" and not entry.by_name_only and entry.module and _has(entry.module)
     ]
-    return tuple(sorted(names, key=lambda name: BACKENDS[name].speed))
+    return tuple(sorted(names, key=lambda name: BACKENDS[name].speed_rank))
 
 
 def open_backend(
@@ -99,46 +69,50 @@ def open_backend(
         path: An ONNX file of this toolkit, or an engine.
         name: Key of ``BACKENDS``; ``None`` takes the fastest that is installed, for an engine the one that
             built it.
-        precision: Arithmetic to run at; ``None`` takes the card's.
-        threads: CPU threads; ``None`` leaves it to the library.
-        timing: Whether a GPU is to measure its stages; see ``SlotRing.stage_times_ms``.
+        precision: As for ``Backend``.
+        threads: As for ``Backend``.
+        timing: True to measure stages on a GPU; see ``SlotRing.stage_times_ms``.
 
     Raises:
-        ModelFileError: The file is missing, damaged, or without a card.
+        ModelFileError: The file is missing, damaged, or has no card.
         EngineMismatch: The engine is for another TensorRT or GPU, or was changed.
-        InvalidInput: No such backend, one for other artefacts, a precision that it cannot run, or fewer than
+        InvalidInput: Unknown backend, one for other artefacts, a precision that it cannot run, or fewer than
             one thread.
         BackendUnavailable: Its library is not installed, or does not load.
     """
-    card, builder = identify_artefact(Path(path))
+    path = Path(path)
+    card, builder = identify_artefact(path)
     name = name or builder or _fastest()
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
-    _check_kind(Path(path), name, builder)
+    entry = BACKENDS[name]
+    _check_kind(path, name, builder)
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads must be at least 1, got {threads}")
-    entry = BACKENDS[name]
     if entry.module and not _has(entry.module):
         raise BackendUnavailable(
             f"backend {name!r} needs {entry.module}, which is not installed",
             hint=f"pip install 'esnet-deploy[{entry.extra}]'",
         )
-    module, _, attribute = entry.target.partition(":")
+    module, _, attribute = entry.implementation.partition(":")
     try:
         opener = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise BackendUnavailable(
             f"{entry.module} is installed but does not load: {error}",
-            hint="esnet-doctor tells more; --backend takes another",
+            hint="esnet-doctor shows what is broken; --backend chooses another",
         ) from error
-    has_ring = entry.extra in ("gpu", "rtx")
-    options = {"timing": timing} if has_ring else {}
-    backend: Backend = opener(Path(path), card, precision=precision, threads=threads, **options)
+    options = {"timing": timing} if entry.extra in ("gpu", "rtx") else {}
+    backend: Backend = opener(path, card, precision=precision, threads=threads, **options)
     return backend
 
 
 def identify_artefact(path: Path) -> tuple[ModelCard, str | None]:
-    """Read an artefact's card, and for an engine the name of the backend that runs it, else ``None``."""
+    """Read an artefact's card, and for an engine the name of the backend that runs it, else ``None``.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, or has no card.
+    """
     if path.suffix.lower() not in SUFFIXES:
         return ModelCard.from_file(path), None
     record = read_record(path)
@@ -157,7 +131,7 @@ def _check_kind(path: Path, name: str, builder: str | None) -> None:
         )
     raise InvalidInput(
         f"backend {name!r} does not run {path}, an engine of {builder}",
-        hint="leave --backend away; other backends take the ONNX file it was built from",
+        hint="omit --backend; other backends take the ONNX file it was built from",
     )
 
 

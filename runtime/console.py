@@ -16,9 +16,9 @@ from runtime.errors import EsnetError, InvalidInput
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed. --debug shows tracebacks."
 )
-_CHECK_PATH = "check that the path is there, is writable, and has room"
+_CHECK_PATH = "check that the path exists, is writable, and has free space"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
-# Library that a command imports when it needs it -> the extra that brings it.
+# Library that a command imports on use -> the extra that installs it.
 _EXTRAS = {
     "lightning": "train",
     "matplotlib": "train",
@@ -28,12 +28,12 @@ _EXTRAS = {
     "torch": "export",
     "torchmetrics": "train",
 }
-# Read by OpenCV and its FFmpeg when they load: what cannot be read is reported once, in our own words.
+# OpenCV and its FFmpeg read these when they load. We report unreadable files ourselves.
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
 def new_app(help_text: str, **settings: Any) -> typer.Typer:
-    """Make a Typer app that leaves tracebacks to ``run_app`` and prints plain text."""
+    """Create a Typer app that prints plain text and leaves errors to ``run_app``."""
     return typer.Typer(
         help=help_text,
         epilog=EPILOG,
@@ -46,7 +46,7 @@ def new_app(help_text: str, **settings: Any) -> typer.Typer:
 
 
 def run_app(app: Callable[[], Any]) -> NoReturn:
-    """Run a Typer app and exit: ``EsnetError`` and ``OSError`` become one line, a hint and an exit code."""
+    """Run a Typer app and exit. ``EsnetError`` and ``OSError`` become one line, a hint and an exit code."""
     is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     if not is_debug:
@@ -78,10 +78,10 @@ def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read ``HxW``, such as ``512x1024``.
+    """Parse ``HxW``, such as ``512x1024``.
 
     Raises:
-        InvalidInput: Not two numbers, or not multiples of 8.
+        InvalidInput: Another format, or not multiples of 8.
     """
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if match is None:
@@ -97,29 +97,30 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_batch(text: str) -> BatchRange:
-    """Read ``MIN:OPT:MAX``, or one number for a fixed batch.
+    """Parse ``MIN:OPT:MAX``, or one number for a fixed batch.
 
     Raises:
-        InvalidInput: Not that form, or not rising from 1.
+        InvalidInput: Another format, or not 1 <= MIN <= OPT <= MAX.
     """
     parts = text.split(":")
     if not all(part.isdecimal() for part in parts) or len(parts) not in (1, 3):
         raise InvalidInput(
             f"batch {text!r} is neither N nor MIN:OPT:MAX", hint="for example --batch 1:1:8"
         )
-    low, usual, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
-    if not 1 <= low <= usual <= high:
+    low, opt, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    if not 1 <= low <= opt <= high:
         raise InvalidInput(
-            f"batch {text} must rise: 1 <= MIN <= OPT <= MAX", hint="for example --batch 1:1:8"
+            f"batch {text} is out of order: 1 <= MIN <= OPT <= MAX",
+            hint="for example --batch 1:1:8",
         )
-    return BatchRange(low, usual, high)
+    return BatchRange(low, opt, high)
 
 
 def parse_bytes(text: str) -> int:
-    """Read a size such as ``2GiB``, ``512MB`` or a plain number of bytes.
+    """Parse a size such as ``2GiB``, ``512MB`` or a plain number of bytes.
 
     Raises:
-        InvalidInput: Not that form, or nothing.
+        InvalidInput: Another format, or zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
     size = 0
@@ -140,5 +141,5 @@ def _one_line(error: Exception) -> str:
 
 
 def is_terminal() -> bool:
-    """Tell whether a person is watching, so that a progress bar makes sense."""
+    """Check that stderr is an interactive terminal, which can show a progress bar."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, one type for each reaction."""
+"""Errors that a user can fix, one type for each kind of fix."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ class EsnetError(Exception):
     """Base class of all errors of this distribution that a user can fix.
 
     Attributes:
-        hint: The next step; ``None`` if the message already says it.
-        exit_code: Exit code of a command line: 1 a check failed, 2 bad input, 3 missing environment.
+        hint: What to do; ``None`` if the message says it.
+        exit_code: Exit code of a command: 1 a check failed, 2 bad input, 3 missing library or GPU.
     """
 
     exit_code = 2

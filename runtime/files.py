@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Lend a temporary path beside ``path``; it takes the name when the block ends without an error.
+    """Yield a temporary path beside ``path``; it is renamed to ``path`` when the block ends without an error.
 
-    The temporary file has the same suffix (encoders choose by it) and is removed after an error or Ctrl-C.
+    The temporary file has the same suffix, because encoders choose by it. An error or Ctrl-C removes it.
 
     Raises:
         OSError: The folder is missing or not writable; raised before the block runs.
@@ -25,17 +25,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # it has its name, or its folder could not be used
+        with contextlib.suppress(OSError):  # it was renamed, or could not be created
             temporary.unlink()
 
 
 def cache_dir() -> Path:
-    """Get this toolkit's cache folder, ``$XDG_CACHE_HOME/esnet-deploy``; it may not exist yet."""
+    """Get the cache folder, ``$XDG_CACHE_HOME/esnet-deploy``; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esnet-deploy"
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file's bytes, hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -47,5 +47,5 @@ def _create(temporary: Path, *, reported_as: Path) -> None:
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
-        error.filename = str(reported_as)  # the name that the caller knows
+        error.filename = str(reported_as)  # the path that the caller passed
         raise

@@ -1,4 +1,4 @@
-"""Segment a whole source: decode, infer and write overlap, order is kept, unreadable frames are counted."""
+"""Segment a whole source with overlapping decoding, inference and writing; unreadable frames are listed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -23,28 +24,28 @@ from runtime.segmenter import Segmenter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentReport:
-    """What ``segment_source`` did."""
+    """Result of ``segment_source``."""
 
     output: Path
-    """What was written."""
+    """File or folder that was written."""
     num_frames: int
     """Frames segmented."""
     seconds: float
-    """Wall time, decoding and writing included, opening the model not."""
+    """Wall time, including decoding and writing, without opening the model."""
     backend: str
     """Backend, precision and device."""
     skipped: tuple[str, ...]
     """One line for each frame that could not be read."""
     warnings: tuple[str, ...]
-    """What went another way than one may think."""
+    """Non-fatal warnings."""
 
     def as_text(self) -> str:
-        """Sum up in a few lines."""
+        """Summarize in a few lines."""
         rate = self.num_frames / self.seconds if self.seconds else 0.0
         lines = [f"skipped: {reason}" for reason in self.skipped]
         lines.append(
-            f"{_frames(self.num_frames)} in {self.seconds:.1f} s, {rate:.1f} frames/s (decoding and "
-            f"writing included) on {self.backend}"
+            f"{_frames(self.num_frames)} in {self.seconds:.1f} s, {rate:.1f} frames/s (including decoding "
+            f"and writing) on {self.backend}"
         )
         if self.skipped:
             lines.append(f"{_frames(len(self.skipped))} could not be read")
@@ -57,7 +58,7 @@ def segment_source(
     model_path: Path,
     output_path: Path,
     *,
-    draw: str = "overlay",
+    draw: Literal["overlay", "colors", "labels"] = "overlay",
     alpha: float = 0.5,
     legend: bool = True,
     backend: str | None = None,
@@ -66,19 +67,19 @@ def segment_source(
     """Segment every frame of an image, folder or video.
 
     Args:
-        source_path: What ``open_source`` opens.
+        source_path: Source for ``open_source``.
         model_path: Exported model.
-        output_path: What ``open_sink`` opens.
-        draw: ``overlay``, ``colors`` or ``labels`` (class indices, lossless files only).
-        alpha: Weight of the overlay's colours.
-        legend: Whether the overlay names its classes.
+        output_path: Output for ``open_sink``.
+        draw: Overlay on the frame, plain class colours, or class indices (lossless files only).
+        alpha: Weight of the overlay's colours, 0 to 1.
+        legend: True to write the class names on the overlay.
         backend: As for ``open_backend``.
         precision: As for ``open_backend``.
 
     Raises:
-        InvalidInput: Source or output unusable, or not one readable frame.
-        ModelFileError: Model unusable.
-        BackendUnavailable: Nothing here can run it.
+        InvalidInput: Unusable source or output, or no readable frame.
+        ModelFileError: Unusable model.
+        BackendUnavailable: No installed backend can run it.
     """
     if draw == "labels" and output_path.suffix.lower() in (".mp4", ".jpg", ".jpeg"):
         raise InvalidInput(
@@ -93,35 +94,34 @@ def segment_source(
             return frame, segmenter.segment(frame.image)
 
         def paint(item: tuple[Frame, np.ndarray]) -> tuple[str, np.ndarray]:
-            frame, labels = item
-            if draw == "labels":
-                return frame.name, labels
+            frame, image = item
             if draw == "colors":
-                return frame.name, colors_from_labels(labels, segmenter.card)
-            return frame.name, segmenter.overlay(frame.image, labels, alpha=alpha, legend=legend)
+                image = colors_from_labels(image, segmenter.card)
+            elif draw == "overlay":
+                image = segmenter.overlay(frame.image, image, alpha=alpha, legend=legend)
+            return frame.name, image
 
         started = time.perf_counter()
         count = 0
         with sink, _progress() as progress:
             task = progress.add_task(source_path.name, total=source.num_frames)
-            for name, picture in Pipeline(source, infer, paint):
-                sink.write(picture, name)
+            for name, image in Pipeline(source, infer, paint):
+                sink.write(image, name)
                 count += 1
                 progress.advance(task)
             if count == 0:
                 raise InvalidInput(
                     f"no frame of {source_path} could be read: {'; '.join(source.skipped[:3])}"
                 )
-        seconds = time.perf_counter() - started
         running = segmenter.backend
-    return SegmentReport(
-        output=output_path,
-        num_frames=count,
-        seconds=seconds,
-        backend=f"{running.name} {running.precision}, {running.device}",
-        skipped=tuple(source.skipped),
-        warnings=tuple(_warnings(source, count, segmenter)),
-    )
+        return SegmentReport(
+            output=output_path,
+            num_frames=count,
+            seconds=time.perf_counter() - started,
+            backend=f"{running.name} {running.precision}, {running.device}",
+            skipped=tuple(source.skipped),
+            warnings=tuple(_warnings(source, count, segmenter)),
+        )
 
 
 def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator
     if source.num_frames and count + len(source.skipped) < source.num_frames:
         yield (
             f"{source.path} ended after {_frames(count)}, its header promises {source.num_frames}: "
-            "the file may be cut short"
+            "the file may be truncated"
         )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -17,17 +16,17 @@ from runtime.media.frames import batch_from_frames, check_frame, resize_map
 from runtime.media.overlay import draw_overlay
 
 
-class Segmenter:
-    """An open artefact that takes frames as cameras and files give them.
+class Segmenter(AbstractContextManager["Segmenter"]):
+    """An open artefact that takes frames of any size.
 
     Example:
         >>> with Segmenter.open("model.onnx") as segmenter:
         ...     labels = segmenter.segment(frame)         # (H, W) uint8, the frame's own size
-        ...     picture = segmenter.overlay(frame, labels)
+        ...     image = segmenter.overlay(frame, labels)
     """
 
     def __init__(self, backend: Backend) -> None:
-        """Wrap an open backend, which this object then owns and closes."""
+        """Wrap an open backend; the segmenter owns it and closes it."""
         self.backend = backend
 
     @classmethod
@@ -49,7 +48,7 @@ class Segmenter:
         return self.backend.card
 
     def segment(self, frames: np.ndarray, *, color: str = "rgb") -> np.ndarray:
-        """Label every pixel of one frame or of a batch of any size.
+        """Classify every pixel of one frame or of a batch.
 
         Args:
             frames: uint8, one frame (H, W, 3) or a batch (N, H, W, 3); any H and W.
@@ -59,7 +58,7 @@ class Segmenter:
             Indices of ``card.class_names``, uint8, fresh: (H, W) for a frame, (N, H, W) for a batch.
 
         Raises:
-            InvalidInput: Frames of another type, rank or number of channels, or an unknown colour order.
+            InvalidInput: Frames of another dtype, rank or number of channels, or an unknown channel order.
         """
         labels, _ = self._maps(frames, color)
         return labels
@@ -67,17 +66,17 @@ class Segmenter:
     def segment_with_confidence(
         self, frames: np.ndarray, *, color: str = "rgb"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Label every pixel and tell how sure the network is.
+        """Classify every pixel and return the confidence of each.
 
         Args:
             frames: As for ``segment``.
             color: As for ``segment``.
 
         Returns:
-            Labels as ``segment`` gives them, and the top softmax probability x 255, uint8, of the same shape.
+            Labels as from ``segment``, and the top softmax probability x 255, uint8, of the same shape.
 
         Raises:
-            InvalidInput: As for ``segment``, or an artefact without confidence.
+            InvalidInput: As for ``segment``, or the artefact has no confidence output.
         """
         labels, confidence = self._maps(frames, color)
         if confidence is None:
@@ -95,13 +94,13 @@ class Segmenter:
         alpha: float = 0.5,
         legend: bool = True,
     ) -> np.ndarray:
-        """Blend the classes' colours over a frame.
+        """Blend the class colours over a frame; see ``runtime.media.overlay.draw_overlay``.
 
         Args:
             frame: RGB, uint8 (H, W, 3).
-            labels: uint8 (H, W) as ``segment`` gives them; ``None`` computes them.
+            labels: uint8 (H, W) as from ``segment``; ``None`` computes them.
             alpha: Weight of the colours, 0 to 1.
-            legend: Whether to name the classes that occur.
+            legend: True to name the visible classes.
 
         Returns:
             RGB, uint8 (H, W, 3), fresh.
@@ -113,52 +112,35 @@ class Segmenter:
         """Close the backend; a second call does nothing."""
         self.backend.close()
 
-    def __enter__(self) -> Segmenter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _maps(self, frames: np.ndarray, color: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Get labels and, if the artefact has it, confidence."""
+        if color not in ("rgb", "bgr"):
+            raise InvalidInput(f"color must be 'rgb' or 'bgr', got {color!r}")
         is_batch = isinstance(frames, np.ndarray) and frames.ndim == 4
         items = list(frames) if is_batch else [frames]
         if not items:
             raise InvalidInput("a batch needs at least one frame, got none")
         for frame in items:
             check_frame(frame)
-        size_hw = items[0].shape[:2]
-        chunks = [self._chunk(_as_rgb(chunk, color)) for chunk in self._chunks(items)]
+        size_hw, opt = items[0].shape[:2], self.card.batch.opt
+        if color == "bgr":
+            items = [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in items]
+        parts = [self._infer(items[start : start + opt]) for start in range(0, len(items), opt)]
         maps = [
             [resize_map(item, size_hw) for array in arrays for item in array]
-            for arrays in zip(*chunks, strict=True)
+            for arrays in zip(*parts, strict=True)
         ]
         result = [np.stack(items) if is_batch else items[0] for items in maps]
         return result[0], result[1] if len(result) > 1 else None
 
-    def _chunks(self, frames: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """Cut a batch into what the artefact takes at once."""
-        usual = self.card.batch.opt
-        for start in range(0, len(frames), usual):
-            yield list(frames[start : start + usual])
-
-    def _chunk(self, frames: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Run up to a batch, filled up where the artefact asks for more, and drop the filling again."""
-        count = len(frames)
+    def _infer(self, frames: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Run up to one batch; the padding of a fixed batch is removed from the result."""
         batch = batch_from_frames(frames, self.card)
-        outputs = dict(zip(self.card.outputs, self.backend.infer(batch), strict=True))
+        results = zip(self.card.outputs, self.backend.infer(batch), strict=True)
+        outputs = {name: array[: len(frames)] for name, array in results}
         if LOGITS in outputs:
-            return (outputs[LOGITS][:count].argmax(1).astype(np.uint8),)
-        return tuple(outputs[name][:count] for name in (LABELS, CONFIDENCE) if name in outputs)
-
-
-def _as_rgb(frames: list[np.ndarray], color: str) -> list[np.ndarray]:
-    if color not in ("rgb", "bgr"):
-        raise InvalidInput(f"color must be 'rgb' or 'bgr', got {color!r}")
-    if color == "rgb":
-        return frames
-    return [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames]
+            return (outputs[LOGITS].argmax(1).astype(np.uint8),)
+        return tuple(outputs[name] for name in (LABELS, CONFIDENCE) if name in outputs)

@@ -1,30 +1,26 @@
-"""One TensorRT, whichever is installed: found, loaded, asked what it has, and its messages kept.
+"""Find and load an installed TensorRT or TensorRT-RTX, query its features, and keep its log messages.
 
-Nothing here compares version strings: 8.6, 10, 11 and TensorRT-RTX differ in what their modules hold, and
-that is what is looked at.
+Features are detected by the members of the module, not by version strings.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from runtime.errors import BackendUnavailable, InvalidInput
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
-# Kind -> the modules it may be imported by, and the extra that brings it. The wheels of 8.6 can be had
-# without the module ``tensorrt``: ``tensorrt_bindings`` is the same.
-KINDS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
-    {
-        TENSORRT: (("tensorrt", "tensorrt_bindings"), "gpu"),
-        TENSORRT_RTX: (("tensorrt_rtx",), "rtx"),
-    }
-)
+# Kind -> import names, and the extra that installs it. The wheels of 8.6 may lack the module ``tensorrt``;
+# ``tensorrt_bindings`` has the same contents.
+KINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    TENSORRT: (("tensorrt", "tensorrt_bindings"), "gpu"),
+    TENSORRT_RTX: (("tensorrt_rtx",), "rtx"),
+}
 _KEPT_MESSAGES = 200
 
 
@@ -35,17 +31,17 @@ class TensorRt:
     kind: str
     """``tensorrt`` or ``tensorrt-rtx``."""
     module: Any
-    """Its Python module."""
+    """The Python module."""
     log: MessageLog
-    """Its messages; the one logger of this module in the process."""
+    """The only logger of this module in the process."""
 
     @property
     def version(self) -> str:
-        """The version, for people and for telling engines apart; never for deciding what to do."""
+        """The version, for messages and engine records; features are detected with ``has``."""
         return str(self.module.__version__)
 
     def has(self, dotted: str) -> bool:
-        """Tell whether the module has a member, such as ``BuilderFlag.FP16``."""
+        """Check for a member of the module, such as ``BuilderFlag.FP16``."""
         value: Any = self.module
         for name in dotted.split("."):
             if not hasattr(value, name):
@@ -55,24 +51,24 @@ class TensorRt:
 
     @property
     def types_by_flags(self) -> bool:
-        """Whether the builder must be told the types (8.6): the graph alone cannot bind it."""
+        """True if precisions are set by builder flags (8.6), because networks are not strongly typed."""
         return not self.has("NetworkDefinitionCreationFlag.STRONGLY_TYPED")
 
     @property
     def cross_compiles(self) -> bool:
-        """Whether it builds for other GPUs than the one at hand, and without one."""
+        """True if it can build for other GPUs than the installed one, and without a GPU."""
         return self.has("ComputeCapability") and self.has("IBuilderConfig.set_compute_capability")
 
     def new_builder(self) -> Any:
-        """Make a builder.
+        """Create a builder.
 
         Raises:
-            BackendUnavailable: It needs a GPU and its driver, which are not here.
+            BackendUnavailable: No driver or no GPU.
         """
         return self._make("Builder")
 
     def new_runtime(self) -> Any:
-        """Make a runtime; errors as for ``new_builder``."""
+        """Create a runtime; errors as for ``new_builder``."""
         return self._make("Runtime")
 
     def _make(self, name: str) -> Any:
@@ -80,36 +76,36 @@ class TensorRt:
             return getattr(self.module, name)(self.log.logger)
         except TypeError as error:  # pybind11's "factory function returned nullptr"
             raise BackendUnavailable(
-                f"{self.kind} {self.version} cannot make a {name}: no NVIDIA driver or no GPU "
+                f"{self.kind} {self.version} cannot create a {name}: no NVIDIA driver or no GPU "
                 f"({self.log.last_error() or error})",
-                hint="esnet-doctor tells what is missing",
+                hint="esnet-doctor shows what is missing",
             ) from error
 
 
 class MessageLog:
-    """Keeps what TensorRT says: errors to report, and every message while a build is watched."""
+    """Keeps TensorRT's last messages, or all of them while a build is watched."""
 
     def __init__(self, module: Any) -> None:
-        """Make the logger; it must live as long as the module, or TensorRT-RTX crashes."""
+        """Create the logger; it must live as long as the module, or TensorRT-RTX crashes."""
         self.lines: list[tuple[int, str]] = []
         self._keeps_all = False
         self._error = int(module.ILogger.Severity.ERROR)
         self.logger = _logger_class(module)(self)
 
     def add(self, severity: int, message: str) -> None:
-        """Take a message."""
+        """Add a message."""
         self.lines.append((severity, message))
         if not self._keeps_all:
             del self.lines[:-_KEPT_MESSAGES]
 
     def last_error(self) -> str | None:
-        """Get the newest error, in one line; ``None`` if there was none."""
+        """Get the last error in one line; ``None`` if there was none."""
         errors = [text for severity, text in self.lines if severity <= self._error]
         return " ".join(errors[-1].split())[:400] if errors else None
 
     @contextmanager
     def watched(self) -> Iterator[list[tuple[int, str]]]:
-        """Keep every message of a block; what came before is dropped."""
+        """Keep every message of a block; earlier messages are dropped."""
         self.lines.clear()
         self._keeps_all = True
         try:
@@ -126,7 +122,7 @@ def load_tensorrt(kind: str = "auto") -> TensorRt:
 
     Raises:
         BackendUnavailable: None is installed, or it does not load; the message has the reason.
-        InvalidInput: No such kind.
+        InvalidInput: Unknown kind.
     """
     if kind not in ("auto", *KINDS):
         raise InvalidInput(
@@ -148,12 +144,12 @@ def load_tensorrt(kind: str = "auto") -> TensorRt:
     is_broken = "does not load" in reasons[0]
     raise BackendUnavailable(
         f"{wanted} can be used: {reasons[0]}" if is_broken else f"{wanted} is installed",
-        hint="esnet-doctor tells more" if is_broken else "; or ".join(reasons),
+        hint="esnet-doctor shows more" if is_broken else "; or ".join(reasons),
     )
 
 
 def installed_kinds() -> tuple[str, ...]:
-    """List the kinds that are installed, without loading them."""
+    """List the installed kinds, without loading them."""
     return tuple(
         kind
         for kind, (modules, _) in KINDS.items()
@@ -172,7 +168,7 @@ def _loaded(kind: str, module_name: str) -> TensorRt:
 
 
 def _logger_class(module: Any) -> Any:
-    """Derive from the module's own logger; an error in ``log`` would only be printed, so it makes none."""
+    """Derive a class from the module's own logger."""
 
     class Logger(module.ILogger):  # type: ignore[misc]  # a class known at run time
         def __init__(self, owner: MessageLog) -> None:

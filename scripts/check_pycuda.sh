@@ -1,7 +1,7 @@
 #!/bin/sh
-# Build PyCUDA on a machine with a CUDA toolkit but no GPU, and check our calls against the real module:
+# Build PyCUDA on a machine with a CUDA toolkit but no GPU, and check that it has every name that we use:
 #   scripts/check_pycuda.sh [FOLDER]      (about 3 minutes; needs nvcc, g++ and pip)
-# PyCUDA links against libcuda, which comes with the driver: a stub that defines its symbols stands in for it.
+# PyCUDA links against libcuda, which comes with the driver. A stub library with the same symbols replaces it.
 set -eu
 cd "$(dirname "$0")/.."
 : "${PYTHON:=python3}"
@@ -10,7 +10,7 @@ command -v nvcc >/dev/null || { echo "error: no nvcc on PATH: install a CUDA too
 cuda_root=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ _HERE_=//p' | head -1)
 cuda_root=$(dirname "$cuda_root")
 mkdir -p "$folder/stub"
-# Every cu* function that cuda.h declares; each returns CUDA_ERROR_NO_DEVICE (100). The two that give text give some.
+# Every cu* function of cuda.h; each returns CUDA_ERROR_NO_DEVICE (100), except the two that return text.
 header=$(find -L "$cuda_root" -name cuda.h | head -1)
 {
     echo 'int cuGetErrorString(int e, const char **s){*s = "no CUDA-capable device is detected"; return 0;}'

@@ -1,8 +1,8 @@
-"""A GPU of memory and rules: streams run late, in any order that events allow, and every rule is checked.
+"""A fake CUDA device: streams run late, in any order that the events allow, and every rule is checked.
 
-Work is queued, and done when somebody waits: a seeded scheduler picks any stream whose next item is ready, so
-that an ordering that no event enforces comes out wrong sooner or later. Buffers know who touches them: use
-after free, a leak, and a read beside a write that no event orders are errors.
+Work is queued and runs when the host waits. A seeded scheduler picks any stream whose next item is ready, so
+a missing event shows up as a wrong result sooner or later. Use after free, a leak, and a read and a write
+that no event orders are errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runtime.errors import CudaError
 
 @dataclass
 class Work:
-    """An item of a stream."""
+    """One item of a stream."""
 
     run: Callable[[], None]
     reads: tuple[int, ...] = ()
@@ -35,6 +35,7 @@ class FakeDevice:
 
     library = "fake"
     name = "NVIDIA Fake 3060"
+    pci_bus_id = "0000:01:00.0"
 
     def __init__(self, *, sm=(8, 6), seed: int = 0, memory: int = 1 << 30) -> None:
         self.sm = sm
@@ -80,7 +81,7 @@ class FakeDevice:
         self._allocate()
         if num_bytes > self.free_memory:
             raise CudaError(
-                f"GPU memory is full: {num_bytes / 1e6:.1f} MB asked for", hint="free some"
+                f"GPU memory is full: {num_bytes / 1e6:.1f} MB requested", hint="free some"
             )
         return FakeMemory(self, num_bytes)
 
@@ -90,7 +91,7 @@ class FakeDevice:
         self.allocations += 1
         if self.allocations - 1 == self.fail_allocation_at:
             raise CudaError(
-                "GPU memory is full: 1.0 MB asked for, 0.1 of 8 MB free", hint="free some"
+                "GPU memory is full: 1.0 MB requested, 0.1 of 8 MB free", hint="free some"
             )
 
     def copy_to_device(self, target, source, num_bytes, stream) -> None:
@@ -106,13 +107,13 @@ class FakeDevice:
         stream.push(Work(run, reads=(source.checked().address,), writes=(target.key,)))
 
     def launch(self, run: Callable[[], None], reads, writes, handle: int) -> None:
-        """Enqueue a kernel: what an engine's enqueue does."""
+        """Enqueue a kernel, as an engine does."""
         for address in (*reads, *writes):
-            assert address in self.buffers, f"address {address:#x} is no device memory"
+            assert address in self.buffers, f"address {address:#x} is not device memory"
         self.streams[handle].push(Work(run, reads=tuple(reads), writes=tuple(writes)))
 
     def at(self, address: int) -> np.ndarray:
-        """Device memory as bytes."""
+        """Get device memory as bytes."""
         return self.buffers[address].bytes
 
     def capture(self, stream, work):
@@ -134,7 +135,7 @@ class FakeDevice:
         return self.free_memory, self.total
 
     def run_until(self, is_done: Callable[[], bool]) -> None:
-        """Do queued work in any order that is allowed, until the condition holds."""
+        """Run queued work in any allowed order until the condition holds."""
         if self.lost_after is not None and self.synchronised >= self.lost_after:
             raise CudaError(
                 "cuEventSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS, lost", hint="restart it"
@@ -147,7 +148,7 @@ class FakeDevice:
             self.random.choice(ready).step()
 
     def check_races(self) -> None:
-        """Every two items that touch the same memory, one writing, must be ordered by stream or event."""
+        """Check that two items that touch the same memory, one writing, are ordered by stream or event."""
         for later in self.history:
             for earlier in self.history:
                 if earlier.number >= later.number or earlier.number in later.after:
@@ -274,7 +275,7 @@ class FakeEvent(_Freed):
     def synchronize(self) -> None:
         mark = self.last
         self.device.run_until(lambda: mark.reached)
-        # What the host enqueues from now on comes after what it has waited for.
+        # Work that the host enqueues from now on runs after the work that it has waited for.
         for stream in self.device.streams.values():
             stream.before |= mark.before
 

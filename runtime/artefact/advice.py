@@ -1,4 +1,4 @@
-"""What to tell whoever runs an artefact on another engine than the one whose form its graph has."""
+"""Advice for artefacts that run on another engine than the one their graph is optimized for."""
 
 from __future__ import annotations
 
@@ -6,51 +6,49 @@ import shlex
 
 from runtime.artefact.card import ModelCard
 
-# Backend -> the engine whose form it likes, where that was measured.
+# Backend -> the engine whose graph form is fastest for it, as measured.
 _FORM_OF = {
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt",
 }
-
-
 _EXECUTES_QDQ = ("openvino", "onnxruntime", "onnxruntime-cuda")
 
 
 def form_advice(card: ModelCard, backend_name: str) -> str | None:
-    """Say in one line how to export an artefact again for the engine that runs it.
+    """Get one line with the command that exports an artefact again for the engine that runs it.
 
     Args:
-        card: The artefact's.
+        card: The artefact's card.
         backend_name: Key of ``runtime.backend.BACKENDS``.
 
     Returns:
-        The line, with the command; ``None`` where the form is the engine's own, or none is known.
+        The line; ``None`` if the graph suits this engine, or no better form is known.
     """
     engine = _FORM_OF.get(backend_name)
     if engine is None or engine in (card.optimized_for, *card.form.get("suits", ())):
         return None
     command = shlex.join([*_export_command(card), "--optimize-for", engine])
-    return f"the graph has the form that suits {card.optimized_for}; for {backend_name}: {command}"
+    return f"the graph is optimized for {card.optimized_for}; for {backend_name}: {command}"
 
 
 def quantization_advice(card: ModelCard, backend_name: str) -> str | None:
-    """Warn of a backend that did not execute an INT8 artefact rightly; ``None`` where all is well."""
+    """Get a warning if a backend failed the check of an INT8 artefact, else ``None``."""
     passed = card.quantization.get("backends")
     if passed is None or backend_name in passed or backend_name not in _EXECUTES_QDQ:
         return None
     return (
         f"{backend_name} did not pass the check of this INT8 artefact, {', '.join(passed) or 'none'} did: "
-        "its labels may be wrong; --scheme cpu of esnet-export quantize suits CPUs"
+        "its labels may be wrong; for CPUs, use esnet-export quantize --scheme cpu"
     )
 
 
 def _export_command(card: ModelCard) -> list[str]:
-    """Take the command that made the artefact, less its engine and output file, or make a general one."""
+    """Get the command that made the artefact, without engine and output file, or a general one."""
     try:
         words = iter(shlex.split(card.created.get("command", "")))
-    except ValueError:  # a path with a lone quote, written down unquoted
+    except ValueError:  # a path with a single quote that was not escaped
         words = iter(())
     kept = []
     for word in words:

@@ -1,4 +1,4 @@
-"""The model card: all that a runtime must know about an artefact, carried by the artefact itself."""
+"""The model card: the description of an artefact that is stored in the artefact itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BatchRange(NamedTuple):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether only one batch size is allowed."""
+        """True if only one batch size is allowed."""
         return self.min == self.max
 
     def __str__(self) -> str:
@@ -42,13 +42,13 @@ class BatchRange(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCard:
-    """What an artefact takes, gives, and was made from.
+    """Inputs, outputs, classes and origin of an artefact.
 
     In ONNX it is the ``esnet_card`` entry of ``metadata_props``, as JSON.
     """
 
     name: str
-    """Name of the weights, for people."""
+    """Name of the weights, for display."""
     size_hw: tuple[int, int]
     """Input height and width in pixels."""
     batch: BatchRange
@@ -63,32 +63,31 @@ class ModelCard:
     mean: tuple[float, float, float]
     """Subtracted from input / 255 per channel: by the graph for ``frames``, by the caller for ``tensor``."""
     std: tuple[float, float, float]
-    """What the difference is divided by."""
+    """Divisor of that difference per channel."""
     resize: str
-    """Filter that brings other frames to ``size_hw``; labels go back by nearest."""
+    """Filter that resizes frames to ``size_hw``; labels are resized back by nearest neighbour."""
     label_set: str
     """Name of the label set."""
     class_names: tuple[str, ...]
-    """One name a class, in the order of the labels."""
+    """One name per class, in the order of the labels."""
     palette: tuple[tuple[int, int, int], ...]
-    """One RGB colour a class."""
+    """One RGB colour per class, 0 to 255."""
     ignore_index: int
-    """Label value of the dataset that counts as no class."""
+    """Label value of the dataset for pixels without a class."""
     precision: str
-    """``fp32``, ``fp16`` or ``int8``: the type of the weights and arithmetic in the graph."""
+    """Precision of the graph: ``fp32``, ``fp16`` or ``int8``."""
     optimized_for: str
-    """Engine whose form the graph has: ``tensorrt``, ``openvino`` or ``onnxruntime``."""
+    """Engine that the graph is optimized for: ``tensorrt``, ``openvino`` or ``onnxruntime``."""
     form: Mapping[str, Any] = field(default_factory=dict)
-    """The graph's form: how it upsamples, how many classes its head is padded to, opset, and the engines that
-    it suits."""
+    """Form of the graph: upsampling, padded number of classes, opset, and the engines that it suits."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """Weights: file name, sha256, family, and what the file says of its training."""
+    """Weights: file name, sha256, family, and the training data stored in the file."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
-    """Of an INT8 artefact: scheme, calibration, what stays float, and which backends execute it rightly."""
+    """INT8 only: scheme, calibration, layers that stay float, and the backends that passed the check."""
     parity: Mapping[str, Any] = field(default_factory=dict)
-    """How far the artefact was from the checkpoint when it was exported; empty if unchecked."""
+    """Difference to the checkpoint, measured at export; empty if unchecked."""
     created: Mapping[str, Any] = field(default_factory=dict)
-    """Versions and command that made it."""
+    """Library versions and command of the export."""
     schema: int = SCHEMA
     """Version of this layout."""
 
@@ -103,43 +102,42 @@ class ModelCard:
         return np.dtype(np.float16 if self.precision == "fp16" else np.float32)
 
     def to_json(self) -> str:
-        """Write the card as one line of JSON."""
+        """Convert to one line of JSON."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, *, origin: str = "card") -> ModelCard:
-        """Read a card back.
+        """Parse a card; unknown fields are ignored.
+
+        Args:
+            text: JSON as from ``to_json``.
+            origin: Name of the file, for error messages.
 
         Raises:
-            ModelFileError: Not JSON, a newer schema, fields missing, or values that are not known.
+            ModelFileError: Not JSON, another schema, missing fields, or unknown values.
         """
+
+        def error(problem: str, hint: str = _EXPORT) -> ModelFileError:
+            return ModelFileError(f"{origin}: {problem}", hint=hint)
+
         try:
             fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(
-                f"{origin}: its model card is damaged: {error}", hint=_EXPORT
-            ) from error
+        except (ValueError, RecursionError) as cause:
+            raise error(f"its model card is damaged: {cause}") from cause
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-            raise ModelFileError(
-                f"{origin}: model card schema {found!r}, expected {SCHEMA}", hint=_EXPORT
-            )
-        known = {entry.name for entry in dataclasses.fields(cls)}
-        required = {
-            e.name for e in dataclasses.fields(cls) if e.default_factory is dataclasses.MISSING
-        }
-        required.discard("schema")
+            raise error(f"model card schema {found!r}, expected {SCHEMA}")
+        entries = dataclasses.fields(cls)
+        required = {e.name for e in entries if e.default_factory is dataclasses.MISSING}
         if missing := sorted(required - fields.keys()):
-            raise ModelFileError(
-                f"{origin}: its model card lacks {', '.join(missing)}", hint=_EXPORT
-            )
-        values = {key: _tuples(value) for key, value in fields.items() if key in known}
+            raise error(f"its model card lacks {', '.join(missing)}")
+        values = {e.name: _tuples(fields[e.name]) for e in entries if e.name in fields}
         card = cls(**{**values, "batch": BatchRange(*values["batch"])})
         for name, allowed in _VALUES.items():
             if (value := getattr(card, name)) not in allowed:
-                raise ModelFileError(
-                    f"{origin}: its model card says {name} {value!r}, this version knows {allowed}",
-                    hint="pip install --upgrade esnet-deploy",
+                raise error(
+                    f"its model card says {name} {value!r}, this version knows {allowed}",
+                    "pip install --upgrade esnet-deploy",
                 )
         return card
 
@@ -148,7 +146,7 @@ class ModelCard:
         """Read the card of an ONNX file, without an ONNX library.
 
         Raises:
-            ModelFileError: Missing, empty, truncated or not ONNX; or ONNX without our card.
+            ModelFileError: Missing, empty, truncated, not ONNX, or without a valid card.
         """
         metadata = read_metadata(path)
         if CARD_KEY not in metadata:
@@ -159,7 +157,7 @@ class ModelCard:
         return cls.from_json(metadata[CARD_KEY], origin=str(path))
 
 
-# What the card may say of things that would go wrong in silence if they were ignored.
+# Known values of fields that would cause wrong results if an unknown value were ignored.
 _VALUES: Mapping[str, tuple[object, ...]] = {
     "input": (FRAMES, TENSOR),
     "outputs": ((LABELS,), (LABELS, CONFIDENCE), (LOGITS,)),
@@ -171,5 +169,5 @@ _EXPORT = "make the artefact with: esnet-export to-onnx WEIGHTS -o model.onnx"
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists where the card has tuples."""
+    """Convert JSON lists to tuples, also nested ones."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

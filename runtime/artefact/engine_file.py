@@ -1,6 +1,6 @@
-"""An engine and the file beside it, ``NAME.engine.json``; all that can be checked before loading.
+"""Engines and their records: ``NAME.engine`` with ``NAME.engine.json``, and all checks before loading.
 
-``NAME.engine`` is a plain plan, as trtexec, Triton and DeepStream read it; nothing is put before it.
+``NAME.engine`` is a plain plan, as trtexec, Triton and DeepStream read it, with no header of ours.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +19,79 @@ from runtime.files import atomic_path, sha256_of
 SUFFIXES = (".engine", ".plan")
 SCHEMA = 1
 _RTX_MAGIC, _RTX_HEADER_BYTES = b"vtrt", 64
-_CLASSIC_MAGICS = (b"ftrt", b"ptrt")
+_BUILD = "build it with: esnet-export build-engine MODEL.onnx --fp16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRecord:
-    """What is known of an engine; the file ``NAME.engine.json``."""
+    """Description of an engine, stored as ``NAME.engine.json``."""
 
     card: ModelCard
-    """The card of the ONNX file it was built from, at the engine's precision and batch range."""
+    """The card of the ONNX file it was built from, with the engine's precision and batch range."""
     plan_sha256: str
-    """Hash of the plan."""
+    """SHA-256 of the plan."""
     onnx: Mapping[str, str]
     """``name`` and ``sha256`` of the ONNX file."""
     tensorrt: Mapping[str, str]
-    """``kind`` and ``version`` of what built it; only the same can load it."""
+    """``kind`` and ``version`` of the TensorRT that built it; only the same can load it."""
     target: Mapping[str, Any]
-    """``sms``: compute capabilities it runs on, as "8.6"; ``gpu``: where it was built, if there was one."""
+    """``sms``: compute capabilities that it runs on, such as "8.6"; ``gpu``: GPU it was built on, if any."""
     precision: Mapping[str, Any]
-    """``asked``, ``built`` and ``islands``: nodes kept in fp32."""
+    """``asked``: requested precision; ``built``: kernels per type; ``fp32_nodes``: nodes kept in fp32."""
     profile: BatchRange
     """Optimization profile."""
     kernels: Mapping[str, Any]
-    """``count``, ``bytes_moved``, ``output_types``; empty where the compiler did not tell."""
+    """``count``, ``bytes_moved``, ``output_types``; empty if the compiler did not report them."""
     build: Mapping[str, Any]
     """``seconds``, ``command``, ``key``, ``date``."""
-    schema: int = field(default=SCHEMA)
+    schema: int = SCHEMA
     """Version of this layout."""
 
     @property
     def rebuild_command(self) -> str:
-        """The command that makes this engine again."""
+        """The command that builds this engine again."""
         return str(self.build.get("command") or "esnet-export build-engine MODEL.onnx")
 
     def to_json(self) -> str:
-        """Write it as JSON, for people too."""
-        fields = {
-            entry.name: getattr(self, entry.name)
-            for entry in dataclasses.fields(self)
-            if entry.name != "card"
-        }
+        """Convert to indented JSON."""
+        names = [entry.name for entry in dataclasses.fields(self) if entry.name != "card"]
+        fields = {name: getattr(self, name) for name in names}
         return json.dumps(
-            {**fields, "card": json.loads(self.card.to_json())}, indent=2, default=dict
+            fields | {"card": json.loads(self.card.to_json())}, indent=2, default=dict
         )
 
 
 def record_path(engine_path: Path) -> Path:
-    """Get the name of the file beside an engine."""
+    """Get the path of an engine's record."""
     return engine_path.with_name(f"{engine_path.name}.json")
 
 
 def write_engine(path: Path, plan: bytes | memoryview, record: EngineRecord) -> None:
-    """Write a plan and then its record: whoever finds the record finds a whole engine.
+    """Write a plan, then its record, so that a record always belongs to a complete engine.
 
     Raises:
         OSError: The folder cannot be written to.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(plan)
-        record_path(path).unlink(missing_ok=True)  # it is of the engine that goes now
+        record_path(path).unlink(missing_ok=True)  # it describes the engine that is replaced
     with atomic_path(record_path(path)) as temporary:
         temporary.write_text(record.to_json() + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> EngineRecord:
-    """Read the record of an engine; the plan itself is not looked at.
+    """Read the record of an engine; the plan is not read.
 
     Raises:
-        ModelFileError: No engine, no record, or a record that is not one.
+        ModelFileError: No engine, no record, or a damaged record.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelFileError(f"engine {str(path)!r} {what}", hint=_BUILD)
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"engine {str(path)!r} {problem}", hint=_BUILD)
     beside = record_path(path)
     if not beside.is_file():
         raise ModelFileError(
-            f"{path} has no {beside.name} beside it, which says what it takes and gives",
+            f"{path} has no {beside.name} beside it, which describes its inputs and outputs",
             hint=_BUILD,
         )
     try:
@@ -106,75 +103,58 @@ def read_record(path: Path) -> EngineRecord:
             )
         card = ModelCard.from_json(json.dumps(fields.pop("card")), origin=str(beside))
         return EngineRecord(**{**fields, "profile": BatchRange(*fields["profile"]), "card": card})
+    except ModelFileError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ModelFileError):
-            raise
         raise ModelFileError(f"{beside} is damaged: {error}", hint=_BUILD) from error
 
 
 def check_plan(path: Path, record: EngineRecord) -> None:
-    """Compare a plan with its record: hash, then header.
+    """Compare a plan with its record.
 
     Raises:
-        EngineMismatch: It was changed, cut short, or is not a plan at all.
+        EngineMismatch: It was changed, truncated, or is not a plan.
     """
-    if path.stat().st_size == 0:
-        raise EngineMismatch(f"{path} is empty", hint=_again(record))
     if sha256_of(path) == record.plan_sha256:
         return
+    size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(_RTX_HEADER_BYTES)
-    problem = "is not the engine that its record describes: its sha256 is another"
-    if record.tensorrt.get("kind") == "tensorrt-rtx":
+    problem = "is not the engine that its record describes: the sha256 differs"
+    if size == 0:
+        problem = "is empty"
+    elif record.tensorrt.get("kind") == "tensorrt-rtx":
+        expected = int.from_bytes(header[16:24], "little")
         if header[:4] != _RTX_MAGIC:
             problem = f"is not a TensorRT-RTX engine: it starts with {header[:4]!r}"
-        elif (told := int.from_bytes(header[16:24], "little")) != path.stat().st_size:
-            problem = f"is cut short or grown: {path.stat().st_size} bytes, its header says {told}"
-    raise EngineMismatch(f"{path} {problem}", hint=_again(record))
+        elif expected != size:
+            problem = f"is truncated or extended: {size} bytes, its header says {expected}"
+    raise _mismatch(f"{path} {problem}", record)
 
 
 def check_library(path: Path, record: EngineRecord, *, kind: str, version: str) -> None:
-    """Compare the TensorRT that built an engine with the one that shall load it.
+    """Compare the TensorRT that built an engine with the installed one.
 
     Raises:
         EngineMismatch: Another kind or version.
     """
     built = record.tensorrt
     if (built.get("kind"), built.get("version")) != (kind, version):
-        raise EngineMismatch(
-            f"{path} was built by {built.get('kind')} {built.get('version')}, here is {kind} {version}",
-            hint=_again(record),
-        )
+        builder = f"{built.get('kind')} {built.get('version')}"
+        raise _mismatch(f"{path} was built by {builder}, here is {kind} {version}", record)
 
 
 def check_gpu(path: Path, record: EngineRecord, *, gpu: str, sm: tuple[int, int]) -> None:
-    """Compare the GPUs an engine is for with the one that shall run it.
+    """Compare the compute capabilities that an engine runs on with those of a GPU.
 
     Raises:
         EngineMismatch: Another compute capability.
     """
     sms = [str(text) for text in record.target.get("sms", ())]
     if f"{sm[0]}.{sm[1]}" not in sms:
-        raise EngineMismatch(
-            f"{path} is for compute capability {', '.join(sms)}, {gpu} has {sm[0]}.{sm[1]}",
-            hint=_again(record),
-        )
+        needed = f"for compute capability {', '.join(sms)}"
+        raise _mismatch(f"{path} is {needed}, {gpu} has {sm[0]}.{sm[1]}", record)
 
 
-def describe_foreign(header: bytes) -> str | None:
-    """Say what a file's first bytes show it to be, where that is known: a helper for messages."""
-    if header[:4] == _RTX_MAGIC:
-        return "a TensorRT-RTX engine"
-    if header[:4] in _CLASSIC_MAGICS:
-        return "a TensorRT engine"
-    length = int.from_bytes(header[:4], "little")
-    if header[4:5] == b"{" and length < 1 << 20:
-        return "an engine of ultralytics, which puts its own metadata before the plan"
-    return None
-
-
-_BUILD = "build it with: esnet-export build-engine MODEL.onnx --fp16"
-
-
-def _again(record: EngineRecord) -> str:
-    return f"build it again: {record.rebuild_command}"
+def _mismatch(message: str, record: EngineRecord) -> EngineMismatch:
+    return EngineMismatch(message, hint=f"build it again: {record.rebuild_command}")

@@ -1,1 +1,1 @@
-"""One file a vendor; each imports its library at the top and is imported only when it is opened."""
+"""One module per vendor library; each imports its library at the top and is imported when it is opened."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 
-from runtime.artefact.card import CONFIDENCE, FRAMES, LABELS, LOGITS, ModelCard
+from runtime.artefact.card import CONFIDENCE, FRAMES, LABELS, LOGITS, TENSOR, ModelCard
 from runtime.errors import InvalidInput, ModelFileError
 
 _Backend = TypeVar("_Backend", bound="Backend")
@@ -29,20 +28,20 @@ class TensorSpec:
     """Axis sizes; ``None`` for a dynamic batch axis."""
 
     def check(self, array: np.ndarray) -> None:
-        """Refuse an array of another dtype, rank or size.
+        """Check an array.
 
         Raises:
-            InvalidInput: With the expected and the found dtype and shape.
+            InvalidInput: Another dtype, rank or size; the message has both.
         """
         if array.dtype != self.dtype or not self.fits(array.shape):
             raise InvalidInput(
-                f"input {self.name!r} must be {self.dtype} {shape_text(self.shape)}, "
+                f"input {self.name!r} must be {self.dtype} {_shape_text(self.shape)}, "
                 f"got {array.dtype} {array.shape}",
                 hint="Segmenter resizes frames of any size; a backend does not",
             )
 
     def fits(self, shape: tuple[int | None, ...]) -> bool:
-        """Check that a shape has this rank and, where both are fixed, these sizes."""
+        """Compare a shape in rank and in sizes; a dynamic size fits every size."""
         return len(shape) == len(self.shape) and all(
             None in (want, got) or want == got for want, got in zip(self.shape, shape, strict=True)
         )
@@ -51,7 +50,12 @@ class TensorSpec:
 class Backend(ABC):
     """An open artefact: host arrays in, host arrays out.
 
-    Use it with ``with``; ``close`` may be called twice. Subclasses implement ``_infer`` and ``_release``.
+    Use it with ``with``. Subclasses implement ``_infer`` and ``_release``. Their constructors take:
+
+    - ``path``, ``card``: the artefact and its card.
+    - ``precision``: precision to compute in; ``None`` takes the card's, or fp32 if the device lacks it. One
+      that the backend cannot run is ``InvalidInput``.
+    - ``threads``: CPU threads; ``None`` leaves the number to the library. GPU backends ignore it.
     """
 
     name: str
@@ -63,24 +67,24 @@ class Backend(ABC):
     outputs: tuple[TensorSpec, ...]
     """Outputs of ``infer``, in order."""
     precision: str
-    """Precision that really runs: ``fp32``, ``fp16``, ``bf16`` or ``int8``."""
+    """Precision that runs: ``fp32``, ``fp16``, ``bf16`` or ``int8``."""
     device: str
     """Device name, for reports."""
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
-        self.input = input_spec(card)
-        self.outputs = output_specs(card)
+        self.input, *outputs = _tensor_specs(card)
+        self.outputs = tuple(outputs)
         self._is_open = True
 
     def infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run one batch.
 
         Args:
-            batch: As ``input`` says; the first axis within the card's batch range.
+            batch: Dtype and shape of ``input``; the first axis within the card's batch range.
 
         Returns:
-            One array per output, batch first; fresh arrays that the caller owns.
+            One fresh array per output, with the dtype and shape of ``outputs``.
 
         Raises:
             InvalidInput: Wrong dtype, shape or batch size, or the backend is closed.
@@ -88,7 +92,13 @@ class Backend(ABC):
         if not self._is_open:
             raise InvalidInput(f"the {self.name} backend is closed", hint="open the artefact again")
         self.input.check(batch)
-        check_batch_size(self.card, batch.shape[0])
+        (low, _, high), size = self.card.batch, batch.shape[0]
+        if not low <= size <= high:
+            allowed = str(low) if low == high else f"{low} to {high}"
+            hint = f"export with --batch {min(low, size)}:{size}:{max(high, size)}"
+            raise InvalidInput(
+                f"batch of {size} frames, the artefact takes {allowed}", hint=hint if size else None
+            )
         return self._infer(np.ascontiguousarray(batch))
 
     def close(self) -> None:
@@ -100,12 +110,7 @@ class Backend(ABC):
     def __enter__(self: _Backend) -> _Backend:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @abstractmethod
@@ -115,45 +120,39 @@ class Backend(ABC):
     def _release(self) -> None: ...
 
     def _check_graph(self, path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-        """Refuse a graph whose inputs and outputs, by name, do not match the card."""
+        """Check the shapes of a graph's inputs and outputs, by name, against the card."""
         for spec in (self.input, *self.outputs):
             if spec.name not in shapes or not spec.fits(shapes[spec.name]):
-                found = ", ".join(f"{name} {shape_text(shape)}" for name, shape in shapes.items())
+                found = ", ".join(f"{name} {_shape_text(shape)}" for name, shape in shapes.items())
                 raise ModelFileError(
-                    f"{path} does not match its card: no {spec.name} {shape_text(spec.shape)} among {found}",
-                    hint="the file was changed after its export; export it again",
+                    f"{path} does not match its card: no {spec.name} {_shape_text(spec.shape)} among {found}",
+                    hint="the file was changed after its export: export it again",
                 )
 
 
-def input_spec(card: ModelCard) -> TensorSpec:
-    """Derive the input from the card: uint8 (N, H, W, 3), or float (N, 3, H, W)."""
-    height, width = card.size_hw
-    shape = (height, width, 3) if card.input == FRAMES else (3, height, width)
-    dtype = np.dtype(np.uint8) if card.input == FRAMES else card.float_dtype
-    return TensorSpec(name=card.input, dtype=dtype, shape=(_batch_axis(card), *shape))
-
-
-def output_specs(card: ModelCard) -> tuple[TensorSpec, ...]:
-    """Derive the outputs from the card: uint8 (N, H, W) maps, or float (N, K, H, W) logits."""
+def _tensor_specs(card: ModelCard) -> Iterator[TensorSpec]:
+    """Yield the input and the outputs that a card describes; see ``ModelCard.input`` and ``.outputs``."""
+    batch = card.batch.min if card.batch.is_fixed else None
     uint8, (height, width) = np.dtype(np.uint8), card.size_hw
     forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        FRAMES: (uint8, (height, width, 3)),
+        TENSOR: (card.float_dtype, (3, height, width)),
         LABELS: (uint8, (height, width)),
         CONFIDENCE: (uint8, (height, width)),
         LOGITS: (card.float_dtype, (card.num_classes, height, width)),
     }
-    return tuple(
-        TensorSpec(name=name, dtype=forms[name][0], shape=(_batch_axis(card), *forms[name][1]))
-        for name in card.outputs
-    )
+    for name in (card.input, *card.outputs):
+        dtype, shape = forms[name]
+        yield TensorSpec(name=name, dtype=dtype, shape=(batch, *shape))
 
 
 def require_precision(
     asked: str | None, offered: tuple[str, ...], *, backend: str, device: str
 ) -> None:
-    """Refuse a precision that a backend cannot run on this machine.
+    """Check a requested precision; ``None`` always passes.
 
     Raises:
-        InvalidInput: With the precisions it can run.
+        InvalidInput: The backend cannot run it here; the message lists those it can.
     """
     if asked is not None and asked not in offered:
         raise InvalidInput(
@@ -162,25 +161,6 @@ def require_precision(
         )
 
 
-def check_batch_size(card: ModelCard, size: int) -> None:
-    """Refuse a batch size outside the card's range.
-
-    Raises:
-        InvalidInput: With the range.
-    """
-    low, _, high = card.batch
-    if not low <= size <= high:
-        allowed = str(low) if low == high else f"{low} to {high}"
-        raise InvalidInput(
-            f"batch of {size} frames, the artefact takes {allowed}",
-            hint=f"export with --batch {min(low, size)}:{size}:{max(high, size)}" if size else None,
-        )
-
-
-def shape_text(shape: tuple[int | None, ...]) -> str:
+def _shape_text(shape: tuple[int | None, ...]) -> str:
     """Format a shape: ``(N, 512, 1024, 3)``."""
     return f"({', '.join('N' if size is None else str(size) for size in shape)})"
-
-
-def _batch_axis(card: ModelCard) -> int | None:
-    return card.batch.min if card.batch.is_fixed else None

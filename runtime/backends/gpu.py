@@ -1,14 +1,17 @@
-"""Base class of the GPU backends: owns the slot ring and frees it."""
+"""Base class of the GPU backends: opens the GPU, owns the slot ring and frees both."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
 from runtime.artefact.card import ModelCard
 from runtime.backends.base import Backend
-from runtime.cuda.ring import SlotRing
+from runtime.cuda.device import CudaDevice, Stream, open_device
+from runtime.cuda.ring import Slot, SlotLayout, SlotRing
 
 NUM_SLOTS = 3
 """Batches in flight: one copied in, one computed, one copied out."""
@@ -19,22 +22,72 @@ class GpuBackend(Backend):
 
     ``infer`` returns fresh arrays; ``collect`` returns views of pinned memory, valid until their slot is
     submitted again (see ``SlotRing``). It may be used from any thread; calls from several threads take turns.
-    Subclasses set ``ring`` and register in ``_resources`` what they open.
+    Subclasses implement ``_check``, ``_load`` and ``_enqueue``.
     """
 
     ring: SlotRing
     """The slots."""
+    _use_graphs = True
+    _compute_stream: Stream | None = None
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(
+        self,
+        path: Path,
+        card: ModelCard,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        num_slots: int = NUM_SLOTS,
+        device: CudaDevice | None = None,
+        timing: bool = False,
+    ) -> None:
+        """Check the artefact, open the GPU, load the artefact, and allocate the ring.
+
+        Args:
+            path: The artefact.
+            card: Its card.
+            precision: As for ``Backend``; only the artefact's own is possible.
+            threads: Ignored.
+            num_slots: Batches in flight.
+            device: The GPU; ``None`` opens the first. The backend owns it and closes it.
+            timing: True to measure the ring's stages; see ``SlotRing.stage_times_ms``.
+
+        Raises:
+            InvalidInput: Another precision.
+            BackendUnavailable: A library, the driver or the GPU is missing.
+            CudaError: Out of memory, or the GPU failed.
+        """
         super().__init__(card)
+        self.precision = card.precision
         self._resources = ExitStack()
+        """Callbacks that free what the backend opened."""
+        self._check(path, precision)
+        try:
+            self._cuda = device or open_device()
+            self._resources.callback(self._cuda.close)
+            self.device = f"{self._cuda.name} ({self._cuda.library})"
+            with self._cuda.current():
+                self._load(path)
+                self.ring = SlotRing(
+                    self._cuda,
+                    SlotLayout(input=self.input, outputs=self.outputs, max_batch=card.batch.max),
+                    self._enqueue,
+                    num_slots=num_slots,
+                    use_graphs=self._use_graphs,
+                    compute_stream=self._compute_stream,
+                    timing=timing,
+                )
+            self._resources.callback(self.ring.close)
+        except BaseException:
+            self._release()
+            raise
 
     def submit(self, batch: np.ndarray | None = None, *, num_frames: int | None = None) -> int:
         """Start a batch and return its ticket at once; see ``SlotRing.submit``."""
         return self.ring.submit(batch, num_frames=num_frames)
 
     def collect(self, ticket: int | None = None) -> tuple[np.ndarray, ...]:
-        """Wait for a batch, the oldest by default; see ``SlotRing.collect``."""
+        """Wait for a batch, by default the oldest, and get its outputs; see ``SlotRing.collect``."""
         return self.ring.collect(ticket)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -43,3 +96,15 @@ class GpuBackend(Backend):
 
     def _release(self) -> None:
         self._resources.close()
+
+    @abstractmethod
+    def _check(self, path: Path, precision: str | None) -> None:
+        """Check precision, library and artefact, before a GPU is opened."""
+
+    @abstractmethod
+    def _load(self, path: Path) -> None:
+        """Load the artefact on the GPU; its context is current. Register in ``_resources`` what to free."""
+
+    @abstractmethod
+    def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:
+        """Enqueue the engine's work on ``stream``."""

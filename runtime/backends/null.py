@@ -1,4 +1,4 @@
-"""A backend that does nothing: it measures the harness around it, and tests the pipeline on any machine."""
+"""A backend that computes nothing, to test the pipeline and to measure its overhead on any machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.backends.base import Backend, require_precision
 
 
 class NullBackend(Backend):
-    """Returns zeros of the right shape and type."""
+    """Returns zeros of the right shape and dtype."""
 
     name = "null"
     device = "none"
@@ -34,4 +34,4 @@ class NullBackend(Backend):
         )
 
     def _release(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to free."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +14,7 @@ from runtime.backends.base import Backend, require_precision
 from runtime.errors import BackendUnavailable, ModelFileError
 from runtime.machine.machine import cpu_name
 
-_QUIET = 3  # errors only; warnings about unused initializers help nobody here
+_ERRORS_ONLY = 3  # hides warnings about unused initializers
 
 
 class OnnxRuntimeBackend(Backend):
@@ -38,20 +40,12 @@ class OnnxRuntimeBackend(Backend):
         self.precision = "int8" if card.precision == "int8" else "fp32"
         require_precision(precision, (self.precision,), backend=self.name, device="the CPU")
         self.device = cpu_name()
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's own exceptions share no base but this
-            raise ModelFileError(
-                f"ONNX Runtime {ort.__version__} cannot open {path}: {error}",
-                hint="export it again, or check it with: esnet-export inspect",
-            ) from error
-        self._check_graph(path, _shapes(self._session))
+        self._session = open_session(path, ["CPUExecutionProvider"], threads=threads)
+        edges = (*self._session.get_inputs(), *self._session.get_outputs())
+        self._check_graph(
+            path,
+            {e.name: tuple(s if isinstance(s, int) else None for s in e.shape) for e in edges},
+        )
         self._output_names = [spec.name for spec in self.outputs]
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -61,8 +55,27 @@ class OnnxRuntimeBackend(Backend):
         del self._session
 
 
-def _shapes(session: ort.InferenceSession) -> dict[str, tuple[int | None, ...]]:
-    return {
-        edge.name: tuple(size if isinstance(size, int) else None for size in edge.shape)
-        for edge in (*session.get_inputs(), *session.get_outputs())
-    }
+def open_session(
+    path: Path, providers: Sequence[Any], *, threads: int | None = None
+) -> ort.InferenceSession:
+    """Open an ONNX file with ONNX Runtime.
+
+    Args:
+        path: The ONNX file.
+        providers: Execution providers: names, or (name, options).
+        threads: CPU threads per run; ``None`` leaves the number to ONNX Runtime.
+
+    Raises:
+        ModelFileError: ONNX Runtime cannot open the file; the message has its reason.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(path), sess_options=options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base class
+        raise ModelFileError(
+            f"ONNX Runtime {ort.__version__} cannot open {path}: {error}",
+            hint="export it again, or check it with: esnet-export inspect",
+        ) from error

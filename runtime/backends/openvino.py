@@ -18,11 +18,11 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 @functools.cache
 def shared_core() -> ov.Core:
-    """Get the one Core of this process.
+    """Get the only Core of this process.
 
-    The CPU plugin of OpenVINO 2026.4 installs a signal stack when it loads, and puts back what it found when
-    its Core ends. With two Cores that end in the order they began, what is put back was freed: the next
-    signal, Ctrl-C or the end of a child, would end the process with a segmentation fault.
+    The CPU plugin of OpenVINO 2026.4 installs a signal stack when it loads, and restores the previous one
+    when its Core ends. If two Cores end in the order they were made, the restored stack was already freed,
+    and the next signal (Ctrl-C, or the end of a child) crashes the process.
     """
     return ov.Core()
 
@@ -30,9 +30,9 @@ def shared_core() -> ov.Core:
 class OpenVinoBackend(Backend):
     """Runs an ONNX file with OpenVINO's CPU plugin; each result is a fresh array.
 
-    The precision is always an explicit hint: by itself OpenVINO would run an fp32 model in bf16 on CPUs that
-    have it. One static network is compiled for each batch size when it first comes, because a dynamic batch
-    axis costs speed at every size.
+    The precision is always an explicit hint: without one, OpenVINO runs an fp32 model in bf16 on CPUs that
+    support it. One static network is compiled for each batch size on its first use, because a dynamic batch
+    axis is slower at every size.
     """
 
     name = "openvino"
@@ -50,8 +50,8 @@ class OpenVinoBackend(Backend):
         core = shared_core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         offered = ("fp32", "bf16") if has_bf16 else ("fp32",)
-        # Of an INT8 artefact, what is not quantized runs in bf16 where the CPU has it: 13 % less time for the
-        # whole network, and 0.01 points of mIoU (benchmarks/results/accuracy-camvid-openvino.json).
+        # Layers of an INT8 artefact that are not quantized run in bf16 if the CPU supports it: 13 % less time
+        # for the whole network, for 0.01 points of mIoU (benchmarks/results/accuracy-camvid-openvino.json).
         hint = _HINTS[offered[-1]]
         if card.precision == "int8":
             offered = ("int8",)
@@ -63,7 +63,7 @@ class OpenVinoBackend(Backend):
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
-            # Pinned, two models of one thread each would share the first core.
+            # With pinning, two models of one thread each would share the first core.
             self._config["ENABLE_CPU_PINNING"] = False
         self._requests: dict[int, ov.InferRequest] = {}
         try:
@@ -78,7 +78,7 @@ class OpenVinoBackend(Backend):
             ) from error
 
     def _request(self, size: int) -> ov.InferRequest:
-        """Compile for a batch size, once."""
+        """Get the request for a batch size; it is compiled on first use."""
         if size not in self._requests:
             model = self._model.clone()
             model.reshape({self.input.name: [size, *self.input.shape[1:]]})

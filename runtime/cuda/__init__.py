@@ -1,1 +1,1 @@
-"""CUDA behind one narrow interface: page-locked and device memory, streams, events, graphs, slots."""
+"""CUDA behind one interface: pinned and device memory, streams, events, graphs, and the slot ring."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import ctypes
+from functools import partial
 from typing import Any
 
+import numpy as np
 from cuda.bindings import driver
 
-from runtime.cuda.owned import Memory, Owned, Owner, Pinned, cuda_error, explain_out_of_memory
+from runtime.cuda.device import Created, CudaDevice, Stream
+from runtime.cuda.resources import DeviceMemory, PinnedMemory, cuda_error
 from runtime.errors import BackendUnavailable
+from runtime.machine.machine import normalise_bus_id
 
 
 def open_bindings(index: int) -> BindingsDevice:
@@ -21,194 +24,128 @@ def open_bindings(index: int) -> BindingsDevice:
     try:
         status = driver.cuInit(0)[0]
         if int(status):
-            raise BackendUnavailable(f"cuInit: {_words(status)[0]}: no NVIDIA driver or no GPU")
-        count = _check("cuDeviceGetCount", driver.cuDeviceGetCount())
+            raise BackendUnavailable(f"cuInit: {_describe(status)[0]}: no NVIDIA driver or no GPU")
+        count = _call(driver.cuDeviceGetCount)
     except RuntimeError as error:  # cuda-bindings finds no libcuda
         if isinstance(error, BackendUnavailable):
             raise
         raise BackendUnavailable(f"no NVIDIA driver: {str(error).splitlines()[0]}") from error
     if index >= count:
-        raise BackendUnavailable(f"no GPU {index}: the driver sees {count}")
+        raise BackendUnavailable(f"no GPU {index}: the driver lists {count}")
     return BindingsDevice(index)
 
 
-class BindingsDevice:
-    """See ``runtime.cuda.device.CudaDevice``."""
+class BindingsDevice(CudaDevice):
+    """A GPU opened with ``cuda-bindings``."""
 
     library = "cuda-bindings"
 
     def __init__(self, index: int) -> None:
-        self._owner = Owner()
-        self._device = _check("cuDeviceGet", driver.cuDeviceGet(index))
-        name = _check("cuDeviceGetName", driver.cuDeviceGetName(128, self._device))
-        self.name = bytes(name).split(b"\0")[0].decode()
+        super().__init__()
+        device = self._device = _call(driver.cuDeviceGet, index)
+        self.name = _decode(_call(driver.cuDeviceGetName, 128, device))
+        self.pci_bus_id = normalise_bus_id(_decode(_call(driver.cuDeviceGetPCIBusId, 32, device)))
         attribute = driver.CUdevice_attribute
+        major = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        minor = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         self.sm = (
-            self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
-            self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+            int(_call(driver.cuDeviceGetAttribute, major, device)),
+            int(_call(driver.cuDeviceGetAttribute, minor, device)),
         )
-        self._context: Any = _check(
-            "cuDevicePrimaryCtxRetain", driver.cuDevicePrimaryCtxRetain(self._device)
-        )
-
-    def _attribute(self, which: Any) -> int:
-        return int(_check("cuDeviceGetAttribute", driver.cuDeviceGetAttribute(which, self._device)))
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Make the primary context current for the calling thread."""
-        _check("cuCtxPushCurrent", driver.cuCtxPushCurrent(self._context))
-        try:
-            yield
-        finally:
-            _check("cuCtxPopCurrent", driver.cuCtxPopCurrent())
-
-    def new_stream(self) -> BindingsStream:
-        """Make a non-blocking stream."""
-        return BindingsStream(self._owner)
-
-    def new_event(self, *, timing: bool = False) -> BindingsEvent:
-        """Make an event."""
-        return BindingsEvent(self._owner, timing=timing)
-
-    def pinned_buffer(self, num_bytes: int) -> Pinned:
-        """Allocate page-locked host memory."""
-        address = int(_check("cuMemHostAlloc", driver.cuMemHostAlloc(num_bytes, 0)))
-        return Pinned(
-            self._owner,
-            address,
-            num_bytes,
-            lambda: _check("cuMemFreeHost", driver.cuMemFreeHost(address)),
-        )
-
-    def device_buffer(self, num_bytes: int) -> Memory:
-        """Allocate device memory."""
-        with explain_out_of_memory(num_bytes, self.memory_bytes):
-            pointer = _check("cuMemAlloc", driver.cuMemAlloc(num_bytes))
-        return Memory(
-            self._owner,
-            int(pointer),
-            num_bytes,
-            lambda: _check("cuMemFree", driver.cuMemFree(pointer)),
-        )
+        self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
 
     def copy_to_device(
-        self, target: Memory, source: Pinned, num_bytes: int, stream: BindingsStream
+        self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy."""
-        result = driver.cuMemcpyHtoDAsync(target.address, source.address, num_bytes, stream.handle)
-        _check("cuMemcpyHtoDAsync", result)
+        _call(driver.cuMemcpyHtoDAsync, target.address, source.raw, num_bytes, stream.raw)
 
     def copy_to_host(
-        self, target: Pinned, source: Memory, num_bytes: int, stream: BindingsStream
+        self, target: PinnedMemory, source: DeviceMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy."""
-        result = driver.cuMemcpyDtoHAsync(target.address, source.address, num_bytes, stream.handle)
-        _check("cuMemcpyDtoHAsync", result)
-
-    def capture(self, stream: BindingsStream, work: Callable[[], None]) -> BindingsGraph:
-        """Record what ``work`` enqueues; the mode leaves other threads' calls alone."""
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _check("cuStreamBeginCapture", driver.cuStreamBeginCapture(stream.handle, mode))
-        try:
-            work()
-        except BaseException:
-            driver.cuStreamEndCapture(stream.handle)  # the work's own error is the one to tell
-            raise
-        graph = _check("cuStreamEndCapture", driver.cuStreamEndCapture(stream.handle))
-        try:
-            runnable = _check("cuGraphInstantiate", driver.cuGraphInstantiate(graph, 0))
-        finally:
-            _check("cuGraphDestroy", driver.cuGraphDestroy(graph))
-        return BindingsGraph(self._owner, runnable)
+        _call(driver.cuMemcpyDtoHAsync, target.raw, source.address, num_bytes, stream.raw)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Get free and total device memory."""
-        free, total = _check("cuMemGetInfo", driver.cuMemGetInfo())
+        free, total = _call(driver.cuMemGetInfo)
         return int(free), int(total)
 
-    def close(self) -> None:
-        """Free what is left and release the primary context."""
-        if self._context is None:
-            return
-        try:
-            with self.current():
-                self._owner.free_all()
-        finally:
-            self._context = None
-            _check("cuDevicePrimaryCtxRelease", driver.cuDevicePrimaryCtxRelease(self._device))
+    def _push_context(self) -> None:
+        _call(driver.cuCtxPushCurrent, self._context)
 
+    def _pop_context(self) -> None:
+        _call(driver.cuCtxPopCurrent)
 
-class BindingsStream(Owned):
-    """A stream."""
+    def _release_context(self) -> None:
+        _call(driver.cuDevicePrimaryCtxRelease, self._device)
 
-    def __init__(self, owner: Owner) -> None:
-        flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        stream = _check("cuStreamCreate", driver.cuStreamCreate(flag))
-        super().__init__(owner, lambda: _check("cuStreamDestroy", driver.cuStreamDestroy(stream)))
-        self.handle = int(stream)
+    def _create_stream(self) -> Created:
+        stream = _call(driver.cuStreamCreate, driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        return stream, partial(_call, driver.cuStreamDestroy)
 
-    def wait(self, event: BindingsEvent) -> None:
-        """Let later work wait for an event."""
-        _check("cuStreamWaitEvent", driver.cuStreamWaitEvent(self.handle, event.handle, 0))
+    def _stream_handle(self, stream: Any) -> int:
+        return int(stream)
 
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        _check("cuStreamSynchronize", driver.cuStreamSynchronize(self.handle))
+    def _wait(self, stream: Any, event: Any) -> None:
+        _call(driver.cuStreamWaitEvent, stream, event, 0)
 
+    def _synchronize_stream(self, stream: Any) -> None:
+        _call(driver.cuStreamSynchronize, stream)
 
-class BindingsEvent(Owned):
-    """An event."""
-
-    def __init__(self, owner: Owner, *, timing: bool) -> None:
+    def _create_event(self, timing: bool) -> Created:
         flags = driver.CUevent_flags
         flag = flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING
-        self.handle = _check("cuEventCreate", driver.cuEventCreate(flag))
-        super().__init__(
-            owner, lambda: _check("cuEventDestroy", driver.cuEventDestroy(self.handle))
-        )
+        return _call(driver.cuEventCreate, flag), partial(_call, driver.cuEventDestroy)
 
-    def record(self, stream: BindingsStream) -> None:
-        """Put the mark."""
-        _check("cuEventRecord", driver.cuEventRecord(self.handle, stream.handle))
+    def _record(self, event: Any, stream: Any) -> None:
+        _call(driver.cuEventRecord, event, stream)
 
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        _check("cuEventSynchronize", driver.cuEventSynchronize(self.handle))
+    def _synchronize_event(self, event: Any) -> None:
+        _call(driver.cuEventSynchronize, event)
 
-    def ms_since(self, start: BindingsEvent) -> float:
-        """Measure device time."""
-        return float(
-            _check("cuEventElapsedTime", driver.cuEventElapsedTime(start.handle, self.handle))
-        )
+    def _elapsed_ms(self, start: Any, end: Any) -> float:
+        return float(_call(driver.cuEventElapsedTime, start, end))
+
+    def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]:
+        address = int(_call(driver.cuMemHostAlloc, num_bytes, 0))
+        block = (ctypes.c_uint8 * num_bytes).from_address(address)
+        return np.ctypeslib.as_array(block), (address, partial(_call, driver.cuMemFreeHost))
+
+    def _allocate(self, num_bytes: int) -> Created:
+        return _call(driver.cuMemAlloc, num_bytes), partial(_call, driver.cuMemFree)
+
+    def _begin_capture(self, stream: Any) -> None:
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _call(driver.cuStreamBeginCapture, stream, mode)
+
+    def _end_capture(self, stream: Any) -> Created:
+        return _call(driver.cuStreamEndCapture, stream), partial(_call, driver.cuGraphDestroy)
+
+    def _instantiate(self, graph: Any) -> Created:
+        executable = _call(driver.cuGraphInstantiate, graph, 0)
+        return executable, partial(_call, driver.cuGraphExecDestroy)
+
+    def _launch(self, executable: Any, stream: Any) -> None:
+        _call(driver.cuGraphLaunch, executable, stream)
 
 
-class BindingsGraph(Owned):
-    """Captured work."""
-
-    def __init__(self, owner: Owner, runnable: Any) -> None:
-        super().__init__(
-            owner, lambda: _check("cuGraphExecDestroy", driver.cuGraphExecDestroy(runnable))
-        )
-        self._runnable = runnable
-
-    def launch(self, stream: BindingsStream) -> None:
-        """Enqueue it."""
-        _check("cuGraphLaunch", driver.cuGraphLaunch(self._runnable, stream.handle))
-
-
-def _check(call: str, result: Any) -> Any:
-    """Turn ``(status, value, ...)`` into the value, or into an error."""
-    status, *values = result
+def _call(function: Any, *arguments: Any) -> Any:
+    """Call the driver and get the value of ``(status, value, ...)``, or raise what the status stands for."""
+    status, *values = function(*arguments)
     if int(status):
-        raise cuda_error(call, *_words(status))
+        raise cuda_error(function.__name__, *_describe(status))
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
-def _words(status: Any) -> tuple[str, str]:
-    """Get the driver's name of a status and what it says about it."""
-    words = []
+def _describe(status: Any) -> tuple[str, str]:
+    """Get the driver's name and description of a status."""
+    texts = []
     for function in (driver.cuGetErrorName, driver.cuGetErrorString):
         failed, text = function(status)
-        words.append(str(int(status)) if int(failed) else bytes(text).decode())
-    return words[0], words[1]
+        texts.append(str(int(status)) if int(failed) else _decode(text))
+    return texts[0], texts[1]
+
+
+def _decode(text: bytes) -> str:
+    return bytes(text).partition(b"\0")[0].decode()

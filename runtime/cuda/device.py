@@ -1,95 +1,46 @@
-"""The narrow interface to CUDA that the runtime uses, and how a library that fills it is chosen."""
+"""The CUDA interface of the runtime, and the choice of the library that implements it."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from types import MappingProxyType
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.errors import BackendUnavailable, InvalidInput
+from runtime.cuda.resources import DeviceMemory, PinnedMemory, Resource, explain_out_of_memory
+from runtime.errors import BackendUnavailable, CudaError, InvalidInput
+
+Created = tuple[Any, Callable[[Any], object]]
+"""An object of the library, and the function that destroys it."""
 
 
-class Stream(Protocol):
-    """A queue of device work."""
+class _Library(Protocol):
+    """Calls that each CUDA library implements; ``Any`` stands for the library's objects."""
 
-    handle: int
-    """The driver's ``CUstream``, for libraries that enqueue on it."""
-
-    def wait(self, event: Event) -> None:
-        """Let later work on this stream wait for an event; the host does not wait."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait on the host until all work is done. Errors of earlier work are raised here."""
-        ...
-
-    def free(self) -> None:
-        """Destroy it; a second call does nothing."""
-        ...
-
-
-class Event(Protocol):
-    """A mark in a stream."""
-
-    def record(self, stream: Stream) -> None:
-        """Put the mark behind the work that the stream holds now."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait on the host until the mark is reached."""
-        ...
-
-    def ms_since(self, start: Event) -> float:
-        """Measure device time from ``start``, both reached, both made with ``timing``."""
-        ...
-
-    def free(self) -> None:
-        """Destroy it; a second call does nothing."""
-        ...
+    def _push_context(self) -> None: ...
+    def _pop_context(self) -> None: ...
+    def _release_context(self) -> None: ...
+    def _create_stream(self) -> Created: ...
+    def _stream_handle(self, stream: Any) -> int: ...
+    def _wait(self, stream: Any, event: Any) -> None: ...
+    def _synchronize_stream(self, stream: Any) -> None: ...
+    def _create_event(self, timing: bool) -> Created: ...
+    def _record(self, event: Any, stream: Any) -> None: ...
+    def _synchronize_event(self, event: Any) -> None: ...
+    def _elapsed_ms(self, start: Any, end: Any) -> float: ...
+    def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]: ...
+    def _allocate(self, num_bytes: int) -> Created: ...
+    def _begin_capture(self, stream: Any) -> None: ...
+    def _end_capture(self, stream: Any) -> Created: ...
+    def _instantiate(self, graph: Any) -> Created: ...
+    def _launch(self, executable: Any, stream: Any) -> None: ...
 
 
-class PinnedBuffer(Protocol):
-    """Page-locked host memory."""
-
-    array: np.ndarray
-    """All of it, uint8 (num_bytes,): a view, valid until ``free``."""
-
-    def free(self) -> None:
-        """Give it back; a second call does nothing."""
-        ...
-
-
-class DeviceBuffer(Protocol):
-    """Device memory."""
-
-    address: int
-    """Device address."""
-    num_bytes: int
-    """Size."""
-
-    def free(self) -> None:
-        """Give it back; a second call does nothing."""
-        ...
-
-
-class Graph(Protocol):
-    """Captured work that is launched as a whole."""
-
-    def launch(self, stream: Stream) -> None:
-        """Enqueue it."""
-        ...
-
-    def free(self) -> None:
-        """Destroy it; a second call does nothing."""
-        ...
-
-
-class CudaDevice(Protocol):
+class CudaDevice(_Library, ABC):
     """One GPU through its primary context, which other CUDA libraries of the process share.
 
     Every method may be called from any thread inside ``with device.current():``.
@@ -101,75 +52,164 @@ class CudaDevice(Protocol):
     """The GPU's name."""
     sm: tuple[int, int]
     """Compute capability."""
+    pci_bus_id: str
+    """PCI bus id, such as ``0000:3b:00.0``; see ``runtime.machine.machine.gpu_with_bus_id``."""
 
-    def current(self) -> AbstractContextManager[None]:
+    def __init__(self) -> None:
+        self._resources = ExitStack()
+        self._is_open = True
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
         """Make the primary context current for the calling thread; may be nested."""
-        ...
+        self._push_context()
+        try:
+            yield
+        finally:
+            self._pop_context()
 
     def new_stream(self) -> Stream:
-        """Make a non-blocking stream."""
-        ...
+        """Create a non-blocking stream."""
+        return Stream(self)
 
     def new_event(self, *, timing: bool = False) -> Event:
-        """Make an event; without ``timing`` it is cheaper."""
-        ...
+        """Create an event; it is cheaper without ``timing``."""
+        return Event(self, timing=timing)
 
-    def pinned_buffer(self, num_bytes: int) -> PinnedBuffer:
+    def pinned_buffer(self, num_bytes: int) -> PinnedMemory:
         """Allocate page-locked host memory."""
-        ...
+        array, created = self._allocate_pinned(num_bytes)
+        return PinnedMemory(self._resources, *created, array)
 
-    def device_buffer(self, num_bytes: int) -> DeviceBuffer:
+    def device_buffer(self, num_bytes: int) -> DeviceMemory:
         """Allocate device memory.
 
         Raises:
-            CudaError: Out of memory, with the size asked for and what is free.
+            CudaError: Out of memory, with the requested and the free size.
         """
-        ...
+        with explain_out_of_memory(num_bytes, self.memory_bytes):
+            created = self._allocate(num_bytes)
+        return DeviceMemory(self._resources, *created, num_bytes)
 
+    @abstractmethod
     def copy_to_device(
-        self, target: DeviceBuffer, source: PinnedBuffer, num_bytes: int, stream: Stream
+        self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy of the first ``num_bytes``."""
-        ...
 
+    @abstractmethod
     def copy_to_host(
-        self, target: PinnedBuffer, source: DeviceBuffer, num_bytes: int, stream: Stream
+        self, target: PinnedMemory, source: DeviceMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy of the first ``num_bytes``."""
-        ...
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Record what ``work`` enqueues on ``stream`` instead of running it.
+        """Capture the work that ``work`` enqueues on ``stream``, without running it.
+
+        Calls of other threads are not affected.
 
         Raises:
             CudaError: The work cannot be captured; the stream is usable again.
         """
-        ...
+        self._begin_capture(stream.raw)
+        try:
+            work()
+        except BaseException:
+            with suppress(CudaError):  # the error of the work is raised instead
+                self._end_capture(stream.raw)
+            raise
+        graph, destroy = self._end_capture(stream.raw)
+        try:
+            return Graph(self, graph)
+        finally:
+            destroy(graph)
 
+    @abstractmethod
     def memory_bytes(self) -> tuple[int, int]:
         """Get free and total device memory."""
-        ...
 
     def close(self) -> None:
-        """Release the primary context; a second call does nothing."""
-        ...
+        """Free everything that was made and release the primary context; a second call does nothing.
+
+        Everything is freed in reverse order, also after an error.
+        """
+        if not self._is_open:
+            return
+        try:
+            with self.current():
+                self._resources.close()
+        finally:
+            self._is_open = False
+            self._release_context()
 
 
-# PyCUDA first, as its users chose it; cuda-bindings needs no compiler.
-CUDA_LIBRARIES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "pycuda": ("pycuda", "runtime.cuda.pycuda_device:open_pycuda"),
-        "cuda-bindings": ("cuda.bindings", "runtime.cuda.bindings_device:open_bindings"),
-    }
-)
+class Stream(Resource):
+    """A queue of device work."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        super().__init__(device._resources, *device._create_stream())
+        self.handle = device._stream_handle(self.raw)
+        """The driver's ``CUstream``, for libraries that enqueue on it."""
+
+    def wait(self, event: Event) -> None:
+        """Make later work on this stream wait for an event; the host does not wait."""
+        self._device._wait(self.raw, event.raw)
+
+    def synchronize(self) -> None:
+        """Block the host until all work is done. Errors of earlier work are raised here."""
+        self._device._synchronize_stream(self.raw)
+
+
+class Event(Resource):
+    """A marker in a stream."""
+
+    def __init__(self, device: CudaDevice, *, timing: bool) -> None:
+        self._device = device
+        super().__init__(device._resources, *device._create_event(timing))
+
+    def record(self, stream: Stream) -> None:
+        """Record the event after the work that the stream holds now."""
+        self._device._record(self.raw, stream.raw)
+
+    def synchronize(self) -> None:
+        """Block the host until the event is reached."""
+        self._device._synchronize_event(self.raw)
+
+    def ms_since(self, start: Event) -> float:
+        """Get the device time since ``start`` in ms; both were made with ``timing`` and are reached."""
+        return self._device._elapsed_ms(start.raw, self.raw)
+
+
+class Graph(Resource):
+    """Captured work that is launched as a whole."""
+
+    def __init__(self, device: CudaDevice, captured: Any) -> None:
+        self._device = device
+        super().__init__(device._resources, *device._instantiate(captured))
+
+    def launch(self, stream: Stream) -> None:
+        """Enqueue the captured work."""
+        self._device._launch(self.raw, stream.raw)
+
+
+# Library -> its module and our opener. PyCUDA is the users' choice; cuda-bindings needs no compiler.
+CUDA_LIBRARIES: dict[str, tuple[str, str]] = {
+    "pycuda": ("pycuda", "runtime.cuda.pycuda_device:open_pycuda"),
+    "cuda-bindings": ("cuda.bindings", "runtime.cuda.bindings_device:open_bindings"),
+}
 
 
 def open_device(library: str | None = None, *, index: int = 0) -> CudaDevice:
-    """Open a GPU with a library of ``CUDA_LIBRARIES``; ``None`` takes the first that is installed and loads.
+    """Open a GPU.
+
+    Args:
+        library: Key of ``CUDA_LIBRARIES``; ``None`` takes the first that is installed and loads.
+        index: CUDA's number of the GPU.
 
     Raises:
-        BackendUnavailable: No library is installed, or there is no driver or GPU; the message says which.
-        InvalidInput: No such library.
+        BackendUnavailable: No library, no driver or no GPU; the message gives the reason for each library.
+        InvalidInput: Unknown library.
     """
     if library is not None and library not in CUDA_LIBRARIES:
         raise InvalidInput(
@@ -177,11 +217,11 @@ def open_device(library: str | None = None, *, index: int = 0) -> CudaDevice:
         )
     reasons = []
     for name in [library] if library else CUDA_LIBRARIES:
-        module, target = CUDA_LIBRARIES[name]
+        module, opener_path = CUDA_LIBRARIES[name]
         if not _has(module):
             reasons.append(f"{name} is not installed")
             continue
-        file, _, function = target.partition(":")
+        file, _, function = opener_path.partition(":")
         try:
             opener: Callable[[int], CudaDevice] = getattr(importlib.import_module(file), function)
             return opener(index)
@@ -189,8 +229,8 @@ def open_device(library: str | None = None, *, index: int = 0) -> CudaDevice:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailable(
         f"no GPU can be used: {'; '.join(reasons)}",
-        hint="esnet-doctor tells what is missing; pip install 'esnet-deploy[pycuda]', or cuda-bindings "
-        "where no compiler is at hand",
+        hint="esnet-doctor shows what is missing; pip install 'esnet-deploy[pycuda]', or pip install "
+        "cuda-bindings, which needs no compiler",
     )
 
 

@@ -1,20 +1,31 @@
-"""CUDA through PyCUDA. Graphs, which it lacks, go to the driver by ctypes on its streams' handles."""
+"""CUDA through PyCUDA. CUDA graphs, which PyCUDA lacks, call the driver by ctypes on its streams' handles."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pycuda.driver as cuda
 
-from runtime.cuda.owned import Memory, Owned, Owner, cuda_error, explain_out_of_memory
-from runtime.errors import BackendUnavailable, CudaError
+from runtime.cuda.device import Created, CudaDevice, Stream
+from runtime.cuda.resources import DeviceMemory, PinnedMemory, cuda_error
+from runtime.errors import BackendUnavailable
+from runtime.machine.machine import normalise_bus_id
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, cuda.h
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+# Text in PyCUDA's messages -> the driver's status.
+_STATUS_NAMES = {
+    "illegal memory access": "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "launch failure": "CUDA_ERROR_LAUNCH_FAILED",
+    "out of memory": "CUDA_ERROR_OUT_OF_MEMORY",
+    "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "ECC": "CUDA_ERROR_ECC_UNCORRECTABLE",
+}
 
 
 def open_pycuda(index: int) -> PyCudaDevice:
@@ -26,216 +37,140 @@ def open_pycuda(index: int) -> PyCudaDevice:
     try:
         cuda.init()
         count = cuda.Device.count()
-    except Exception as error:  # pycuda._driver.Error is no builtin's child
+    except Exception as error:  # pycuda._driver.Error derives from no other exception type
         raise BackendUnavailable(f"no NVIDIA driver or no GPU: {error}") from error
     if index >= count:
-        raise BackendUnavailable(f"no GPU {index}: the driver sees {count}")
+        raise BackendUnavailable(f"no GPU {index}: the driver lists {count}")
     return PyCudaDevice(index)
 
 
-class PyCudaDevice:
-    """See ``runtime.cuda.device.CudaDevice``."""
+class PyCudaDevice(CudaDevice):
+    """A GPU opened with PyCUDA."""
 
     library = "pycuda"
 
     def __init__(self, index: int) -> None:
-        self._owner = Owner()
+        super().__init__()
         device = cuda.Device(index)
         self.name = device.name()
         self.sm = tuple(device.compute_capability())
-        # TensorRT and torch live in the primary context; one of our own would share nothing with them.
-        self._context: Any = device.retain_primary_context()
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Make the primary context current for the calling thread."""
-        with translate_cuda_errors("cuCtxPushCurrent"):
-            self._context.push()
-        try:
-            yield
-        finally:
-            self._context.pop()
-
-    def new_stream(self) -> PyCudaStream:
-        """Make a non-blocking stream."""
-        return PyCudaStream(self._owner)
-
-    def new_event(self, *, timing: bool = False) -> PyCudaEvent:
-        """Make an event."""
-        return PyCudaEvent(self._owner, timing=timing)
-
-    def pinned_buffer(self, num_bytes: int) -> PyCudaPinned:
-        """Allocate page-locked host memory."""
-        return PyCudaPinned(self._owner, num_bytes)
-
-    def device_buffer(self, num_bytes: int) -> Memory:
-        """Allocate device memory."""
-        with (
-            explain_out_of_memory(num_bytes, self.memory_bytes),
-            translate_cuda_errors("cuMemAlloc"),
-        ):
-            allocation = cuda.mem_alloc(num_bytes)
-        return Memory(self._owner, int(allocation), num_bytes, allocation.free)
+        self.pci_bus_id = normalise_bus_id(device.pci_bus_id())
+        # TensorRT and torch use the primary context; a new context would share nothing with them.
+        self._context = device.retain_primary_context()
 
     def copy_to_device(
-        self, target: Memory, source: PyCudaPinned, num_bytes: int, stream: PyCudaStream
+        self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy."""
-        with translate_cuda_errors("cuMemcpyHtoDAsync"):
-            cuda.memcpy_htod_async(target.address, source.array[:num_bytes], stream.stream)
+        array = source.array[:num_bytes]
+        _call("cuMemcpyHtoDAsync", cuda.memcpy_htod_async, target.address, array, stream.raw)
 
     def copy_to_host(
-        self, target: PyCudaPinned, source: Memory, num_bytes: int, stream: PyCudaStream
+        self, target: PinnedMemory, source: DeviceMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy."""
-        with translate_cuda_errors("cuMemcpyDtoHAsync"):
-            cuda.memcpy_dtoh_async(target.array[:num_bytes], source.address, stream.stream)
-
-    def capture(self, stream: PyCudaStream, work: Callable[[], None]) -> PyCudaGraph:
-        """Record what ``work`` enqueues."""
-        driver = _libcuda()
-        handle = ctypes.c_void_p(stream.handle)
-        _check("cuStreamBeginCapture", driver.cuStreamBeginCapture_v2(handle, _THREAD_LOCAL))
-        graph = ctypes.c_void_p()
-        try:
-            work()
-        except BaseException:
-            driver.cuStreamEndCapture(
-                handle, ctypes.byref(graph)
-            )  # the work's own error is the one to tell
-            raise
-        _check("cuStreamEndCapture", driver.cuStreamEndCapture(handle, ctypes.byref(graph)))
-        runnable = ctypes.c_void_p()
-        try:
-            status = driver.cuGraphInstantiateWithFlags(
-                ctypes.byref(runnable), graph, ctypes.c_ulonglong(0)
-            )
-            _check("cuGraphInstantiateWithFlags", status)
-        finally:
-            _check("cuGraphDestroy", driver.cuGraphDestroy(graph))
-        return PyCudaGraph(self._owner, runnable)
+        array = target.array[:num_bytes]
+        _call("cuMemcpyDtoHAsync", cuda.memcpy_dtoh_async, array, source.address, stream.raw)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Get free and total device memory."""
         free, total = cuda.mem_get_info()
         return int(free), int(total)
 
-    def close(self) -> None:
-        """Free what is left and release the primary context."""
-        if self._context is None:
-            return
-        try:
-            with self.current():
-                self._owner.free_all()
-        finally:
-            self._context.detach()
-            self._context = None
+    def _push_context(self) -> None:
+        _call("cuCtxPushCurrent", self._context.push)
+
+    def _pop_context(self) -> None:
+        self._context.pop()
+
+    def _release_context(self) -> None:
+        self._context.detach()
+
+    def _create_stream(self) -> Created:
+        return _call("cuStreamCreate", cuda.Stream, _NON_BLOCKING), _drop_object
+
+    def _stream_handle(self, stream: Any) -> int:
+        return int(stream.handle)
+
+    def _wait(self, stream: Any, event: Any) -> None:
+        _call("cuStreamWaitEvent", stream.wait_for_event, event)
+
+    def _synchronize_stream(self, stream: Any) -> None:
+        _call("cuStreamSynchronize", stream.synchronize)
+
+    def _create_event(self, timing: bool) -> Created:
+        flag = 0 if timing else cuda.event_flags.DISABLE_TIMING
+        return _call("cuEventCreate", cuda.Event, flag), _drop_object
+
+    def _record(self, event: Any, stream: Any) -> None:
+        _call("cuEventRecord", event.record, stream)
+
+    def _synchronize_event(self, event: Any) -> None:
+        _call("cuEventSynchronize", event.synchronize)
+
+    def _elapsed_ms(self, start: Any, end: Any) -> float:
+        return float(_call("cuEventElapsedTime", end.time_since, start))
+
+    def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]:
+        array = _call("cuMemHostAlloc", cuda.pagelocked_empty, num_bytes, np.uint8)
+        return array, (array.base, _free)
+
+    def _allocate(self, num_bytes: int) -> Created:
+        return _call("cuMemAlloc", cuda.mem_alloc, num_bytes), _free
+
+    def _begin_capture(self, stream: Any) -> None:
+        _call_driver("cuStreamBeginCapture_v2", ctypes.c_void_p(int(stream.handle)), _THREAD_LOCAL)
+
+    def _end_capture(self, stream: Any) -> Created:
+        graph = ctypes.c_void_p()
+        handle = ctypes.c_void_p(int(stream.handle))
+        _call_driver("cuStreamEndCapture", handle, ctypes.byref(graph))
+        return graph, partial(_call_driver, "cuGraphDestroy")
+
+    def _instantiate(self, graph: Any) -> Created:
+        executable = ctypes.c_void_p()
+        flags = ctypes.c_ulonglong(0)
+        _call_driver("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
+        return executable, partial(_call_driver, "cuGraphExecDestroy")
+
+    def _launch(self, executable: Any, stream: Any) -> None:
+        _call_driver("cuGraphLaunch", executable, ctypes.c_void_p(int(stream.handle)))
 
 
-class PyCudaPinned(Owned):
-    """Page-locked host memory."""
-
-    def __init__(self, owner: Owner, num_bytes: int) -> None:
-        with translate_cuda_errors("cuMemHostAlloc"):
-            self.array: np.ndarray = cuda.pagelocked_empty(num_bytes, np.uint8)
-        allocation = self.array.base
-        super().__init__(owner, lambda: allocation.free())
+def _drop_object(stream_or_event: Any) -> None:
+    """Do nothing: PyCUDA destroys streams and events with their Python objects."""
 
 
-class PyCudaStream(Owned):
-    """A stream; PyCUDA destroys it with its object."""
-
-    def __init__(self, owner: Owner) -> None:
-        with translate_cuda_errors("cuStreamCreate"):
-            self.stream: Any = cuda.Stream(_NON_BLOCKING)
-        self.handle = int(self.stream.handle)
-        super().__init__(owner, lambda: setattr(self, "stream", None))
-
-    def wait(self, event: PyCudaEvent) -> None:
-        """Let later work wait for an event."""
-        with translate_cuda_errors("cuStreamWaitEvent"):
-            self.stream.wait_for_event(event.event)
-
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        with translate_cuda_errors("cuStreamSynchronize"):
-            self.stream.synchronize()
-
-
-class PyCudaEvent(Owned):
-    """An event; PyCUDA destroys it with its object."""
-
-    def __init__(self, owner: Owner, *, timing: bool) -> None:
-        with translate_cuda_errors("cuEventCreate"):
-            self.event: Any = cuda.Event(0 if timing else cuda.event_flags.DISABLE_TIMING)
-        super().__init__(owner, lambda: setattr(self, "event", None))
-
-    def record(self, stream: PyCudaStream) -> None:
-        """Put the mark."""
-        with translate_cuda_errors("cuEventRecord"):
-            self.event.record(stream.stream)
-
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        with translate_cuda_errors("cuEventSynchronize"):
-            self.event.synchronize()
-
-    def ms_since(self, start: PyCudaEvent) -> float:
-        """Measure device time."""
-        with translate_cuda_errors("cuEventElapsedTime"):
-            return float(self.event.time_since(start.event))
-
-
-class PyCudaGraph(Owned):
-    """Captured work."""
-
-    def __init__(self, owner: Owner, runnable: ctypes.c_void_p) -> None:
-        super().__init__(
-            owner, lambda: _check("cuGraphExecDestroy", _libcuda().cuGraphExecDestroy(runnable))
-        )
-        self._runnable = runnable
-
-    def launch(self, stream: PyCudaStream) -> None:
-        """Enqueue it."""
-        handle = ctypes.c_void_p(stream.handle)
-        _check("cuGraphLaunch", _libcuda().cuGraphLaunch(self._runnable, handle))
+def _free(memory: Any) -> None:
+    memory.free()
 
 
 @contextmanager
 def translate_cuda_errors(call: str) -> Iterator[None]:
-    """Turn PyCUDA's errors into ours; they end in the driver's own words."""
+    """Turn PyCUDA's errors into ``CudaError``, with the driver's text at the end."""
     try:
         yield
     except cuda.Error as error:
         text = str(error)
-        name = "CUDA_ERROR_OUT_OF_MEMORY" if isinstance(error, cuda.MemoryError) else _name_in(text)
+        name = next((name for part, name in _STATUS_NAMES.items() if part in text), "CUDA_ERROR")
+        if isinstance(error, cuda.MemoryError):
+            name = "CUDA_ERROR_OUT_OF_MEMORY"
         raise cuda_error(call, name, text) from error
 
 
-def _name_in(text: str) -> str:
-    """Find the driver's status behind PyCUDA's words, "... failed: an illegal memory access"."""
-    known = {
-        "illegal memory access": "CUDA_ERROR_ILLEGAL_ADDRESS",
-        "launch failure": "CUDA_ERROR_LAUNCH_FAILED",
-        "out of memory": "CUDA_ERROR_OUT_OF_MEMORY",
-        "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
-        "ECC": "CUDA_ERROR_ECC_UNCORRECTABLE",
-    }
-    return next((name for words, name in known.items() if words in text), "CUDA_ERROR")
+def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call PyCUDA; ``name`` is the driver function behind it, for error messages."""
+    with translate_cuda_errors(name):
+        return function(*arguments)
 
 
-def _libcuda() -> Any:
-    return ctypes.CDLL("libcuda.so.1")
-
-
-def _check(call: str, status: int) -> None:
+def _call_driver(name: str, *arguments: Any) -> None:
+    """Call libcuda directly."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    status = getattr(driver, name)(*arguments)
     if status:
-        name, text = ctypes.c_char_p(), ctypes.c_char_p()
-        driver = _libcuda()
-        driver.cuGetErrorName(status, ctypes.byref(name))
-        driver.cuGetErrorString(status, ctypes.byref(text))
-        words = [(value.value or b"unknown").decode() for value in (name, text)]
-        raise cuda_error(call, *words)
-
-
-__all__ = ["CudaError", "PyCudaDevice", "open_pycuda"]
+        texts = ctypes.c_char_p(), ctypes.c_char_p()
+        driver.cuGetErrorName(status, ctypes.byref(texts[0]))
+        driver.cuGetErrorString(status, ctypes.byref(texts[1]))
+        words = [(text.value or b"unknown").decode() for text in texts]
+        raise cuda_error(name, *words)

@@ -1,18 +1,18 @@
-"""What is installed, which backends can run here, and the pip line for what is missing."""
+"""Check machine and environment: installed libraries, usable backends, and commands that fix problems."""
 
 from __future__ import annotations
 
 import importlib
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from types import MappingProxyType
 
 from runtime.errors import InvalidInput
-from runtime.machine.gpus import Sm, advice_for, limits_of, sm_of, sm_text
-from runtime.machine.machine import NvidiaCard, cpu_flags, cpu_name, nvidia_cards
+from runtime.machine.gpus import Sm, sm_of, sm_text
+from runtime.machine.machine import NvidiaGpu, cpu_flags, cpu_name, nvidia_gpus, nvml_is_missing
+from runtime.machine.support import advice_for, limits_of
 from runtime.tensorrt_api import KINDS, TENSORRT, TENSORRT_RTX
 
 DISTRIBUTION = "esnet-deploy"
@@ -27,26 +27,28 @@ _DISTRIBUTIONS = (
     "tensorrt-rtx",
     "cuda-bindings",
     "pycuda",
+    "nvidia-ml-py",
     "torch",
     "onnx",
     "safetensors",
 )
-# Distributions that fill the same import folder: the second spoils the first, and removing one empties it.
-_TWINS = {
+# Import name -> distributions that install into the same folder. The second overwrites the first, and
+# removing one leaves the folder empty.
+_CONFLICTS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "cv2": ("opencv-python", "opencv-python-headless"),
 }
-# What a TensorRT is installed as. 8.6 and those with cu12 in their name need CUDA 12.
+# Distributions of TensorRT. 8.6 and those with cu12 in their name need CUDA 12.
 _TENSORRTS = ("tensorrt-bindings", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings")
 _TENSORRT_RTXS = ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings")
-# CUDA -> lowest driver branch; TensorRT 11 on CUDA 12 wants R535, says its prerequisites page. Source:
+# CUDA -> lowest driver branch; TensorRT 11 on CUDA 12 needs R535 by its prerequisites page. Source:
 # docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-_LOWEST_DRIVER: Mapping[int, int] = MappingProxyType({12: 525, 13: 580})
+_LOWEST_DRIVER = {12: 525, 13: 580}
 _LOWEST_DRIVER_TENSORRT_11 = 535
 _TURING: Sm = (7, 5)
 _ORIN: Sm = (8, 7)
-# The pins of requirements-gtx10xx.txt. PyPI's own tensorrt_libs is a placeholder; cuDNN without a version
-# would be 9, which has no libcudnn.so.8.
+# The pins of requirements-gtx10xx.txt. tensorrt_libs on PyPI is a placeholder. cuDNN without a pin would be
+# version 9, which lacks libcudnn.so.8.
 _INSTALL_8_6 = (
     "python3.11 -m venv .venv-gtx10xx && . .venv-gtx10xx/bin/activate && "
     "pip install --extra-index-url https://pypi.nvidia.com tensorrt_libs==8.6.1 tensorrt_bindings==8.6.1 "
@@ -54,7 +56,7 @@ _INSTALL_8_6 = (
     "'cuda-bindings==12.9.*'"
 )
 _INSTALL_JETSON = "part of JetPack; python3 -m venv --system-site-packages .venv sees it"
-# The last with code for Pascal and Volta in its PyPI wheel.
+# The last onnxruntime-gpu on PyPI with kernels for Pascal and Volta.
 _LAST_ONNXRUNTIME_GPU = "1.26.0"
 _FRAMES = "read and write frames: cv2"
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
@@ -62,26 +64,26 @@ _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that can be done here, or not."""
+    """Result of one check."""
 
     name: str
-    """What it is."""
+    """Task and library, such as ``run on CPU: openvino``."""
     is_ok: bool
-    """Whether it works here."""
+    """True if it works here."""
     detail: str
-    """Version, or what is wrong."""
+    """Version of the library, or the problem."""
     fix: str = ""
-    """Command that mends it; empty when it works."""
+    """Command that fixes it; empty if it works."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuAdvice:
-    """What a GPU can be used with."""
+    """Advice for one GPU."""
 
     support: str
-    """What still supports it, and what to avoid on it."""
+    """Newest software that supports it, and precisions to avoid."""
     installs: tuple[str, ...]
-    """Commands that bring a TensorRT for it; any one will do."""
+    """Commands that install a TensorRT for it; one of them is enough."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,72 +93,87 @@ class Diagnosis:
     machine: dict[str, str]
     """Python, system, CPU with its instruction sets, GPUs."""
     installed: dict[str, str | None]
-    """Distribution to version; ``None`` where it is missing."""
+    """Version of each distribution; ``None`` if it is not installed."""
     checks: tuple[Check, ...]
-    """What can be done here."""
+    """Results of the checks, each with the command that fixes it."""
     warnings: tuple[str, ...]
     """Installations that break each other, or do not fit the GPU or its driver."""
     gpus: tuple[GpuAdvice, ...] = ()
-    """Advice for each GPU, or for the one that was asked about."""
+    """Advice for each GPU, or for the one that was asked for."""
 
     @property
     def can_run(self) -> bool:
-        """Whether a model can run here: OpenCV loads, and any backend does."""
+        """True if a model can run here: OpenCV and at least one backend load."""
         working = {check.name for check in self.checks if check.is_ok}
         return _FRAMES in working and any(name.startswith("run on") for name in working)
 
     def as_dict(self) -> dict[str, object]:
-        """Plain data, for JSON."""
+        """Convert to plain data for JSON."""
         return asdict(self)
 
 
 def diagnose(gpu: str | None = None) -> Diagnosis:
-    """Look at this machine and this environment.
+    """Check this machine and this environment.
 
     Args:
-        gpu: A card to give advice for, ``GTX 1080 Ti``; ``None`` takes those of this machine.
+        gpu: GPU to give advice for, such as ``GTX 1080 Ti``; ``None`` takes those of this machine.
 
     Raises:
-        InvalidInput: An unknown card.
+        InvalidInput: Unknown GPU.
     """
-    installed = {name: _version(name) for name in _DISTRIBUTIONS}
     asked = None if gpu is None else (gpu, sm_of(gpu))
-    cards = nvidia_cards()
-    gpus = [(card.name, _sm_of_card(card)) for card in cards]
+    found = nvidia_gpus()
+    gpus = [(item.name, _sm_of_gpu(item)) for item in found]
     sm = gpus[0][1] if gpus else None
+    is_unreadable = nvml_is_missing()
+    has_gpu = bool(found) or is_unreadable
+    no_gpu = (
+        "unknown (nvidia-ml-py is not installed)"
+        if is_unreadable
+        else "none (no NVIDIA driver found)"
+    )
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cpu features": ", ".join(flag for flag in _ISA if flag in cpu_flags()) or "unknown",
-        "gpu": "; ".join(f"{card.name}, {card.driver}, {card.memory}" for card in cards)
-        or "none (no NVIDIA driver answers)",
-        "esnet-deploy": _version(DISTRIBUTION) or "run from its source folder",
+        "gpu": "; ".join(map(str, found)) or no_gpu,
+        "esnet-deploy": _version(DISTRIBUTION) or "not installed, run from its source folder",
     }
     return Diagnosis(
         machine=machine,
-        installed=installed,
-        checks=tuple(_checks(has_gpu=bool(cards), sm=sm)),
+        installed={name: _version(name) for name in _DISTRIBUTIONS},
+        checks=tuple(_checks(has_gpu=has_gpu, sm=sm)),
         warnings=(
-            *_twin_warnings(has_gpu=bool(cards), sm=sm),
-            *_driver_warnings({card.driver for card in cards}),
-            *_age_warnings({sm for _, sm in gpus if sm is not None}),
+            *([_NVML_WARNING] if is_unreadable else []),
+            *_conflict_warnings(has_gpu=has_gpu, sm=sm),
+            *_driver_warnings({item.driver for item in found}),
+            *_support_warnings({sm for _, sm in gpus if sm is not None}),
         ),
         gpus=tuple(_advice(name, sm) for name, sm in ([asked] if asked else gpus)),
     )
 
 
-def _sm_of_card(card: NvidiaCard) -> Sm | None:
+_NVML_WARNING = (
+    "an NVIDIA driver is loaded, but its GPUs cannot be listed without nvidia-ml-py: "
+    "pip install nvidia-ml-py"
+)
+
+
+def _sm_of_gpu(gpu: NvidiaGpu) -> Sm | None:
     try:
-        return sm_of(card.compute_capability or card.name)
-    except InvalidInput:  # an old driver does not tell, and our table does not have every card
+        return sm_of(gpu.compute_capability or gpu.name)
+    except InvalidInput:  # NVML does not know it, and our table does not have every GPU
         return None
 
 
 def _advice(name: str, sm: Sm | None) -> GpuAdvice:
     if sm is None:
-        unknown = "neither its driver nor our table knows its compute capability; nvidia.com does"
-        return GpuAdvice(support=f"{name}: {unknown}", installs=())
+        return GpuAdvice(
+            support=f"{name}: neither its driver nor our table knows its compute capability; see "
+            "developer.nvidia.com/cuda-gpus",
+            installs=(),
+        )
     limits = limits_of(sm)
     bounds = (
         f"TensorRT {limits.tensorrt} at most, Python {limits.python} at most, driver {limits.driver} at most"
@@ -164,15 +181,14 @@ def _advice(name: str, sm: Sm | None) -> GpuAdvice:
         else f"TensorRT up to {limits.tensorrt}, with Python up to {limits.python}"
     )
     parts = [bounds, *(advice_for(sm, precision) for precision in ("fp16", "int8")), limits.note]
-    installs = [_tensorrt_install(sm)] + ([_pip("rtx")] if limits.runs_rtx else [])
     return GpuAdvice(
         support=f"{name} (SM {sm_text(sm)}): {'; '.join(filter(None, parts))}",
-        installs=tuple(installs),
+        installs=(_tensorrt_install(sm), *([_pip("rtx")] if limits.runs_rtx else [])),
     )
 
 
 def _tensorrt_install(sm: Sm | None) -> str:
-    """Say how to get the newest TensorRT that supports a GPU."""
+    """Get the command that installs the newest TensorRT for a GPU."""
     if sm == _ORIN:
         return _INSTALL_JETSON
     if sm is None or not limits_of(sm).is_final:
@@ -183,30 +199,26 @@ def _tensorrt_install(sm: Sm | None) -> str:
     return f"pip install 'tensorrt-cu12=={limits.tensorrt}.*' 'cuda-bindings==12.9.*'"
 
 
-def _checks(*, has_gpu: bool, sm: Sm | None) -> list[Check]:
-    checks = [
-        _import_check(_FRAMES, "cv2", fix="pip install opencv-python-headless"),
-        _import_check("run on CPU: openvino", "openvino", fix=_pip("cpu")),
-        _import_check("run on CPU: onnxruntime", "onnxruntime", fix=_pip("cpu")),
-        _import_check("export: torch", "torch", fix=_pip("export")),
-        _import_check("export: onnx", "onnx", fix=_pip("export")),
-        _import_check("export: safetensors", "safetensors", fix=_pip("export")),
-    ]
+def _checks(*, has_gpu: bool, sm: Sm | None) -> Iterator[Check]:
+    yield _import_check(_FRAMES, "cv2", fix="pip install opencv-python-headless")
+    for name in ("openvino", "onnxruntime"):
+        yield _import_check(f"run on CPU: {name}", name, fix=_pip("cpu"))
+    for name in ("torch", "onnx", "safetensors"):
+        yield _import_check(f"export: {name}", name, fix=_pip("export"))
     if has_gpu:
         fix = _tensorrt_install(sm)
-        checks.append(_import_check("build engines: tensorrt", *KINDS[TENSORRT][0], fix=fix))
-    rtx = _import_check("build engines: tensorrt-rtx", *KINDS[TENSORRT_RTX][0], fix=_pip("rtx"))
-    return [*checks, rtx]
+        yield _import_check("build engines: tensorrt", *KINDS[TENSORRT][0], fix=fix)
+    yield _import_check("build engines: tensorrt-rtx", *KINDS[TENSORRT_RTX][0], fix=_pip("rtx"))
 
 
 def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
-    """Import a library for real: a broken installation must not look healthy.
+    """Import a library, so that a broken installation is found.
 
     Args:
-        name: What it is for.
-        module: Its module.
-        *others: Where else it may be found, if not there.
-        fix: Command that brings it.
+        name: Name of the check.
+        module: Import name of the library.
+        *others: Import names to try if there is no ``module``.
+        fix: Command that installs it.
     """
     try:
         library = importlib.import_module(module)
@@ -217,27 +229,28 @@ def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
         detail = "not installed" if is_missing else f"broken: {error}".partition("\n")[0]
         return Check(name=name, is_ok=False, detail=detail, fix=fix)
     version = getattr(library, "__version__", None)
-    if version is None:  # an empty folder imports as well
-        fix = f"{_uninstall(*_TWINS.get(module, (module,)))} && {fix}"
+    if version is None:  # Python imports an empty folder without an error
+        fix = f"{_uninstall(*_CONFLICTS.get(module, (module,)))} && {fix}"
         return Check(name=name, is_ok=False, detail="broken: an empty folder is left", fix=fix)
     return Check(name=name, is_ok=True, detail=str(version).partition("-")[0])
 
 
-def _twin_warnings(*, has_gpu: bool, sm: Sm | None) -> Iterator[str]:
+def _conflict_warnings(*, has_gpu: bool, sm: Sm | None) -> Iterator[str]:
+    """Find distributions that overwrite each other's files."""
     onnxruntime = _pip("gpu" if has_gpu else "cpu")
     if sm is not None and sm < _TURING:
         onnxruntime = f"pip install onnxruntime-gpu=={_LAST_ONNXRUNTIME_GPU}"
     installs = {"onnxruntime": onnxruntime, "cv2": "pip install opencv-python"}
-    for module, twins in _TWINS.items():
-        if all(map(_version, twins)):
+    for module, names in _CONFLICTS.items():
+        if all(map(_version, names)):
             yield (
-                f"{' and '.join(twins)} are both installed and overwrite each other: "
-                f"{_uninstall(*twins)} && {installs[module]}"
+                f"{' and '.join(names)} are both installed and overwrite each other: "
+                f"{_uninstall(*names)} && {installs[module]}"
             )
 
 
 def _driver_warnings(drivers: set[str]) -> Iterator[str]:
-    """Find each TensorRT that the driver is too old for."""
+    """Find each TensorRT that needs a newer driver."""
     for distribution in (*_TENSORRTS, *_TENSORRT_RTXS):
         version = _version(distribution)
         if version is None:
@@ -255,8 +268,8 @@ def _driver_warnings(drivers: set[str]) -> Iterator[str]:
                 )
 
 
-def _age_warnings(sms: set[Sm]) -> Iterator[str]:
-    """Find what is installed and has left a GPU behind."""
+def _support_warnings(sms: set[Sm]) -> Iterator[str]:
+    """Find installed libraries that no longer support a GPU."""
     for sm in sorted(sms):
         limits = limits_of(sm)
         newest = {name: limits.tensorrt for name in _TENSORRTS}
@@ -268,8 +281,8 @@ def _age_warnings(sms: set[Sm]) -> Iterator[str]:
             is_tensorrt = distribution in _TENSORRTS
             fix = _tensorrt_install(sm) if is_tensorrt else f"pip install {distribution}=={bound}"
             yield (
-                f"{distribution} {version} does not run on SM {sm_text(sm)}, {bound} is the last that does: "
-                f"{_uninstall(distribution)} && {fix}"
+                f"{distribution} {version} does not run on SM {sm_text(sm)}, the last version that does is "
+                f"{bound}: {_uninstall(distribution)} && {fix}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Print the doctor's findings as tables, or as JSON."""
+"""Print the doctor's findings as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -14,34 +14,30 @@ _FILE_WIDTH = 120
 
 
 def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
-    """Print to standard output."""
+    """Print the findings to standard output."""
     if as_json:
         print(json.dumps(diagnosis.as_dict() | {"can_run": diagnosis.can_run}, indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     for key, value in diagnosis.machine.items():
-        console.print(f"{key:>13}  {value}", markup=False)
-    console.print()
-    console.print(_check_table(diagnosis))
-    missing = [name for name, version in diagnosis.installed.items() if version is None]
-    found = [f"{name} {version}" for name, version in diagnosis.installed.items() if version]
-    console.print(f"\ninstalled: {', '.join(found)}", markup=False)
-    console.print(f"not installed: {', '.join(missing) or 'nothing'}", markup=False)
-    for gpu in diagnosis.gpus:
-        console.print(f"gpu: {gpu.support}", markup=False)
-        for install in gpu.installs:
-            console.print(f"     TensorRT for it: {install}", markup=False)
-    for warning in diagnosis.warnings:
-        console.print(f"warning: {warning}", markup=False)
-    if not diagnosis.can_run:
-        console.print("nothing here can run a model: pip install 'esnet-deploy[cpu]'", markup=False)
-
-
-def _check_table(diagnosis: Diagnosis) -> Table:
+        console.print(f"{key:>13}  {value}")
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in diagnosis.checks:
         cells = ("ok" if check.is_ok else "NO", check.name, check.detail, check.fix)
         table.add_row(*map(Text, cells))
-    return table
+    console.print()
+    console.print(table)
+    missing = [name for name, version in diagnosis.installed.items() if version is None]
+    found = [f"{name} {version}" for name, version in diagnosis.installed.items() if version]
+    console.print(f"\ninstalled: {', '.join(found)}")
+    console.print(f"not installed: {', '.join(missing) or 'nothing'}")
+    for gpu in diagnosis.gpus:
+        console.print(f"gpu: {gpu.support}")
+        for install in gpu.installs:
+            console.print(f"     install TensorRT for it: {install}")
+    for warning in diagnosis.warnings:
+        console.print(f"warning: {warning}")
+    if not diagnosis.can_run:
+        console.print("no backend can run a model here: pip install 'esnet-deploy[cpu]'")

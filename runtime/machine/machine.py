@@ -1,32 +1,51 @@
-"""What this machine is: its CPU and its NVIDIA cards, read from the system, no library needed."""
+"""The machine: its CPU, its NVIDIA GPUs as NVML describes them, and the commit of this source folder."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
-import re
-import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+_UNKNOWN = "unknown"
+# The kernel module of the NVIDIA driver makes this file.
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
+_T = TypeVar("_T")
+_Query = Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NvidiaCard:
-    """An NVIDIA card, as its driver describes it."""
+class NvidiaGpu:
+    """An NVIDIA GPU as NVML describes it. Text that NVML does not give is ``unknown``."""
 
+    index: int
+    """NVML's index. CUDA may number the GPUs in another order: match them by ``pci_bus_id``."""
     name: str
     """Name, such as ``NVIDIA GeForce RTX 3060``."""
     driver: str
     """Driver version, such as ``580.95.05``."""
-    memory: str
-    """Memory with its unit, such as ``12288 MiB``."""
+    memory_bytes: int | None
+    """Total memory; ``None`` if unknown."""
     compute_capability: str | None
-    """Such as ``8.6``; ``None`` where the driver is too old to tell."""
+    """Compute capability, such as ``8.6``; ``None`` if unknown."""
+    pci_bus_id: str
+    """PCI bus id in the spelling of ``normalise_bus_id``."""
+    uuid: str | None
+    """UUID, such as ``GPU-...``; ``None`` if unknown."""
+
+    def __str__(self) -> str:
+        """Format as ``NAME, DRIVER, MEMORY``."""
+        memory = _UNKNOWN if self.memory_bytes is None else f"{self.memory_bytes >> 20} MiB"
+        return f"{self.name}, {self.driver}, {memory}"
 
 
 def cpu_name() -> str:
-    """Name the CPU, as the kernel does, with the cores this process may use."""
+    """Get the CPU's name from the kernel, with the number of cores that this process may use."""
     return f"{_cpu_field('model name') or platform.machine()} ({num_cores()} cores)"
 
 
@@ -36,7 +55,7 @@ def num_cores() -> int:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Read the CPU's instruction-set flags, such as ``avx512_bf16``; empty where the kernel lists none."""
+    """Read the CPU's instruction-set flags, such as ``avx512_bf16``; empty if the kernel lists none."""
     return frozenset((_cpu_field("flags") or "").split())
 
 
@@ -47,61 +66,122 @@ def source_revision() -> str:
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return _UNKNOWN
     return result.stdout.strip()
 
 
-def nvidia_gpus() -> tuple[str, ...]:
-    """List the NVIDIA cards and their driver version, as ``nvidia-smi`` does; empty where it is silent."""
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    return _ask_nvidia_smi("name,driver_version,memory.total")
+def nvidia_gpus() -> tuple[NvidiaGpu, ...]:
+    """List the NVIDIA GPUs in NVML's order; empty without nvidia-ml-py or a working driver."""
+    return _read_gpus(_describe)
 
 
-def nvidia_cards() -> tuple[NvidiaCard, ...]:
-    """List the NVIDIA cards with their compute capability; empty where ``nvidia-smi`` is silent."""
-    lines = nvidia_gpus()
-    # Asked apart: a driver before R470 does not know the field, and then answers nothing at all.
-    told = _ask_nvidia_smi("compute_cap") if lines else ()
-    capabilities = told if len(told) == len(lines) else ("",) * len(lines)
-    return tuple(map(_card, lines, capabilities))
+def gpu_with_bus_id(pci_bus_id: str) -> NvidiaGpu | None:
+    """Find the GPU at a PCI bus id, in any spelling; ``None`` if NVML lists no such GPU."""
+    wanted = normalise_bus_id(pci_bus_id)
+    return next((gpu for gpu in nvidia_gpus() if gpu.pci_bus_id == wanted), None)
 
 
-def nvidia_states() -> tuple[str, ...]:
-    """Describe what each NVIDIA card is doing now: clock, temperature, power, and what throttles it.
+def gpu_states() -> tuple[str, ...]:
+    """Read clock, temperature, power and throttle reasons of each NVIDIA GPU; nothing is changed on it.
 
     Returns:
-        Such as ``1980 of 1980 MHz, 45 C, 312.10 W, throttle 0x0``; the bits are NVML's, 0x1 is idle. Reading
-        changes nothing on the card.
+        One line per GPU in NVML's order, such as ``0000:01:00.0: 1980 of 1980 MHz, 45 C, 312.10 W,
+        throttle 0x0``. The bits are NVML's clock event reasons; 0x1 is idle. A value that the GPU or its
+        driver does not support is ``unknown``. Empty without nvidia-ml-py or a working driver.
     """
-    fields = "clocks.sm,clocks.max.sm,temperature.gpu,power.draw,clocks_throttle_reasons.active"
-    return tuple(map(_state, _ask_nvidia_smi(fields) if nvidia_gpus() else ()))
+    return _read_gpus(_describe_state)
 
 
-def _state(line: str) -> str:
-    clock, top, heat, power, reasons = (part.strip() for part in f"{line},,,,".split(",")[:5])
-    bits = reasons.lower().removeprefix("0x").lstrip("0") or "0"
-    return f"{clock.removesuffix(' MHz')} of {top}, {heat} C, {power}, throttle 0x{bits}"
+def nvml_is_missing() -> bool:
+    """Check for a loaded NVIDIA driver that cannot be queried because nvidia-ml-py is not installed."""
+    return _DRIVER_FILE.exists() and _import_nvml() is None
 
 
-def _card(line: str, capability: str) -> NvidiaCard:
-    name, driver, memory = (part.strip() for part in f"{line},,".split(",")[:3])
-    is_told = re.fullmatch(r"\d+\.\d", capability.strip())
-    return NvidiaCard(
-        name=name,
-        driver=driver,
-        memory=memory,
-        compute_capability=is_told[0] if is_told else None,
+def normalise_bus_id(pci_bus_id: str) -> str:
+    """Write a PCI bus id as Linux does, ``0000:3b:00.0``.
+
+    NVML pads the domain to 8 digits and CUDA to 4, and both may use upper case.
+    """
+    domain, _, rest = pci_bus_id.strip().lower().partition(":")
+    try:
+        return f"{int(domain, 16):04x}:{rest}"
+    except ValueError:
+        return pci_bus_id
+
+
+def _import_nvml() -> Any | None:
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        return None
+
+
+def _read_gpus(read: Callable[[int, Any, _Query], _T]) -> tuple[_T, ...]:
+    """Call ``read`` with index, handle and query function of each GPU, while NVML is started."""
+    nvml = _import_nvml()
+    if nvml is None:
+        return ()
+
+    def query(function: str, *arguments: Any) -> Any:
+        """Call NVML; get ``None`` if the GPU, the driver or this nvidia-ml-py does not support it."""
+        try:
+            value = getattr(nvml, function)(*arguments)
+        except (nvml.NVMLError, AttributeError):
+            return None
+        return value.decode() if isinstance(value, bytes) else value  # bytes in old versions
+
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        return tuple(
+            read(index, query("nvmlDeviceGetHandleByIndex", index), query)
+            for index in range(query("nvmlDeviceGetCount") or 0)
+        )
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _describe(index: int, handle: Any, query: _Query) -> NvidiaGpu:
+    memory = query("nvmlDeviceGetMemoryInfo", handle)
+    capability = query("nvmlDeviceGetCudaComputeCapability", handle)
+    return NvidiaGpu(
+        index=index,
+        name=query("nvmlDeviceGetName", handle) or _UNKNOWN,
+        driver=query("nvmlSystemGetDriverVersion") or _UNKNOWN,
+        memory_bytes=None if memory is None else int(memory.total),
+        compute_capability=None if capability is None else "{}.{}".format(*capability),
+        pci_bus_id=_bus_id(handle, query),
+        uuid=query("nvmlDeviceGetUUID", handle),
     )
 
 
-def _ask_nvidia_smi(fields: str) -> tuple[str, ...]:
-    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(result.stdout.strip().splitlines())
+def _describe_state(index: int, handle: Any, query: _Query) -> str:
+    # Constants of nvml.h: NVML_CLOCK_SM is 1, NVML_TEMPERATURE_GPU is 0.
+    clock = query("nvmlDeviceGetClockInfo", handle, 1)
+    max_clock = query("nvmlDeviceGetMaxClockInfo", handle, 1)
+    temperature = query("nvmlDeviceGetTemperature", handle, 0)
+    milliwatts = query("nvmlDeviceGetPowerUsage", handle)
+    reasons = query("nvmlDeviceGetCurrentClocksEventReasons", handle)
+    if reasons is None:  # drivers before R535 know the function by its old name only
+        reasons = query("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+    return (
+        f"{_bus_id(handle, query)}: {_text(clock)} of {_text(max_clock)} MHz, {_text(temperature)} C, "
+        f"{_UNKNOWN if milliwatts is None else f'{milliwatts / 1000:.2f}'} W, "
+        f"throttle {_UNKNOWN if reasons is None else hex(reasons)}"
+    )
+
+
+def _bus_id(handle: Any, query: _Query) -> str:
+    pci = query("nvmlDeviceGetPciInfo", handle)
+    if pci is None:
+        return _UNKNOWN
+    return normalise_bus_id(pci.busId.decode() if isinstance(pci.busId, bytes) else pci.busId)
+
+
+def _text(value: int | None) -> str:
+    return _UNKNOWN if value is None else str(value)
 
 
 def _cpu_field(key: str) -> str | None:

@@ -14,29 +14,29 @@ RESIZE_FILTER = "bilinear"
 
 
 def check_frame(frame: np.ndarray) -> None:
-    """Refuse what is not one colour frame.
-
-    Args:
-        frame: Must be uint8 (H, W, 3).
+    """Check that an array is one colour frame, uint8 (H, W, 3).
 
     Raises:
-        InvalidInput: Wrong type, rank or number of channels.
+        InvalidInput: Another type, rank or number of channels.
     """
     if not isinstance(frame, np.ndarray):
         raise InvalidInput(f"a frame must be a numpy array, got {type(frame).__name__}")
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise InvalidInput(
             f"a frame must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}",
-            hint="values 0-255, three colour channels last; normalisation is the artefact's own work",
+            hint="values 0-255, three colour channels last; the artefact normalises them",
         )
 
 
 def resize_frame(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Resize a frame with the filter that the card names; the same array when the size already fits.
+    """Resize a frame with the filter ``RESIZE_FILTER``, which the card names.
 
     Args:
         frame: uint8 (H, W, 3).
-        size_hw: Height and width wanted.
+        size_hw: Target height and width.
+
+    Returns:
+        uint8 (*size_hw, 3); the same array if it has this size already.
     """
     if frame.shape[:2] == size_hw:
         return frame
@@ -44,11 +44,14 @@ def resize_frame(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def resize_map(class_map: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Resize a class or confidence map by nearest neighbour, so that no value is invented.
+    """Resize a class or confidence map by nearest neighbour, which adds no new values.
 
     Args:
         class_map: uint8 (H, W).
-        size_hw: Height and width wanted.
+        size_hw: Target height and width.
+
+    Returns:
+        uint8 ``size_hw``; the same array if it has this size already.
     """
     if class_map.shape == size_hw:
         return class_map
@@ -58,15 +61,15 @@ def resize_map(class_map: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def batch_from_frames(frames: Sequence[np.ndarray], card: ModelCard) -> np.ndarray:
     """Resize, stack and, for a ``tensor`` input, normalise frames into one batch of an artefact's input.
 
-    Fewer frames than the card's smallest batch are filled up with copies of the last one.
+    Fewer frames than the card's smallest batch are padded with copies of the last one.
 
     Args:
         frames: RGB, uint8 (H, W, 3) each, any size; at least one.
         card: Gives size, smallest batch, mean and standard deviation.
 
     Returns:
-        uint8 (N, H, W, 3), or normalised float (N, 3, H, W); C-contiguous. It is a view if a single
-        frame needs no change.
+        uint8 (N, H, W, 3), or normalised float (N, 3, H, W); C-contiguous. A view if a single frame needs no
+        change.
     """
     resized = [resize_frame(frame, card.size_hw) for frame in frames]
     resized += [resized[-1]] * (card.batch.min - len(resized))

@@ -1,4 +1,4 @@
-"""Class maps as colours, blended over the frame, with a legend of the classes that occur."""
+"""Class maps as colours, blended over the frame, with a legend of the visible classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def colors_from_labels(labels: np.ndarray, card: ModelCard) -> np.ndarray:
-    """Paint a class map in the label set's colours.
+    """Convert a class map to the colours of its classes.
 
     Args:
-        labels: uint8 (H, W); values beyond the classes (the ignore index) become black.
+        labels: uint8 (H, W); values that are no class (the ignore index) become black.
         card: Gives the palette.
 
     Returns:
@@ -41,8 +41,8 @@ def draw_overlay(
         frame: RGB, uint8 (H, W, 3).
         labels: uint8 (H, W), the frame's size.
         card: Gives palette and class names.
-        alpha: Weight of the colours, 0 (frame alone) to 1 (colours alone).
-        legend: Whether to name the classes that cover at least 0.5 % of the frame.
+        alpha: Weight of the colours, 0 (frame only) to 1 (colours only).
+        legend: True to name the classes that cover at least 0.5 % of the frame.
 
     Returns:
         RGB, uint8 (H, W, 3), fresh.
@@ -55,28 +55,28 @@ def draw_overlay(
         raise InvalidInput(f"labels {labels.shape} and frame {frame.shape[:2]} differ in size")
     if not 0 <= alpha <= 1:
         raise InvalidInput(f"alpha must be between 0 and 1, got {alpha}")
-    picture = cv2.addWeighted(frame, 1 - alpha, colors_from_labels(labels, card), alpha, 0)
+    image = cv2.addWeighted(frame, 1 - alpha, colors_from_labels(labels, card), alpha, 0)
     if legend:
-        _draw_legend(picture, labels, card)
-    return picture
+        _draw_legend(image, labels, card)
+    return image
 
 
-def _draw_legend(picture: np.ndarray, labels: np.ndarray, card: ModelCard) -> None:
-    """Write swatch and name of each class that occurs into the upper left corner, largest area first."""
+def _draw_legend(image: np.ndarray, labels: np.ndarray, card: ModelCard) -> None:
+    """Draw swatch and name of each visible class in the upper left corner, largest area first."""
     areas = np.bincount(labels.ravel(), minlength=256)[: card.num_classes] / labels.size
     shown = [int(index) for index in np.argsort(-areas) if areas[index] >= 0.005]
-    scale = picture.shape[0] / 512 * 0.5
+    scale = image.shape[0] / 512 * 0.5
     row = max(8, round(36 * scale))
-    height = min(len(shown), (picture.shape[0] - row) // row)
+    height = min(len(shown), (image.shape[0] - row) // row)
     if height <= 0:
         return
     texts = [f"{card.class_names[index]} {100 * areas[index]:.0f}%" for index in shown[:height]]
     text_width = max(cv2.getTextSize(text, _FONT, scale, 1)[0][0] for text in texts)
-    right, bottom = min(picture.shape[1], text_width + 2 * row), row // 2 + height * row
-    picture[:bottom, :right] //= 4
+    right, bottom = min(image.shape[1], text_width + 2 * row), row // 2 + height * row
+    image[:bottom, :right] //= 4
     for line, (index, text) in enumerate(zip(shown, texts, strict=False)):
         top = row // 4 + line * row
         swatch = ((row // 4, top), (row, top + row * 3 // 4))
-        cv2.rectangle(picture, *swatch, card.palette[index], cv2.FILLED)
+        cv2.rectangle(image, *swatch, card.palette[index], cv2.FILLED)
         origin = (row + row // 3, top + row * 5 // 8)
-        cv2.putText(picture, text, origin, _FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.putText(image, text, origin, _FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)

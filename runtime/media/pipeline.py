@@ -1,4 +1,4 @@
-"""Run stages side by side, one thread each, with bounded queues between them: order kept, memory flat."""
+"""Run stages concurrently, one thread each, with bounded queues: order is kept and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -12,94 +12,75 @@ _POLL_SECONDS = 0.1
 
 
 class Pipeline:
-    """Items of a source pass through functions in order, each function in a thread of its own.
+    """Passes the items of a source through functions in order, each function in its own thread.
 
-    The caller's thread takes the results. The first exception of the source or of any stage stops all of them
-    and is raised to the caller; leaving the iteration early, Ctrl-C included, stops them too. An iterator
-    that is kept but neither used up nor closed keeps its threads, and so the process, alive.
+    The caller's thread takes the results. The first exception of the source or of a stage stops all threads
+    and is raised to the caller. Leaving the iteration early, also by Ctrl-C, stops them too. An iterator that
+    is neither exhausted nor closed keeps its threads, and so the process, alive.
     """
 
     def __init__(
         self, source: Iterable[Any], *stages: Callable[[Any], Any], queue_size: int = 4
     ) -> None:
-        """Plan the pipeline; threads start with the iteration.
+        """Define the pipeline; threads start with the iteration.
 
         Args:
-            source: Iterated in a thread of its own.
-            *stages: Item to item; ``stages[i]`` feeds ``stages[i + 1]``.
+            source: Iterated in its own thread.
+            *stages: Functions from item to item; ``stages[i]`` feeds ``stages[i + 1]``.
             queue_size: Items that may wait before each stage.
         """
-        self._source = source
-        self._stages = stages
-        self._queue_size = queue_size
+        self._source, self._stages, self._queue_size = source, stages, queue_size
 
     def __iter__(self) -> Iterator[Any]:
-        queues: list[queue.Queue[Any]] = [
-            queue.Queue(self._queue_size) for _ in range(len(self._stages) + 1)
-        ]
-        run = _Run()
-        iterators = [iter(self._source)]
-        for stage, feed in zip(self._stages, queues, strict=False):
-            iterators.append(run.results(stage, feed))
-        # No daemons: a thread that is still in a library while Python ends would abort the process.
+        stopped = threading.Event()
+        errors: list[BaseException] = []
+        queues = [queue.Queue[Any](self._queue_size) for _ in range(len(self._stages) + 1)]
+
+        def items(feed: queue.Queue[Any]) -> Iterator[Any]:
+            while not stopped.is_set():
+                try:
+                    item = feed.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if item is _END:
+                    return
+                yield item
+
+        def results(stage: Callable[[Any], Any], feed: queue.Queue[Any]) -> Iterator[Any]:
+            for item in items(feed):
+                yield stage(item)
+
+        def put(target: queue.Queue[Any], item: Any) -> None:
+            while not stopped.is_set():
+                try:
+                    return target.put(item, timeout=_POLL_SECONDS)
+                except queue.Full:
+                    continue
+
+        def work(produced: Iterator[Any], target: queue.Queue[Any]) -> None:
+            try:
+                for item in produced:
+                    put(target, item)
+                    if stopped.is_set():
+                        return
+                put(target, _END)
+            except BaseException as error:  # raised in the caller's thread
+                errors.append(error)
+                stopped.set()
+
+        producers = [iter(self._source), *map(results, self._stages, queues)]
+        # Not daemons: a thread that is inside a library while Python exits would abort the process.
         threads = [
-            threading.Thread(target=run.work, args=(items, target))
-            for items, target in zip(iterators, queues, strict=True)
+            threading.Thread(target=work, args=pair) for pair in zip(producers, queues, strict=True)
         ]
         try:
             for thread in threads:
                 thread.start()
-            yield from run.items(queues[-1])
+            yield from items(queues[-1])
         finally:
-            run.stopped.set()
+            stopped.set()
             for thread in threads:
-                if thread.is_alive():  # Ctrl-C may come before all of them run
+                if thread.is_alive():  # Ctrl-C may come before all threads have started
                     thread.join()
-        if run.error is not None:
-            raise run.error
-
-
-class _Run:
-    """One iteration's shared state: whether to stop, and why."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()
-        self.error: BaseException | None = None
-        self._lock = threading.Lock()
-
-    def work(self, items: Iterator[Any], target: queue.Queue[Any]) -> None:
-        """Move items into a queue until they end, or anything fails."""
-        try:
-            for item in items:
-                if not self._put(target, item):
-                    return
-            self._put(target, _END)
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            with self._lock:
-                self.error = self.error or error
-            self.stopped.set()
-
-    def items(self, feed: queue.Queue[Any]) -> Iterator[Any]:
-        """Take items from a queue until they end or the run stops."""
-        while not self.stopped.is_set():
-            try:
-                item = feed.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
-            if item is _END:
-                return
-            yield item
-
-    def results(self, stage: Callable[[Any], Any], feed: queue.Queue[Any]) -> Iterator[Any]:
-        """Pass a queue's items through a function."""
-        for item in self.items(feed):
-            yield stage(item)
-
-    def _put(self, target: queue.Queue[Any], item: Any) -> bool:
-        while not self.stopped.is_set():
-            try:
-                target.put(item, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
+        if errors:
+            raise errors[0]

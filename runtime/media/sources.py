@@ -1,7 +1,8 @@
-"""Where frames come from: an image, a folder of images, or a video file."""
+"""Sources of frames: an image, a folder of images, or a video file."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,18 @@ class Frame:
     image: np.ndarray
     """RGB, uint8 (H, W, 3), fresh."""
     name: str
-    """File name without suffix (with it where two files differ in nothing else), or a video's name and
-    frame number."""
+    """File name without suffix (with it if names would repeat), or video name and frame number."""
 
 
 class FrameSource(Protocol):
-    """Frames in order, once through for each iteration; what cannot be read is skipped and remembered."""
+    """Frames in order; each iteration starts again. Unreadable frames are skipped and listed."""
 
     path: Path
-    """What was opened."""
+    """File or folder that was opened."""
     num_frames: int | None
-    """How many frames to expect, ``None`` when unknown; a video's header may promise too many."""
+    """Expected number of frames, ``None`` if unknown; the header of a video may be wrong."""
     fps: float | None
-    """Frames a second of a video, ``None`` for images."""
+    """Frames per second of a video, ``None`` for images."""
     skipped: list[str]
     """One line for each frame that could not be read in the last iteration."""
 
@@ -46,18 +46,20 @@ def open_source(path: Path | str) -> FrameSource:
     """Open an image, a folder of images, or a video.
 
     Raises:
-        InvalidInput: Nothing there, a folder without images, or a file that is neither image nor video.
+        InvalidInput: No such path, a folder without images, or a file that is neither image nor video.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
-        return ImageSource(path, _images_in(path))
+        files = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        return ImageSource(path, sorted(file for file in files if file.is_file()))
     if not path.is_file():
         raise InvalidInput(
             f"source {str(path)!r} does not exist", hint="give an image, a folder or a video"
         )
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:
         return ImageSource(path, [path])
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
         return VideoSource(path)
     raise InvalidInput(
         f"{path} is neither an image nor a video, by its suffix {path.suffix!r}",
@@ -71,18 +73,22 @@ class ImageSource:
     fps: float | None = None
 
     def __init__(self, path: Path, files: list[Path]) -> None:
+        if not files:
+            raise InvalidInput(
+                f"folder {path} holds no images",
+                hint=f"images are files ending in {_listed(IMAGE_SUFFIXES)}",
+            )
         self.path = path
         self.num_frames: int | None = len(files)
         self.skipped: list[str] = []
         self._files = files
-        stems = [file.stem for file in files]
-        self._names_are_stems = len(set(stems)) == len(stems)
+        self._stems_are_unique = len({file.stem for file in files}) == len(files)
 
     def __iter__(self) -> Iterator[Frame]:
         self.skipped = []
         for file in self._files:
             try:
-                yield Frame(read_image(file), file.stem if self._names_are_stems else file.name)
+                yield Frame(read_image(file), file.stem if self._stems_are_unique else file.name)
             except InvalidInput as error:
                 self.skipped.append(str(error))
 
@@ -91,7 +97,7 @@ class VideoSource:
     """A video file, decoded frame by frame."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file once to learn its size and rate.
+        """Open the file once to read its length and frame rate.
 
         Raises:
             InvalidInput: OpenCV cannot decode it.
@@ -107,14 +113,12 @@ class VideoSource:
     def __iter__(self) -> Iterator[Frame]:
         self.skipped = []
         capture = self._open()
-        index = 0
         try:
-            while True:
+            for index in itertools.count():
                 is_read, image = capture.read()
                 if not is_read:
-                    break
+                    return
                 yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), f"{self.path.stem}_{index:06d}")
-                index += 1
         finally:
             capture.release()
 
@@ -139,20 +143,6 @@ def read_image(path: Path) -> np.ndarray:
     if image is None:
         raise InvalidInput(f"{path} cannot be read as an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-    )
-    if not files:
-        raise InvalidInput(
-            f"folder {folder} holds no images",
-            hint=f"images are files ending in {_listed(IMAGE_SUFFIXES)}",
-        )
-    return files
 
 
 def _listed(suffixes: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""What all command lines share: sizes, batches, and how an error ends."""
+"""Shared CLI helpers: sizes, batches, and error reports."""
 
 import os
 import sys
@@ -91,7 +91,7 @@ def test_an_error_of_the_system_names_the_file(run):
     code, text = run(PermissionError(13, "Permission denied", "/x/a.png"))
     error, hint = text.splitlines()
     assert (code, error) == (2, "error: Permission denied: /x/a.png")
-    assert hint.startswith("hint: check that the path is there")
+    assert hint.startswith("hint: check that the path exists")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

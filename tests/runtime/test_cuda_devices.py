@@ -1,4 +1,4 @@
-"""The CUDA libraries behind the narrow interface: our calls against the real module, errors told right."""
+"""The CUDA libraries: our calls exist in the real modules, and errors are reported with hints."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 
 import runtime.cuda
 from runtime.cuda.device import open_device
-from runtime.cuda.owned import cuda_error
+from runtime.cuda.resources import cuda_error
 from runtime.errors import BackendUnavailable, CudaError, InvalidInput
 
 FOLDER = Path(runtime.cuda.__file__).parent
@@ -77,12 +77,12 @@ def test_an_error_says_what_to_do(name, hint):
 
 
 class FakeDriver(types.ModuleType):
-    """``cuda.bindings.driver`` of a machine with one GPU: memory is numpy's, work is done at once."""
+    """``cuda.bindings.driver`` of a machine with one GPU: memory is numpy's, work runs at once."""
 
     def __init__(self):
         super().__init__("cuda.bindings.driver")
         self.memory, self.next, self.live, self.fail = {}, 0x1000, set(), {}
-        self.host = {}
+        self.host, self.calls = {}, []
         for name in ("CU_STREAM_NON_BLOCKING", "CU_EVENT_DEFAULT", "CU_EVENT_DISABLE_TIMING"):
             setattr(self, name, 1)
         enum = types.SimpleNamespace
@@ -99,10 +99,12 @@ class FakeDriver(types.ModuleType):
             raise AttributeError(name)
 
         def call(*arguments):
+            self.calls.append(name)
             if name in self.fail:
                 return (self.fail[name], *[None] * 2)[: 1 if "Free" in name else 2]
             return getattr(type(self), f"_{name}", type(self)._made)(self, *arguments)
 
+        call.__name__ = name
         return call
 
     def _made(self, *arguments):
@@ -121,6 +123,9 @@ class FakeDriver(types.ModuleType):
 
     def _cuDeviceGetName(self, length, device):
         return 0, b"NVIDIA Fake\0\0"
+
+    def _cuDeviceGetPCIBusId(self, length, device):
+        return 0, b"0000:3B:00.0\0\0"
 
     def _cuDeviceGetAttribute(self, which, device):
         return 0, {"major": 8, "minor": 6}[which]
@@ -201,6 +206,7 @@ def driver(monkeypatch):
 def test_bytes_go_there_and_back(driver):
     device = open_device("cuda-bindings")
     assert (device.name, device.sm, device.library) == ("NVIDIA Fake", (8, 6), "cuda-bindings")
+    assert device.pci_bus_id == "0000:3b:00.0"
     with device.current():
         there, back, memory = (
             device.pinned_buffer(64),
@@ -230,12 +236,29 @@ def test_close_frees_all_that_is_left_and_may_be_called_twice(driver):
     assert driver.live == set()
 
 
-def test_out_of_memory_tells_what_was_asked_for_and_what_is_free(driver):
+def test_resources_are_freed_in_reverse_order_even_after_an_error(driver):
+    device = open_device("cuda-bindings")
+    with device.current():
+        device.new_stream()
+        device.device_buffer(8)
+        device.new_event()
+        device.pinned_buffer(8)
+    driver.fail["cuMemFree"] = 2
+    driver.calls.clear()
+    with pytest.raises(CudaError, match="cuMemFree failed"):
+        device.close()
+    freed = [name for name in driver.calls if "Free" in name or "Destroy" in name]
+    assert freed == ["cuMemFreeHost", "cuEventDestroy", "cuMemFree", "cuStreamDestroy"]
+    assert "context" not in driver.live
+    device.close()
+
+
+def test_out_of_memory_reports_requested_and_free_memory(driver):
     device = open_device("cuda-bindings")
     driver.fail["cuMemAlloc"] = 2
     with (
         device.current(),
-        pytest.raises(CudaError, match=r"full: 5\.0 MB asked for, 1\.0 of 8 MB free"),
+        pytest.raises(CudaError, match=r"full: 5\.0 MB requested, 1\.0 of 8 MB free"),
     ):
         device.device_buffer(5_000_000)
 

@@ -211,9 +211,7 @@ class TestMisuse:
     @pytest.mark.parametrize(
         ("batch", "message"),
         [
-            pytest.param(
-                batch_of(5), "batch of 5 frames, a slot has room for 1 to 4", id="too-many"
-            ),
+            pytest.param(batch_of(5), "batch of 5 frames, a slot holds 1 to 4", id="too-many"),
             pytest.param(np.zeros((0, *ITEM), np.uint8), "batch of 0 frames", id="none"),
             pytest.param(np.zeros((1, *ITEM), np.float32), "must be uint8", id="type"),
             pytest.param(np.zeros((1, 4, 6, 4), np.uint8), "must be uint8", id="shape"),
@@ -244,7 +242,7 @@ class TestMisuse:
         with ring_on(FakeDevice()) as ring:
             ticket = ring.submit(batch_of(1))
             ring.collect(ticket)
-            with pytest.raises(InvalidInput, match=f"no batch of ticket {ticket} is in flight"):
+            with pytest.raises(InvalidInput, match=f"no batch with ticket {ticket} is in flight"):
                 ring.collect(ticket)
 
     def test_a_closed_ring_says_so(self):
@@ -292,3 +290,28 @@ class TestFailure:
             ring.collect()
         with pytest.raises(InvalidInput, match="cannot be used"):
             ring.submit(batch_of(1))
+
+    def test_a_lost_gpu_is_closed_with_an_error_and_everything_freed(self):
+        device = FakeDevice()
+        ring = ring_on(device, use_graphs=False)
+        device.lost_after = 0
+        with pytest.raises(CudaError, match="ILLEGAL_ADDRESS"):
+            ring.close()
+        assert not device.alive
+        ring.close()
+        device.close()
+
+    def test_streams_are_synchronised_before_anything_is_freed(self):
+        device = FakeDevice()
+        ring = ring_on(device)
+        for _ in range(3):  # the graph is captured, and its resource registered, after the streams
+            ring.collect(ring.submit(batch_of(1)))
+        ring.submit(batch_of(1))
+        events = []
+        for item in device.alive:
+            item.gone = lambda item=item, gone=item.gone: (events.append("freed"), gone())
+        for stream in device.streams.values():
+            stream.synchronize = lambda wait=stream.synchronize: (events.append("waited"), wait())
+        ring.close()
+        assert events[:3] == ["waited"] * 3
+        assert set(events[3:]) == {"freed"}

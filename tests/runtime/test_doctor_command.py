@@ -48,4 +48,4 @@ def test_without_a_backend_it_ends_with_3_and_the_pip_line():
     done = run(sys.executable, "-c", code)
     assert done.returncode == 3
     assert "NO  run on CPU: openvino" in done.stdout
-    assert "nothing here can run a model: pip install 'esnet-deploy[cpu]'" in done.stdout
+    assert "no backend can run a model here: pip install 'esnet-deploy[cpu]'" in done.stdout

@@ -1,4 +1,4 @@
-"""An engine's record, and what is found out before anything is loaded."""
+"""An engine's record, and the checks before it is loaded."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ from runtime.artefact.engine_file import (
     check_gpu,
     check_library,
     check_plan,
-    describe_foreign,
     read_record,
     record_path,
     write_engine,
@@ -38,7 +37,7 @@ def engine(make_artefact, tmp_path) -> Path:
         onnx={"name": "small.onnx", "sha256": "0" * 64},
         tensorrt={"kind": "tensorrt-rtx", "version": "1.7.1"},
         target={"sms": ["8.6", "8.9"], "gpu": None},
-        precision={"asked": "fp16", "built": {"Half": 66}, "islands": []},
+        precision={"asked": "fp16", "built": {"Half": 66}, "fp32_nodes": []},
         profile=(1, 1, 8),
         kernels={"count": 75},
         build={"key": "k", "command": COMMAND, "seconds": 1.0},
@@ -102,11 +101,11 @@ def change(path: Path, **fields) -> None:
         pytest.param(b"", "is empty", id="empty"),
         pytest.param(
             rtx_plan()[:200],
-            "is cut short or grown: 200 bytes, its header says 256",
+            "is truncated or extended: 200 bytes, its header says 256",
             id="truncated",
         ),
         pytest.param(bytes(range(200)), "is not a TensorRT-RTX engine", id="garbage"),
-        pytest.param(rtx_plan()[:-1] + b"x", "its sha256 is another", id="edited"),
+        pytest.param(rtx_plan()[:-1] + b"x", "the sha256 differs", id="edited"),
     ],
 )
 def test_a_changed_plan_is_found_before_it_is_loaded(engine, content, message):
@@ -132,18 +131,3 @@ def test_another_gpu_is_named_with_both_capabilities(engine):
         EngineMismatch, match=r"for compute capability 8\.6, 8\.9, NVIDIA GTX 1080 Ti has 6\.1"
     ):
         check_gpu(engine, read_record(engine), gpu="NVIDIA GTX 1080 Ti", sm=(6, 1))
-
-
-@pytest.mark.parametrize(
-    ("header", "told"),
-    [
-        (b"vtrt" + bytes(60), "a TensorRT-RTX engine"),
-        (b"ftrt" + bytes(60), "a TensorRT engine"),
-        ((300).to_bytes(4, "little") + b'{"description"', "ultralytics"),
-        (b"\x08\x08\x12", None),
-    ],
-)
-def test_what_a_file_really_is(header, told):
-    found = describe_foreign(header)
-    assert (found is None) == (told is None)
-    assert told is None or told in found

@@ -1,4 +1,4 @@
-"""An artefact made for another engine comes with the command that makes the right one."""
+"""An artefact for another engine gets the command that exports the right one."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def test_null_needs_no_advice(card):
 
 
 def test_both_engines_are_named(card):
-    assert "suits tensorrt; for openvino: " in form_advice(card, "openvino")
+    assert "optimized for tensorrt; for openvino: " in form_advice(card, "openvino")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from export.engine.build import BuildOptions, build_engine
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import read_record
 from runtime.backend import open_backend
-from runtime.backends import onnxruntime_cuda
+from runtime.backends import onnxruntime, onnxruntime_cuda
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.backends.tensorrt import TensorRtBackend
 from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, InvalidInput
@@ -201,7 +201,7 @@ class TestTensorRt:
         path, _, module = engine
         path.write_bytes(path.read_bytes() + b"x")
         loaded = module.state.loaded
-        with pytest.raises(EngineMismatch, match="its sha256 is another"):
+        with pytest.raises(EngineMismatch, match="the sha256 differs"):
             opened(engine)
         assert module.state.loaded == loaded
 
@@ -310,7 +310,8 @@ def use_ort(monkeypatch):
     def use(**settings):
         device = FakeDevice()
         fake = FakeOrt(device, **settings)
-        monkeypatch.setattr(onnxruntime_cuda, "ort", fake)
+        for module in (onnxruntime, onnxruntime_cuda):
+            monkeypatch.setattr(module, "ort", fake)
         monkeypatch.setattr(
             onnxruntime_cuda, "_is_installed", lambda name: name == "onnxruntime-gpu"
         )

@@ -1,4 +1,4 @@
-"""What the machine is and what is installed, from the system itself."""
+"""The machine, its GPUs through a fake NVML, and the doctor."""
 
 import json
 import re
@@ -9,36 +9,55 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import InvalidInput
+from runtime.errors import CudaError, InvalidInput
 from runtime.machine.doctor import diagnose
 from runtime.machine.doctor_report import print_diagnosis
-from runtime.machine.gpus import gpus_at_hand
-from runtime.machine.machine import cpu_flags, cpu_name, num_cores, nvidia_cards, nvidia_gpus
+from runtime.machine.gpus import first_cuda_gpu
+from runtime.machine.machine import (
+    NvidiaGpu,
+    cpu_flags,
+    cpu_name,
+    gpu_states,
+    gpu_with_bus_id,
+    normalise_bus_id,
+    num_cores,
+    nvidia_gpus,
+)
+from tests.fake_cuda import FakeDevice
+from tests.fake_nvml import FUNCTION_NOT_FOUND, GPU_IS_LOST, NOT_SUPPORTED, FakeGpu, FakeNvml
 
 PASCAL_PINS = Path(__file__).parents[2] / "requirements-gtx10xx.txt"
 
 
-@pytest.fixture
-def fake_smi(tmp_path, monkeypatch):
-    """Put a program named ``nvidia-smi`` before all others."""
+@pytest.fixture(autouse=True)
+def nvml(monkeypatch, tmp_path):
+    """Install a fake NVML with these GPUs; without a call, this machine has neither NVML nor a driver."""
+    monkeypatch.setattr("runtime.machine.machine._DRIVER_FILE", tmp_path / "driver")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
 
-    def install(script):
-        path = tmp_path / "nvidia-smi"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    def install(*gpus, **settings):
+        module = FakeNvml(*gpus, **settings)
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        return module
 
     return install
 
 
 @pytest.fixture
-def card(fake_smi):
-    """Put a card into this machine; a driver without a capability does not know the field."""
+def load_driver(tmp_path):
+    """Make the file that a loaded driver makes."""
+    return (tmp_path / "driver").touch
+
+
+@pytest.fixture
+def card(nvml):
+    """Put one GPU into this machine; ``capability=None``: its driver does not know the query."""
 
     def insert(name, driver="580.95.05", capability=None):
-        told = f"echo {capability}" if capability else "echo Field is not a valid field; exit 2"
-        line = f"echo '{name}, {driver}, 11264 MiB'"
-        fake_smi(f'case "$1" in *compute_cap*) {told};; *) {line};; esac')
+        query = "nvmlDeviceGetCudaComputeCapability"
+        unsupported = {} if capability else {query: FUNCTION_NOT_FOUND}
+        major, minor = map(int, (capability or "0.0").split("."))
+        nvml(FakeGpu(name=name, capability=(major, minor), unsupported=unsupported), driver=driver)
 
     return insert
 
@@ -79,56 +98,166 @@ def test_the_cpu_has_flags():
     assert cpu_flags()
 
 
-def test_gpus_are_listed_as_the_driver_lists_them(fake_smi):
-    fake_smi("echo 'NVIDIA GeForce GTX 1080 Ti, 535.1, 11264 MiB'; echo 'Tesla T4, 535.1, 1 MiB'")
-    assert nvidia_gpus() == (
-        "NVIDIA GeForce GTX 1080 Ti, 535.1, 11264 MiB",
-        "Tesla T4, 535.1, 1 MiB",
+def test_a_gpu_is_described_by_nvml(nvml):
+    module = nvml(FakeGpu(bus_id="00000000:3B:00.0"))
+    (gpu,) = nvidia_gpus()
+    assert gpu == NvidiaGpu(
+        index=0,
+        name="NVIDIA GeForce RTX 3060",
+        driver="580.95.05",
+        memory_bytes=11264 << 20,
+        compute_capability="8.6",
+        pci_bus_id="0000:3b:00.0",
+        uuid="GPU-5f1c",
+    )
+    assert str(gpu) == "NVIDIA GeForce RTX 3060, 580.95.05, 11264 MiB"
+    assert module.inits == 0
+
+
+def test_old_versions_of_nvidia_ml_py_return_bytes(nvml):
+    nvml(FakeGpu())
+    expected = nvidia_gpus()
+    nvml(FakeGpu(), as_bytes=True)
+    assert nvidia_gpus() == expected
+
+
+def test_no_gpu_without_nvidia_ml_py(nvml):
+    assert (nvidia_gpus(), gpu_states()) == ((), ())
+
+
+def test_no_gpu_when_nvml_does_not_start(nvml):
+    nvml(FakeGpu(), has_driver=False)
+    assert (nvidia_gpus(), gpu_states()) == ((), ())
+
+
+QUERIES = [name for name in vars(FakeNvml) if name.startswith("nvmlDevice")]
+
+
+@pytest.mark.parametrize("error", [NOT_SUPPORTED, GPU_IS_LOST])
+@pytest.mark.parametrize("query", [name for name in QUERIES if name != "nvmlDeviceGetCount"])
+def test_a_query_that_fails_is_unknown_and_the_other_gpu_is_described(nvml, query, error):
+    module = nvml(FakeGpu(), FakeGpu(unsupported={query: error}))
+    first, second = nvidia_gpus()
+    assert first.name == "NVIDIA GeForce RTX 3060"
+    assert second.index == 1
+    assert len(gpu_states()) == 2
+    assert module.inits == 0
+
+
+def test_everything_may_be_unknown(nvml):
+    unsupported = dict.fromkeys(QUERIES, NOT_SUPPORTED)
+    del unsupported["nvmlDeviceGetHandleByIndex"]
+    nvml(FakeGpu(unsupported=unsupported), not_exported=("nvmlSystemGetDriverVersion",))
+    assert list(map(str, nvidia_gpus())) == ["unknown, unknown, unknown"]
+    assert gpu_states() == (
+        "unknown: unknown of unknown MHz, unknown C, unknown W, throttle unknown",
     )
 
 
-def test_no_gpu_when_the_driver_does_not_answer(fake_smi):
-    fake_smi("echo NVIDIA-SMI has failed; exit 9")
-    assert nvidia_gpus() == ()
+def test_the_state_of_each_gpu_names_its_bus_id(nvml):
+    nvml(FakeGpu(), FakeGpu(bus_id="00000000:C1:00.0", milliwatts=50, reasons=0))
+    assert gpu_states() == (
+        "0000:01:00.0: 1980 of 2100 MHz, 45 C, 312.10 W, throttle 0x4",
+        "0000:c1:00.0: 1980 of 2100 MHz, 45 C, 0.05 W, throttle 0x0",
+    )
 
 
-def test_no_gpu_without_a_driver(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert nvidia_gpus() == ()
+def test_drivers_before_r535_know_the_throttle_reasons_by_their_old_name(nvml):
+    nvml(FakeGpu(), not_exported=("nvmlDeviceGetCurrentClocksEventReasons",))
+    assert gpu_states()[0].endswith("throttle 0x4")
 
 
-def test_a_card_is_described_by_its_driver(card):
-    card("NVIDIA GeForce RTX 3060", capability="8.6")
-    (found,) = nvidia_cards()
-    assert (found.name, found.driver) == ("NVIDIA GeForce RTX 3060", "580.95.05")
-    assert (found.memory, found.compute_capability) == ("11264 MiB", "8.6")
+def test_gpus_are_matched_by_bus_id_not_by_order(nvml):
+    nvml(FakeGpu(name="first"), FakeGpu(name="second", bus_id="00000000:3B:00.0"))
+    assert gpu_with_bus_id("0000:3B:00.0").name == "second"
+    assert gpu_with_bus_id("00000000:01:00.0").name == "first"
+    assert gpu_with_bus_id("0000:02:00.0") is None
 
 
-def test_an_old_driver_does_not_tell_the_capability(card):
+@pytest.mark.parametrize(
+    ("text", "normalised"),
+    [
+        ("00000000:3B:00.0", "0000:3b:00.0"),
+        ("0000:3b:00.0", "0000:3b:00.0"),
+        ("00010000:E1:00.0", "10000:e1:00.0"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_bus_ids_have_one_spelling(text, normalised):
+    assert normalise_bus_id(text) == normalised
+
+
+@pytest.fixture
+def cuda_device(monkeypatch):
+    """Make ``open_device`` open a fake device."""
+    device = FakeDevice(sm=(9, 0))
+    monkeypatch.setattr("runtime.cuda.device.open_device", lambda: device)
+    return device
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    """Hide the CUDA libraries."""
+    monkeypatch.setattr("runtime.cuda.device._has", lambda module: False)
+
+
+def test_the_first_gpu_is_the_one_that_cuda_opens(nvml, cuda_device):
+    nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)))
+    assert first_cuda_gpu() == ("NVIDIA Fake 3060", (9, 0))
+    assert cuda_device.closed
+
+
+def test_without_a_cuda_library_the_first_gpu_is_that_of_nvml(nvml, no_cuda):
+    nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)), FakeGpu())
+    assert first_cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
+
+
+def test_a_gpu_that_cuda_cannot_open_is_described_by_nvml(nvml, monkeypatch):
+    def fail():
+        raise CudaError("cuDevicePrimaryCtxRetain failed: CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr("runtime.cuda.device.open_device", fail)
+    nvml(FakeGpu())
+    assert first_cuda_gpu() == ("NVIDIA GeForce RTX 3060", (8, 6))
+
+
+def test_no_first_gpu_without_a_gpu(no_cuda):
+    assert first_cuda_gpu() is None
+
+
+def test_a_capability_that_nvml_does_not_know_is_looked_up_by_name(card, no_cuda):
     card("GeForce GTX 1080 Ti", "460.91.03")
-    assert [found.compute_capability for found in nvidia_cards()] == [None]
+    assert first_cuda_gpu() == ("GeForce GTX 1080 Ti", (6, 1))
 
 
-def test_each_of_several_cards_has_its_own_capability(fake_smi):
-    lines = "echo 'NVIDIA TITAN Xp, 580.1, 1 MiB'; echo 'NVIDIA H100 PCIe, 580.1, 1 MiB'"
-    fake_smi(f'case "$1" in *compute_cap*) echo 6.1; echo 9.0;; *) {lines};; esac')
-    assert gpus_at_hand() == (("NVIDIA TITAN Xp", (6, 1)), ("NVIDIA H100 PCIe", (9, 0)))
-
-
-def test_what_an_old_driver_does_not_tell_is_known_by_name(card):
-    card("GeForce GTX 1080 Ti", "460.91.03")
-    assert gpus_at_hand() == (("GeForce GTX 1080 Ti", (6, 1)),)
-
-
-def test_a_card_that_nobody_knows_is_named(card):
+def test_a_gpu_that_is_not_in_the_table_is_named(card, no_cuda):
     card("NVIDIA X9", "460.91.03")
     with pytest.raises(InvalidInput, match="unknown GPU 'NVIDIA X9'"):
-        gpus_at_hand()
+        first_cuda_gpu()
 
 
-def test_the_capability_that_a_driver_tells_beats_the_table(card):
+def test_the_capability_of_nvml_takes_precedence_over_the_table(card, no_cuda):
     card("NVIDIA X9", capability="13.1")
-    assert gpus_at_hand() == (("NVIDIA X9", (13, 1)),)
+    assert first_cuda_gpu() == ("NVIDIA X9", (13, 1))
+
+
+def test_a_driver_without_nvidia_ml_py_is_reported_with_the_pip_line(load_driver):
+    load_driver()
+    diagnosis = diagnose()
+    assert diagnosis.machine["gpu"] == "unknown (nvidia-ml-py is not installed)"
+    assert [warning for warning in diagnosis.warnings if "nvidia-ml-py" in warning] == [
+        "an NVIDIA driver is loaded, but its GPUs cannot be listed without nvidia-ml-py: "
+        "pip install nvidia-ml-py"
+    ]
+    assert "build engines: tensorrt" in [check.name for check in diagnosis.checks]
+
+
+def test_nvidia_ml_py_is_not_asked_for_without_a_driver_or_when_it_is_there(nvml, load_driver):
+    assert warnings_about("nvidia-ml-py") == []
+    assert diagnose().machine["gpu"] == "none (no NVIDIA driver found)"
+    load_driver()
+    nvml(FakeGpu())
+    assert warnings_about("nvidia-ml-py") == []
 
 
 def test_what_works_is_reported_with_its_version():
@@ -179,8 +308,8 @@ def test_twins_that_overwrite_each_other_are_warned_of(monkeypatch):
     ]
 
 
-def test_a_machine_with_a_gpu_is_checked_for_tensorrt(fake_smi):
-    fake_smi("echo 'Tesla T4, 535.1, 1 MiB'")
+def test_a_machine_with_a_gpu_is_checked_for_tensorrt(nvml):
+    nvml(FakeGpu(name="Tesla T4", memory_bytes=1 << 20), driver="535.1")
     diagnosis = diagnose()
     assert diagnosis.machine["gpu"] == "Tesla T4, 535.1, 1 MiB"
     assert "build engines: tensorrt" in [check.name for check in diagnosis.checks]
@@ -253,9 +382,12 @@ def test_a_card_behind_an_old_driver_is_advised_by_its_name(card):
     assert "(SM 6.1): TensorRT 8.6.1 at most" in only_gpu().support
 
 
-def test_a_card_that_nobody_knows_does_not_silence_the_others(fake_smi):
-    lines = "echo 'GeForce MX150, 460.1, 1 MiB'; echo 'GeForce GTX 1080, 460.1, 1 MiB'"
-    fake_smi(f'case "$1" in *compute_cap*) exit 2;; *) {lines};; esac')
+def test_a_card_that_nobody_knows_does_not_silence_the_others(nvml):
+    query = "nvmlDeviceGetCudaComputeCapability"
+    nvml(
+        FakeGpu(name="GeForce MX150", unsupported={query: FUNCTION_NOT_FOUND}),
+        FakeGpu(name="GeForce GTX 1080", unsupported={query: FUNCTION_NOT_FOUND}),
+    )
     unknown, known = diagnose().gpus
     assert "neither its driver nor our table knows" in unknown.support
     assert "(SM 6.1)" in known.support
@@ -305,7 +437,7 @@ def test_a_driver_of_cuda_12_may_stay_with_a_tensorrt_of_cuda_12(pretend_install
     assert warning.endswith("or pip install tensorrt-cu12")
 
 
-@pytest.mark.parametrize("driver", ["580.65.06", "[N/A]"])
+@pytest.mark.parametrize("driver", ["580.65.06", "", "unknown"])
 def test_a_driver_that_is_new_enough_or_unknown_is_not_complained_of(
     pretend_installed, card, driver
 ):
@@ -318,7 +450,7 @@ def test_a_tensorrt_that_left_the_card_behind_is_said(pretend_installed, card):
     card("NVIDIA GeForce GTX 1080 Ti", capability="6.1")
     pretend_installed("tensorrt-cu12-bindings", "10.4.0")
     (warning,) = warnings_about("tensorrt-cu12-bindings 10.4.0 does not run on SM 6.1")
-    assert "8.6.1 is the last that does" in warning
+    assert "the last version that does is 8.6.1" in warning
 
 
 def test_an_onnxruntime_that_left_the_card_behind_is_said(pretend_installed, card):

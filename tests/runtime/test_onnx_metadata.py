@@ -48,7 +48,7 @@ def test_the_weights_are_stepped_over(make_artefact):
 def test_every_truncation_is_refused(small_model_bytes, scratch):
     for size in range(len(small_model_bytes)):
         scratch.write_bytes(small_model_bytes[:size])
-        with pytest.raises(ModelFileError, match=r"cut short|empty|no graph|without a model card"):
+        with pytest.raises(ModelFileError, match=r"truncated|empty|no graph|without a model card"):
             ModelCard.from_file(scratch)
 
 
@@ -56,7 +56,7 @@ def test_every_truncation_is_refused(small_model_bytes, scratch):
 def test_a_truncated_artefact_is_called_cut_short(make_artefact, scratch, share):
     content = make_artefact().read_bytes()
     scratch.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ModelFileError, match=r"is cut short: \d+ bytes where at least \d+ belong"):
+    with pytest.raises(ModelFileError, match=r"is truncated: \d+ bytes, expected at least \d+"):
         read_metadata(scratch)
 
 

@@ -1,4 +1,4 @@
-"""Pictures arrive whole or not at all, and never on top of their source."""
+"""Images are written completely or not at all, and never over their source."""
 
 import os
 
@@ -149,7 +149,7 @@ def test_a_failed_picture_leaves_the_old_one(out, frame, monkeypatch):
     [
         pytest.param("x.png", "has 2 frames, 'x.png' is one image", id="one-image-for-many"),
         pytest.param("x.avi", "video output is .mp4, got 'x.avi'", id="avi"),
-        pytest.param("x.gif", "cannot tell what 'x.gif' should be", id="unknown-suffix"),
+        pytest.param("x.gif", "output 'x.gif' has the unknown suffix", id="unknown-suffix"),
         pytest.param("none/x.mp4", "output folder .*none does not exist", id="no-folder"),
     ],
 )

@@ -95,7 +95,7 @@ def test_an_artefact_for_another_engine_is_warned_of_once(segment, draw_image, m
     done = segment("in", "out", "--backend", "onnxruntime", model=model)
     assert done.returncode == 0
     assert done.stderr.count("warning:") == 1
-    assert "warning: the graph has the form that suits tensorrt; for onnxruntime: " in done.stderr
+    assert "warning: the graph is optimized for tensorrt; for onnxruntime: " in done.stderr
 
 
 def test_an_artefact_for_this_engine_is_run_in_silence(segment, draw_image):
@@ -131,7 +131,7 @@ def test_a_video_shorter_than_its_header_says_is_a_warning(segment, frame, tmp_p
     os.truncate(path, int(path.stat().st_size * 0.6))
     done = segment("in.avi", "out.mp4", "--backend", "null")
     assert done.returncode == 0
-    assert "its header promises 9: the file may be cut short" in done.stderr
+    assert "its header promises 9: the file may be truncated" in done.stderr
 
 
 def test_images_of_two_sizes_are_no_video(segment, draw_image, tmp_path):
@@ -169,7 +169,7 @@ def test_a_person_sees_a_progress_bar_on_stderr(draw_image, make_artefact, tmp_p
         pytest.param(lambda path, whole: None, "does not exist", id="missing"),
         pytest.param(lambda path, whole: path.touch(), "is empty", id="empty"),
         pytest.param(lambda path, whole: path.mkdir(), "is a folder", id="folder"),
-        pytest.param(lambda path, whole: path.write_bytes(whole[:9999]), "cut short", id="cut"),
+        pytest.param(lambda path, whole: path.write_bytes(whole[:9999]), "is truncated", id="cut"),
         pytest.param(lambda path, whole: path.write_text("hi"), "not an ONNX file", id="not-onnx"),
     ],
 )
@@ -204,7 +204,9 @@ def test_an_onnx_file_without_a_card_is_refused(segment, draw_image, identity_mo
         pytest.param("in.png", "in.png/out", [], "in.png/out", id="unwritable-folder"),
         pytest.param("in.png", "no/out.png", [], "folder no does not exist", id="no-folder"),
         pytest.param("in.png", "in.png", [], "is the source itself", id="onto-itself"),
-        pytest.param("in.png", "out.gif", [], "cannot tell what 'out.gif'", id="unknown-output"),
+        pytest.param(
+            "in.png", "out.gif", [], "'out.gif' has the unknown suffix", id="unknown-output"
+        ),
         pytest.param(
             "in.png", "o.jpg", ["--draw", "labels"], "not survive .jpg", id="lossy-labels"
         ),
