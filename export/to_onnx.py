@@ -68,8 +68,7 @@ def export_onnx(
         plan: Export settings; ``None`` takes the defaults. Its mean and std are not used.
         mean: RGB mean, 0-1 scale; ``None`` takes that of the checkpoint's family.
         std: RGB standard deviation, 0-1 scale; ``None`` as for ``mean``.
-        label_set: Name of the label set; ``None`` takes the checkpoint's, or the one with its number of
-            classes.
+        label_set: Name of the label set; ``None`` takes the checkpoint's, or chooses by number of classes.
         frames: Image, folder or video to compare on; ``None`` generates street scenes.
         verify: False skips the comparison with torch.
         command: Command line, for the card.
@@ -81,15 +80,9 @@ def export_onnx(
         BackendUnavailable: No installed backend can run the comparison.
         OSError: The output cannot be written.
     """
-    if verify and not installed_backends():
-        raise BackendUnavailable(
-            "no installed backend can run the exported graph for the comparison with torch",
-            hint="pip install 'esnet-deploy[cpu]', or export with --no-verify",
-        )
     checkpoint = load_checkpoint(weights)
-    plan = replace(
-        plan or ExportPlan(), mean=mean or checkpoint.family.mean, std=std or checkpoint.family.std
-    )
+    mean, std = mean or checkpoint.family.mean, std or checkpoint.family.std
+    plan = replace(plan or ExportPlan(), mean=mean, std=std)
     labels = _label_set(checkpoint, label_set)
     path = output or default_output(weights, checkpoint, plan)
     _check_output(path, checkpoint.path)
@@ -97,18 +90,12 @@ def export_onnx(
     with atomic_path(path) as temporary:
         unfused = unfused_graph(checkpoint.network, plan)
         model = transform_graph(unfused, plan)
-        card = card_from_plan(
-            plan,
-            labels,
-            name=_name(weights, checkpoint),
-            source=_source(checkpoint),
-            created=_created(command),
-        )
+        name, source, created = _name(weights, checkpoint), _source(checkpoint), _created(command)
+        card = card_from_plan(plan, labels, name=name, source=source, created=created)
         parity = None
         if verify:
-            parity = measure_parity(
-                checkpoint.network, unfused, model, plan, card, images, frames_name=frames_name
-            )
+            network = checkpoint.network
+            parity = measure_parity(network, unfused, model, plan, card, images, frames_name)
             require_parity(parity, plan.precision)
             card = replace(card, parity=asdict(parity))
         onnx.save(with_card(model, card), temporary)
@@ -185,7 +172,17 @@ def _created(command: Sequence[str]) -> dict[str, str]:
 
 
 def _parity_frames(frames: Path | None, plan: ExportPlan) -> tuple[list[np.ndarray], str]:
-    """Read the first frames of the source, or generate some."""
+    """Read the first frames of the source, or generate some; with their origin.
+
+    Raises:
+        BackendUnavailable: No installed backend can run the comparison.
+        ExportError: No frame can be read.
+    """
+    if not installed_backends():
+        raise BackendUnavailable(
+            "no installed backend can run the exported graph for the comparison with torch",
+            hint="pip install 'esnet-deploy[cpu]', or export with --no-verify",
+        )
     if frames is None:
         scenes = [street_scene(plan.size_hw, seed=seed).image for seed in range(_NUM_PARITY_FRAMES)]
         return scenes, "generated street scenes"

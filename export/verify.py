@@ -58,7 +58,6 @@ def measure_parity(
     plan: ExportPlan,
     card: ModelCard,
     frames: Sequence[np.ndarray],
-    *,
     frames_name: str,
 ) -> Parity:
     """Run frames through torch, the artefact, and its logits model, and compare logits and labels.

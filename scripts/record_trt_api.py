@@ -1,10 +1,10 @@
-"""Record what the Python bindings of each TensorRT really hold, without TensorRT and without a GPU.
+"""Record the classes and members of each TensorRT's Python bindings; this needs no GPU.
 
     python scripts/record_trt_api.py [-o tests/trt_api.json]
 
-The bindings are wheels of 1 MB on PyPI; the libraries that they load take gigabytes. A stub with the few
-C functions that they look up at import lets them load, and then ``dir()`` tells every class and member. Needs
-pip, gcc and Python 3.11 (the newest for which 8.6.1 has wheels). TensorRT-RTX is installed for real.
+The bindings are wheels of 1 MB on PyPI, but the libraries that they load take gigabytes. A stub library with
+the few C functions that the bindings look up makes them importable, and ``dir()`` lists their members. Needs
+pip, gcc and Python 3.11, the newest with wheels of 8.6.1. TensorRT-RTX is installed completely.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# Version -> (wheel on PyPI, suffix of the libraries that it loads).
+# Version -> (wheel on PyPI, version suffix of the libraries that it loads).
 VERSIONS = {
     "8.6.1": ("tensorrt-bindings==8.6.1", "8"),
     "10.0.1": ("tensorrt-cu12-bindings==10.0.1", "10"),
@@ -28,33 +28,13 @@ VERSIONS = {
     "11.4.0": ("tensorrt-cu13-bindings==11.4.0.106", "11"),
 }
 RTX = "tensorrt-rtx==1.7.1.116"
-CLASSES = [
-    "Builder",
-    "BuilderFlag",
-    "ComputeCapability",
-    "CudaGraphStrategy",
-    "DataType",
-    "EngineInspector",
-    "HardwareCompatibilityLevel",
-    "IBuilderConfig",
-    "ICudaEngine",
-    "IExecutionContext",
-    "IHostMemory",
-    "ILogger",
-    "INetworkDefinition",
-    "IOptimizationProfile",
-    "IRuntimeCache",
-    "IRuntimeConfig",
-    "ITensor",
-    "ITimingCache",
-    "LayerInformationFormat",
-    "MemoryPoolType",
-    "NetworkDefinitionCreationFlag",
-    "OnnxParser",
-    "ParserError",
-    "ProfilingVerbosity",
-    "Runtime",
-]
+_CLASS_NAMES = """
+    Builder BuilderFlag ComputeCapability CudaGraphStrategy DataType EngineInspector
+    HardwareCompatibilityLevel IBuilderConfig ICudaEngine IExecutionContext IHostMemory ILogger
+    INetworkDefinition IOptimizationProfile IRuntimeCache IRuntimeConfig ITensor ITimingCache
+    LayerInformationFormat MemoryPoolType NetworkDefinitionCreationFlag OnnxParser ParserError
+    ProfilingVerbosity Runtime
+"""
 _FUNCTIONS = [
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -83,7 +63,7 @@ print(json.dumps(table))
 
 
 def main() -> None:
-    """Record all versions."""
+    """Record all versions in a JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -122,7 +102,7 @@ def _recorded(folder: Path, wheel: str, suffix: str) -> dict[str, object]:
 def _dump(module: str, path: Path, libraries: Path | None) -> dict[str, object]:
     environment = {"PYTHONPATH": str(path), "LD_LIBRARY_PATH": str(libraries or "")}
     done = subprocess.run(
-        [sys.executable, "-c", _DUMP, module, *CLASSES],
+        [sys.executable, "-c", _DUMP, module, *_CLASS_NAMES.split()],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,14 +1,12 @@
-"""A TensorRT of any generation, as strict as the real bindings: what they lack (``trt_api.json``), it lacks.
+"""Fake TensorRT of any version, with exactly the attributes of the real bindings (``trt_api.json``).
 
-It parses with onnx, "compiles" a plan that carries the model and its types, and runs it with ONNX Runtime.
-It knows the rules that this project relies on: flags that exist and their values, strong or weak types,
-profiles for dynamic shapes, None instead of exceptions, a uint8 transpose that does not parse, plans bound to
-version and GPU.
+It parses with onnx, "compiles" a plan that holds the model and its types, and runs it with ONNX Runtime.
+It follows the rules that this project relies on: flags and their values, strong or weak typing, profiles for
+dynamic shapes, None instead of exceptions, no uint8 transpose, plans bound to version and GPU.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.machinery
 import json
 import types
@@ -30,12 +28,12 @@ _TYPE_NAMES = {
 
 
 def fake_tensorrt(generation: str, *, sm: tuple[int, int] = (8, 6), has_gpu: bool = True) -> Any:
-    """Make a module.
+    """Make a fake ``tensorrt`` module.
 
     Args:
         generation: Key of ``trt_api.json``.
-        sm: Compute capability of the GPU that it finds.
-        has_gpu: Without one, builder and runtime cannot be made.
+        sm: Compute capability of the GPU.
+        has_gpu: False makes the constructors of Builder and Runtime fail.
     """
     table = API[generation]
     module = types.ModuleType("tensorrt")
@@ -56,7 +54,7 @@ def fake_tensorrt(generation: str, *, sm: tuple[int, int] = (8, 6), has_gpu: boo
 
 
 class State:
-    """What tests set and look at."""
+    """State of the fake that tests set and inspect."""
 
     def __init__(self, *, sm: tuple[int, int], has_gpu: bool) -> None:
         self.sm, self.has_gpu = sm, has_gpu
@@ -70,7 +68,7 @@ class State:
 
 
 class _Member(int):
-    """An enum member as pybind11 makes them: an int by ``int()``, with a name."""
+    """Enum member as in pybind11: convertible by ``int()``, with a name."""
 
     name: str
 
@@ -91,7 +89,7 @@ class _Plain:
 
 
 def _strict(base: type, name: str, members: list[str], module: Any) -> type:
-    """Derive a class whose public attributes are those of the real one, and no others."""
+    """Derive a class with exactly the public attributes of the real one."""
     allowed = set(members)
 
     def __getattribute__(self: Any, key: str) -> Any:
@@ -114,7 +112,7 @@ def _strict(base: type, name: str, members: list[str], module: Any) -> type:
 
 
 def _is_own(instance: Any, key: str) -> bool:
-    """Tell whether the attribute is a subclass's own business (a logger's), or was put there by the fake."""
+    """Return True for attributes of a subclass outside this module, and for those set by the fake."""
     own = object.__getattribute__(instance, "__dict__")
     return type(instance).__module__ != __name__ or key in own
 
@@ -194,7 +192,7 @@ class _Builder:
 
 
 class HostMemory(bytes):
-    """A serialised engine."""
+    """Serialised engine."""
 
     @property
     def nbytes(self) -> int:
@@ -218,7 +216,7 @@ class _Network:
 class _Parser:
     def __init__(self, network: Any, logger: Any) -> None:
         self._network, self._errors = network, []
-        assert network._explicit, "explicit batch was not asked for"
+        assert network._explicit, "explicit batch was not requested"
 
     @property
     def num_errors(self) -> int:
@@ -304,9 +302,9 @@ class _Profile:
     def __init__(self) -> None:
         self._shapes: dict[str, Any] = {}
 
-    def set_shape(self, name: str, low: Any, usual: Any, high: Any) -> None:
-        assert all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True))
-        self._shapes[name] = [tuple(low), tuple(usual), tuple(high)]
+    def set_shape(self, name: str, low: Any, opt: Any, high: Any) -> None:
+        assert all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True))
+        self._shapes[name] = [tuple(low), tuple(opt), tuple(high)]
 
 
 class _Runtime(_Builder):
@@ -415,8 +413,3 @@ _CLASSES = {
     "EngineInspector": _Inspector,
     "IExecutionContext": _Context,
 }
-
-
-def digest(plan: bytes) -> str:
-    """Hash a plan."""
-    return hashlib.sha256(plan).hexdigest()

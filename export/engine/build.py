@@ -161,10 +161,10 @@ def _compute_capabilities(
             f"{trt.kind} {trt.version} builds on the GPU that will run the engine, and found no GPU",
             hint="build on that machine, or use --tensorrt tensorrt-rtx, which needs no GPU to build",
         )
-    if options.sms and options.sms != (sm,):
+    if options.sms:
         raise BuildError(
             f"{trt.kind} builds only for the GPU of this machine, {name} (SM {sm[0]}.{sm[1]})",
-            hint="omit --target, or build on the machine with that GPU",
+            hint="omit --target, build on the machine with that GPU, or use --tensorrt tensorrt-rtx",
         )
     if options.hardware_compatible:
         return tuple(dict.fromkeys((sm, *PORTABLE_SMS, (9, 0), (10, 0)))), name
@@ -174,7 +174,7 @@ def _compute_capabilities(
 def _overflowing_nodes(
     onnx_path: Path, card: ModelCard, options: BuildOptions
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find the nodes whose activations could overflow in fp16 on the user's frames, and describe them."""
+    """Find the nodes whose activations could overflow in fp16 on the user's frames; with remarks."""
     if options.precision != "fp16" or card.precision != "fp32":
         return (), ()
     if options.frames is None:
@@ -188,9 +188,8 @@ def _overflowing_nodes(
     nodes = [node.name for node in model.graph.node if large & {*node.input, *node.output}]
     top = max(peaks, key=lambda name: peaks[name])
     kept = f"{len(nodes)} nodes stay in FP32: {', '.join(nodes[:6])}" if nodes else "no FP32 nodes"
-    return tuple(nodes), (
-        f"largest activation {peaks[top]:.4g} at {top}, FP16 limit 65504: {kept}",
-    )
+    note = f"largest activation {peaks[top]:.4g} at {top}, FP16 limit 65504: {kept}"
+    return tuple(nodes), (note,)
 
 
 def _new_record(
@@ -205,27 +204,21 @@ def _new_record(
 ) -> EngineRecord:
     """Make the record of an engine that is not built yet; its key changes with all that affects the build."""
     assert options.batch is not None, "build_engine sets the batch range"
-    onnx_hash, nodes = sha256_of(onnx_path), sorted(fp32_nodes)
-    sm_texts = [f"{major}.{minor}" for major, minor in sms]
-    identity = {
-        "onnx": onnx_hash,
-        "tensorrt": [trt.kind, trt.version],
-        "sms": sm_texts,
-        "gpu": None if trt.cross_compiles else gpu_name,
-        "precision": options.precision,
-        "fp32_nodes": nodes,
-        "batch": options.batch,
-        "workspace": options.workspace_bytes,
-        "compatible": [options.version_compatible, options.hardware_compatible],
-    }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    onnx_hash = sha256_of(onnx_path)
+    tensorrt = {"kind": trt.kind, "version": trt.version}
+    target = {"sms": [f"{major}.{minor}" for major, minor in sms], "gpu": gpu_name}
+    precision = {"asked": options.precision, "built": {}, "fp32_nodes": sorted(fp32_nodes)}
+    flags = options.workspace_bytes, options.version_compatible, options.hardware_compatible
+    gpus = target["sms"] if trt.cross_compiles else target
+    identity = json.dumps([onnx_hash, tensorrt, gpus, precision, options.batch, flags])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return EngineRecord(
         card=replace(card, precision=options.precision, batch=options.batch),
         plan_sha256="",
         onnx={"name": onnx_path.name, "sha256": onnx_hash},
-        tensorrt={"kind": trt.kind, "version": trt.version},
-        target={"sms": sm_texts, "gpu": gpu_name},
-        precision={"asked": options.precision, "built": {}, "fp32_nodes": nodes},
+        tensorrt=tensorrt,
+        target=target,
+        precision=precision,
         profile=options.batch,
         kernels={},
         build={"key": key, "command": " ".join(command)},
@@ -275,11 +268,8 @@ def _timing_cache_path(
     trt: TensorRt, options: BuildOptions, sms: Sequence[tuple[int, int]]
 ) -> Path | None:
     """Choose the timing cache file; ``None`` for TensorRT-RTX, which does not time kernels."""
-    if trt.cross_compiles:
-        return None
-    major, minor = sms[0]
-    default = cache_dir() / f"timing-{trt.version}-sm{major}{minor}.cache"
-    return options.timing_cache_path or default
+    name = "timing-{}-sm{}{}.cache".format(trt.version, *sms[0])
+    return None if trt.cross_compiles else options.timing_cache_path or cache_dir() / name
 
 
 def _default_output(onnx_path: Path, card: ModelCard, options: BuildOptions, trt: TensorRt) -> Path:

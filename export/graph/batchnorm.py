@@ -7,6 +7,9 @@ import onnx
 
 from export.graph.editor import GraphEditor, attribute
 
+Affine = tuple[np.ndarray, np.ndarray]
+"""Scale and shift of a BN, y = scale * x + shift, float64 (C,) each."""
+
 
 def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove all BatchNormalization nodes exactly, and move every ReLU directly after its Conv or Add.
@@ -25,9 +28,9 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     editor = GraphEditor(model)
     for norm in editor.of_type("BatchNormalization"):
-        scale, shift = _affine_of(editor, norm)
+        affine = _affine_of(editor, norm)
         editor.remove(norm)
-        folded = _apply_affine(editor, norm.input[0], norm, scale, shift)
+        folded = _apply_affine(editor, norm.input[0], norm, affine)
         editor.rewire(norm.output[0], folded)
         if editor.is_output(norm.output[0]):
             editor.rename(folded, norm.output[0])
@@ -36,37 +39,33 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     return editor.finish()
 
 
-def _affine_of(editor: GraphEditor, norm: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray]:
-    """Get scale and shift of a BN, y = scale * x + shift, float64 (C,)."""
+def _affine_of(editor: GraphEditor, norm: onnx.NodeProto) -> Affine:
     constants = (editor.array(name).astype(np.float64) for name in norm.input[1:5])
     gamma, beta, mean, variance = constants
     scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
     return scale, beta - mean * scale
 
 
-def _apply_affine(
-    editor: GraphEditor, tensor: str, norm: onnx.NodeProto, scale: np.ndarray, shift: np.ndarray
-) -> str:
+def _apply_affine(editor: GraphEditor, tensor: str, norm: onnx.NodeProto, affine: Affine) -> str:
     """Compute ``scale * tensor + shift`` with as few new nodes as possible, and return its tensor."""
     source = editor.producer(tensor)
     if source is not None and not editor.consumers(tensor) and not editor.is_output(tensor):
         if source.op_type in ("Conv", "ConvTranspose") and attribute(source, "group", 1) == 1:
-            _fold_into_conv(editor, source, scale, shift)
+            _fold_into_conv(editor, source, affine)
             return tensor
-        channels = _channels_of_parts(editor, source, len(scale))
+        channels = _channels_of_parts(editor, source, len(affine[0]))
         if channels is not None:
-            return _split_over_concat(editor, source, channels, norm, scale, shift)
+            return _split_over_concat(editor, source, channels, norm, affine)
     name = f"{norm.name}.{source.name.rsplit('.', 1)[-1]}" if source is not None else norm.name
-    column = (-1, 1, 1)
-    factor = editor.add_array(f"{name}.scale", scale.reshape(column).astype(np.float32))
-    offset = editor.add_array(f"{name}.shift", shift.reshape(column).astype(np.float32))
+    scale, shift = (values.reshape(-1, 1, 1).astype(np.float32) for values in affine)
+    factor = editor.add_array(f"{name}.scale", scale)
+    offset = editor.add_array(f"{name}.shift", shift)
     product = editor.add("Mul", f"{name}.mul", [tensor, factor])
     return editor.add("Add", f"{name}.add", [product, offset])
 
 
-def _fold_into_conv(
-    editor: GraphEditor, conv: onnx.NodeProto, scale: np.ndarray, shift: np.ndarray
-) -> None:
+def _fold_into_conv(editor: GraphEditor, conv: onnx.NodeProto, affine: Affine) -> None:
+    scale, shift = affine
     weight = editor.array(conv.input[1]).astype(np.float64)
     has_bias = len(conv.input) > 2 and conv.input[2] != ""
     bias = editor.array(conv.input[2]).astype(np.float64) if has_bias else np.zeros_like(scale)
@@ -82,13 +81,13 @@ def _split_over_concat(
     concat: onnx.NodeProto,
     channels: list[int],
     norm: onnx.NodeProto,
-    scale: np.ndarray,
-    shift: np.ndarray,
+    affine: Affine,
 ) -> str:
+    scale, shift = affine
     editor.remove(concat)
     bounds = np.cumsum([0, *channels])
     parts = [
-        _apply_affine(editor, name, norm, scale[low:high], shift[low:high])
+        _apply_affine(editor, name, norm, (scale[low:high], shift[low:high]))
         for name, low, high in zip(concat.input, bounds[:-1], bounds[1:], strict=True)
     ]
     return editor.add("Concat", concat.name, parts, output=concat.output[0], axis=1)

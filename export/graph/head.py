@@ -96,58 +96,49 @@ def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.M
             f"append_labels needs logits (N, K, H, W) of fixed size with K up to 256, got {dims}",
             hint="export with --output logits",
         )
-    head = _Head(editor, logits.name, dims[0], sizes)
+    height, width = sizes[1:]
+    scores, axis, flat_shape = _class_scores(editor, logits.name, sizes)
     del editor.graph.output[:]
-    classes = editor.add("ArgMax", "head.argmax", [head.scores], axis=head.axis, keepdims=0)
-    head.emit(LABELS_NAME, editor.add("Cast", "head.labels_float", [classes], to=TensorProto.FLOAT))
+    classes = editor.add("ArgMax", "head.argmax", [scores], axis=axis, keepdims=0)
+    maps = {LABELS_NAME: editor.add("Cast", "head.labels_float", [classes], to=TensorProto.FLOAT)}
     if confidence:
-        head.emit(CONFIDENCE_NAME, head.top_probability())
+        maps[CONFIDENCE_NAME] = _top_probability(editor, scores, axis)
+    for name, tensor in maps.items():
+        if flat_shape is not None:
+            shuffle = f"head.{name}_shuffle"
+            tensor = editor.add("DepthToSpace", shuffle, [tensor], blocksize=2, mode="DCR")
+            tensor = editor.add("Reshape", f"head.{name}_flat", [tensor, flat_shape])
+        editor.add("Cast", f"head.{name}", [tensor], output=name, to=TensorProto.UINT8)
+        info = helper.make_tensor_value_info(name, TensorProto.UINT8, [dims[0], height, width])
+        editor.graph.output.append(info)
     return editor.finish()
 
 
-class _Head:
-    """Scores of the head, their class axis, and the way from a map to a graph output."""
+def _class_scores(
+    editor: GraphEditor, logits: str, sizes: list[int]
+) -> tuple[str, int, str | None]:
+    """Get the scores, their class axis, and the flat shape of a shuffled map; ``None`` without a shuffle."""
+    shuffle = editor.producer(logits)
+    if shuffle is None or shuffle.op_type != "DepthToSpace":
+        return logits, 1, None
+    if attribute(shuffle, "blocksize", 1) != 2 or attribute(shuffle, "mode", b"DCR") != b"DCR":
+        raise GraphError(f"the shuffle {shuffle.name!r} must be DCR with block size 2")
+    editor.remove(shuffle)
+    classes, height, width = sizes
+    flat_shape = editor.add_array("head.flat", np.array([0, height, width], np.int64))
+    groups = np.array([0, 4, classes, height // 2, width // 2], np.int64)
+    shape = editor.add_array("head.groups", groups)
+    return editor.add("Reshape", "head.grouped", [shuffle.input[0], shape]), 2, flat_shape
 
-    def __init__(
-        self, editor: GraphEditor, logits: str, batch: int | str, sizes: list[int]
-    ) -> None:
-        self._editor, self._batch = editor, batch
-        classes, self._height, self._width = sizes
-        self.scores, self.axis = logits, 1
-        self._flat_shape: str | None = None
-        shuffle = editor.producer(logits)
-        if shuffle is None or shuffle.op_type != "DepthToSpace":
-            return
-        if attribute(shuffle, "blocksize", 1) != 2 or attribute(shuffle, "mode", b"DCR") != b"DCR":
-            raise GraphError(f"the shuffle {shuffle.name!r} must be DCR with block size 2")
-        editor.remove(shuffle)
-        flat = np.array([0, self._height, self._width], np.int64)
-        self._flat_shape = editor.add_array("head.flat", flat)
-        groups = np.array([0, 4, classes, self._height // 2, self._width // 2], np.int64)
-        shape = editor.add_array("head.groups", groups)
-        self.scores = editor.add("Reshape", "head.grouped", [shuffle.input[0], shape])
-        self.axis = 2
 
-    def top_probability(self) -> str:
-        """Compute 255 x top softmax probability + 0.5, since the cast to uint8 truncates."""
-        editor = self._editor
-        softmax = editor.add("Softmax", "head.softmax", [self.scores], axis=self.axis)
-        if opset_of(editor.model) >= 18:
-            axes = editor.add_array("head.axes", np.array([self.axis], np.int64))
-            top = editor.add("ReduceMax", "head.top", [softmax, axes], keepdims=0)
-        else:
-            top = editor.add("ReduceMax", "head.top", [softmax], axes=[self.axis], keepdims=0)
-        full = editor.add_array("head.full", np.float32(255.0).reshape(1))
-        half = editor.add_array("head.half", np.float32(0.5).reshape(1))
-        return editor.add("Add", "head.round", [editor.add("Mul", "head.scale", [top, full]), half])
-
-    def emit(self, name: str, tensor: str) -> None:
-        """Make a float map a uint8 output, shuffled if the scores are in groups."""
-        editor = self._editor
-        if self._flat_shape is not None:
-            shuffle = f"head.{name}_shuffle"
-            tensor = editor.add("DepthToSpace", shuffle, [tensor], blocksize=2, mode="DCR")
-            tensor = editor.add("Reshape", f"head.{name}_flat", [tensor, self._flat_shape])
-        editor.add("Cast", f"head.{name}", [tensor], output=name, to=TensorProto.UINT8)
-        dims = [self._batch, self._height, self._width]
-        editor.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, dims))
+def _top_probability(editor: GraphEditor, scores: str, axis: int) -> str:
+    """Compute 255 x top softmax probability + 0.5, since the cast to uint8 truncates."""
+    softmax = editor.add("Softmax", "head.softmax", [scores], axis=axis)
+    if opset_of(editor.model) >= 18:
+        axes = editor.add_array("head.axes", np.array([axis], np.int64))
+        top = editor.add("ReduceMax", "head.top", [softmax, axes], keepdims=0)
+    else:
+        top = editor.add("ReduceMax", "head.top", [softmax], axes=[axis], keepdims=0)
+    full = editor.add_array("head.full", np.float32(255.0).reshape(1))
+    half = editor.add_array("head.half", np.float32(0.5).reshape(1))
+    return editor.add("Add", "head.round", [editor.add("Mul", "head.scale", [top, full]), half])

@@ -76,9 +76,8 @@ class RangeTable:
             fields = json.loads(path.read_text())
             if fields.get("schema") != SCHEMA:
                 raise ValueError(f"schema {fields.get('schema')!r}, expected {SCHEMA}")
-            ranges = {
-                name: (float(low), float(high)) for name, (low, high) in fields["ranges"].items()
-            }
+            items = fields["ranges"].items()
+            ranges = {name: (float(low), float(high)) for name, (low, high) in items}
             tuples = {name: tuple(fields[name]) for name in ("mean", "std", "size_hw")}
             return cls(**{**fields, **tuples, "ranges": ranges})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -87,18 +86,20 @@ class RangeTable:
                 hint="calibrate again: --calibration DIR",
             ) from error
 
-    def require(self, *, weights_sha256: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    def require(self, card: ModelCard) -> None:
         """Compare weights and normalisation with those of an artefact.
 
         Raises:
             CalibrationError: One of them differs.
         """
-        wanted = {"weights": weights_sha256[:12], "mean": tuple(mean), "std": tuple(std)}
-        found = {"weights": self.weights_sha256[:12], "mean": self.mean, "std": self.std}
-        for name, value in wanted.items():
-            if found[name] != value:
+        for name, found, wanted in (
+            ("weights", self.weights_sha256[:12], str(card.source.get("sha256", ""))[:12]),
+            ("mean", self.mean, card.mean),
+            ("std", self.std, card.std),
+        ):
+            if found != wanted:
                 raise CalibrationError(
-                    f"the range table is for {name} {found[name]}, the artefact has {name} {value}",
+                    f"the range table is for {name} {found}, the artefact has {name} {wanted}",
                     hint="calibrate this artefact: --calibration DIR",
                 )
 
@@ -119,18 +120,15 @@ def write_trt_cache(table: RangeTable, path: Path) -> None:
 
 
 def calibration_batches(source: Path, card: ModelCard, count: int) -> Iterator[np.ndarray]:
-    """Read calibration frames, spread evenly over the source.
+    """Read up to ``count`` frames, spread evenly over the source, one batch per frame.
 
     Args:
         source: Folder, image, video, or a text file with one path per line.
-        card: Card of the artefact; a frame is repeated to its smallest batch.
+        card: Gives size and smallest batch; see ``batch_from_frames``.
         count: Largest number of frames.
 
-    Yields:
-        Batches as ``batch_from_frames`` makes them, one per frame.
-
     Raises:
-        CalibrationError: Every frame has only one colour; raised after the last one.
+        CalibrationError: All frames have only one colour; raised after the last one.
     """
     has_content = []
     for image in islice(_images(source, count), count):

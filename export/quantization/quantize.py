@@ -29,6 +29,10 @@ from runtime.files import atomic_path, sha256_of
 OnFrame = Callable[[str, int, int], None]
 """Progress callback: description, number done, total."""
 _FEW_FRAMES = 32
+_HINTS = {
+    "cpu": "try --keep BLOCK, another --method, or more --calibration frames",
+    "tensorrt": "OpenVINO and ONNX Runtime execute --scheme cpu correctly on CPUs",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +106,8 @@ def quantize(
         model_path: fp32 artefact of this toolkit.
         output: File to write; ``None`` names it after the artefact.
         options: Settings; ``None`` takes the defaults.
-        labelled: Labelled data. If mIoU drops by more than ``options.max_miou_drop`` on it, blocks go back to
-            float, the most sensitive first. ``None`` checks the agreement with fp32 alone.
+        labelled: Labelled data. If mIoU drops too far on it, blocks go back to float, the most sensitive
+            first. ``None`` checks the agreement with fp32 only.
         command: Command line, for the card.
         on_frame: Progress callback.
 
@@ -121,21 +125,14 @@ def quantize(
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         model = pool_bytes(model)
-    path = output or model_path.with_name(f"{_stem(model_path, card)}_int8-{scheme.name}.onnx")
+    path = output or _default_output(model_path, card, scheme)
     card = _int8_card(card, scheme, table, sha256_of(model_path), command)
     checker = BackendChecker(model_path, card, labelled, on_frame)
     search = _Search(model, table, scheme, card, checker, on_frame, kept)
     if options.sensitivity_path is not None:
         search.measure_sensitivity()
     with atomic_path(path) as temporary:
-        quantized, checks = search.run(temporary, options.max_miou_drop)
-        results = {
-            "kept": sorted(search.kept),
-            "restored": search.restored,
-            "backends": [check.backend for check in checks if check.matches_reference],
-        }
-        card = replace(card, quantization={**card.quantization, **results})
-        onnx.save(with_card(quantized, card), temporary)
+        card, quantized, checks = search.run(temporary, options.max_miou_drop)
     if options.trt_cache_path is not None:
         write_trt_cache(table, options.trt_cache_path)
     if options.sensitivity_path is not None:
@@ -167,7 +164,9 @@ class _Search:
     restored: list[str] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)
 
-    def run(self, path: Path, max_miou_drop: float) -> tuple[onnx.ModelProto, list[BackendCheck]]:
+    def run(
+        self, path: Path, max_miou_drop: float
+    ) -> tuple[ModelCard, onnx.ModelProto, list[BackendCheck]]:
         """Quantize and check; while mIoU drops too far, restore the next most sensitive block to float.
 
         Raises:
@@ -190,8 +189,12 @@ class _Search:
             self.restored.append(left[0])
             self.kept += _convolutions_of(self.model, left[:1])
         if problems:
-            raise ParityError("; ".join(problems), hint=_hint_for(self.scheme))
-        return quantized, checks
+            raise ParityError("; ".join(problems), hint=_HINTS[self.scheme.name])
+        matching = [check.backend for check in checks if check.matches_reference]
+        results = {"kept": sorted(self.kept), "restored": self.restored, "backends": matching}
+        card = replace(self.card, quantization={**self.card.quantization, **results})
+        onnx.save(with_card(quantized, card), path)
+        return card, quantized, checks
 
     def measure_sensitivity(self) -> None:
         """Measure the sensitivity of each block on a few of the checker's frames."""
@@ -235,67 +238,59 @@ def _range_table(
             )
         table = RangeTable.load(shipped)
     else:
-        table = _measured_table(model, card, Path(source), options, on_frame)
-        if table.num_frames < _FEW_FRAMES:
-            notes = (f"{table.num_frames} calibration frames are few; use 128 of different scenes",)
+        ranges, num_frames, digest = measure_ranges(
+            model,
+            calibration_batches(Path(source), card, options.count),
+            options.method,
+            on_batch=lambda done: on_frame("calibrating", done, options.count),
+        )
+        table = RangeTable(
+            weights_sha256=str(card.source.get("sha256", "")),
+            mean=card.mean,
+            std=card.std,
+            size_hw=card.size_hw,
+            method=options.method,
+            num_frames=num_frames,
+            frames_sha256=digest,
+            ranges=ranges,
+        )
+        if num_frames < _FEW_FRAMES:
+            notes = (f"{num_frames} calibration frames are few; use 128 of different scenes",)
         if path is not None:
             table.save(path)
-    weights = str(card.source.get("sha256", ""))
-    table.require(weights_sha256=weights, mean=card.mean, std=card.std)
+    table.require(card)
     return table, notes
-
-
-def _measured_table(
-    model: onnx.ModelProto,
-    card: ModelCard,
-    source: Path,
-    options: QuantizeOptions,
-    on_frame: OnFrame,
-) -> RangeTable:
-    ranges, num_frames, digest = measure_ranges(
-        model,
-        calibration_batches(source, card, options.count),
-        options.method,
-        on_batch=lambda done: on_frame("calibrating", done, options.count),
-    )
-    return RangeTable(
-        weights_sha256=str(card.source.get("sha256", "")),
-        mean=card.mean,
-        std=card.std,
-        size_hw=card.size_hw,
-        method=options.method,
-        num_frames=num_frames,
-        frames_sha256=digest,
-        ranges=ranges,
-    )
 
 
 def _int8_card(
     card: ModelCard, scheme: Scheme, table: RangeTable, float_sha256: str, command: Sequence[str]
 ) -> ModelCard:
     """Make the card of the INT8 artefact, without the results of the check."""
-    return replace(
-        card,
-        precision="int8",
-        parity={},
-        created={**card.created, "quantized by": " ".join(command)},
-        quantization={
-            "scheme": scheme.name,
-            "method": table.method,
-            "calibration_frames": table.num_frames,
-            "float_artefact": float_sha256,
-        },
-    )
+    quantization = {
+        "scheme": scheme.name,
+        "method": table.method,
+        "calibration_frames": table.num_frames,
+        "float_artefact": float_sha256,
+    }
+    created = {**card.created, "quantized by": " ".join(command)}
+    return replace(card, precision="int8", parity={}, created=created, quantization=quantization)
+
+
+def _default_output(model_path: Path, card: ModelCard, scheme: Scheme) -> Path:
+    stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
+    return model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
 
 
 def _convolutions_of(model: onnx.ModelProto, paths: Sequence[str]) -> list[str]:
     """List the convolutions with these module paths or inside these blocks."""
     names = [node.name for node in model.graph.node if "Conv" in node.op_type]
-    found = {path: [n for n in names if f"{n}.".startswith(f"{path}.")] for path in paths}
-    for path, inside in found.items():
+    found: list[str] = []
+    for path in paths:
+        inside = [name for name in names if f"{name}.".startswith(f"{path}.")]
         if not inside:
             raise ExportError(f"no convolution is called {path!r}", hint=f"for example {names[1]}")
-    return [name for name in names if any(name in inside for inside in found.values())]
+        found += inside
+    return found
 
 
 def _mismatches(checks: Sequence[BackendCheck], scheme: Scheme) -> list[str]:
@@ -316,13 +311,3 @@ def _worst_drop(checks: Sequence[BackendCheck], miou_fp32: float | None) -> floa
         return None
     mious = [check.miou for check in checks if check.matches_reference and check.miou is not None]
     return max((100 * (miou_fp32 - miou) for miou in mious), default=None)
-
-
-def _hint_for(scheme: Scheme) -> str:
-    if scheme.name == "cpu":
-        return "try --keep BLOCK, another --method, or more --calibration frames"
-    return "OpenVINO and ONNX Runtime execute --scheme cpu correctly on CPUs"
-
-
-def _stem(path: Path, card: ModelCard) -> str:
-    return path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")

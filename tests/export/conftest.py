@@ -1,4 +1,4 @@
-"""What the tests of ``export`` share: networks, a checkpoint, and a way to run a graph as it is written."""
+"""Shared fixtures: networks, a checkpoint, and running a graph without optimisations."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.conftest import SMALL_HW, random_network
 
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
-    """Keep torch to one thread: at this size two gain nothing, and wait for each other on a busy machine."""
+    """Limit torch to one thread; more do not help at this size."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., ESNet]:
-    """Make networks with random weights and far from trivial BN, each once."""
+    """Make networks with random weights and non-trivial BN statistics, cached."""
     return cache(random_network)
 
 
 @pytest.fixture(scope="session")
 def make_graph(make_network) -> Callable[..., onnx.ModelProto]:
-    """Make the graph of a small plan, each once."""
+    """Make the graph of a small plan, cached."""
 
     @cache
     def make(family: str = "authors", *, num_classes: int = 11, **settings: object):
@@ -44,7 +44,7 @@ def make_graph(make_network) -> Callable[..., onnx.ModelProto]:
 
 @pytest.fixture(scope="session")
 def checkpoint_path(make_network, tmp_path_factory) -> Path:
-    """Random weights in the authors' layout, 11 classes; beside them nothing else."""
+    """Checkpoint with random weights in the authors' layout, 11 classes, in a folder of its own."""
     path = tmp_path_factory.mktemp("checkpoint") / "street.pt"
     torch.save(make_network("authors").state_dict(), path)
     return path
@@ -58,7 +58,7 @@ def frames() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def run_onnx() -> Callable[..., list[np.ndarray]]:
-    """Run a graph with ONNX Runtime, its own rewriting switched off."""
+    """Run a graph with ONNX Runtime, all optimisations disabled."""
 
     def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
         options = ort.SessionOptions()
@@ -75,7 +75,7 @@ def run_onnx() -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def torch_logits(make_network, frames) -> Callable[..., np.ndarray]:
-    """Score ``frames`` with torch, normalised as in training: the reference for every graph, made once."""
+    """Compute the logits of ``frames`` with torch, normalised as in training, cached."""
 
     @cache
     def score(
@@ -95,7 +95,7 @@ def torch_logits(make_network, frames) -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def assert_same_labels() -> Callable[[np.ndarray, np.ndarray], None]:
-    """Require the best-scored class at every pixel, where rounding alone may choose between equals."""
+    """Assert that every label has the largest logit, within rounding."""
 
     def check(labels_NHW: np.ndarray, logits_NKHW: np.ndarray) -> None:
         best_NHW = logits_NKHW.max(1)

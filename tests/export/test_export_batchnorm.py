@@ -1,4 +1,4 @@
-"""Folding BN away changes no output, wherever the BN stands."""
+"""Folding BN changes no output, wherever the BN is in the graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE_HW = (5, 6)
 
 
 class Drawing:
-    """A graph in the making: every node keeps height and width, and all numbers come from one seed."""
+    """Random graph builder: every node keeps height and width, and all values come from one seed."""
 
     def __init__(self, seed: int, in_channels: int = 3) -> None:
         self.random = np.random.default_rng(seed)
@@ -82,7 +82,7 @@ STEPS = (
 
 @st.composite
 def drawings(draw: st.DrawFn) -> tuple[Drawing, list[str]]:
-    """Graphs of up to ten nodes that read one another at will, and the tensors that are their outputs."""
+    """Strategy for random graphs of up to ten nodes, with the tensors that are their outputs."""
     graph = Drawing(draw(st.integers(0, 1000)))
     for step in draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=10)):
         x, other = (draw(st.sampled_from(list(graph.channels)[-3:])) for _ in range(2))
@@ -93,7 +93,7 @@ def drawings(draw: st.DrawFn) -> tuple[Drawing, list[str]]:
 
 @pytest.fixture(scope="session")
 def assert_folds(make_model, run_onnx):
-    """Fold a drawing, require the same outputs and no BN, and give the folded graph."""
+    """Fold a random graph, assert equal outputs and no BN, and return the folded graph."""
 
     def check(graph: Drawing, *outputs: str) -> onnx.ModelProto:
         def shape(name: str) -> list[int | str]:

@@ -1,4 +1,4 @@
-"""``esnet-export``: exit codes, one error line and a hint, no traceback, and no trace of Ctrl-C on disk."""
+"""``esnet-export``: exit codes, one error line and a hint, and no files left after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = ("--size", "64x128")
 
 @pytest.fixture
 def esnet_export(monkeypatch, capsys):
-    """Run the command in this process: exit code, what it printed, and what it complained of."""
+    """Run the command in this process; returns exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["esnet-export", *map(str, arguments)])
@@ -33,7 +33,7 @@ def esnet_export(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def model_path(make_artefact):
-    """A small artefact of ours."""
+    """Small artefact."""
     return make_artefact()
 
 
@@ -84,7 +84,9 @@ def test_command_line_stands_in_the_card(esnet_export, checkpoint_path, tmp_path
         pytest.param(["--mean", "a,b,c"], "is not three numbers", "--mean 0.485", id="mean-words"),
         pytest.param(["--mean", "123,116,103"], "0-1 scale", "divide", id="mean-of-bytes"),
         pytest.param(["--std", "0,1,1"], "std above 0", "divide", id="std-of-zero"),
-        pytest.param(["--batch", "4:2:1"], "4:2:1 is out of order", "--batch 1:1:8", id="falling-batch"),
+        pytest.param(
+            ["--batch", "4:2:1"], "4:2:1 is out of order", "--batch 1:1:8", id="falling-batch"
+        ),
         pytest.param(["--batch", "many"], "neither N nor MIN:OPT:MAX", "1:1:8", id="batch"),
         pytest.param(["--opset", "9"], "opset 9 is out of range", "17", id="opset"),
         pytest.param(["--frames", "nowhere"], "'nowhere' does not exist", "image", id="frames"),
@@ -160,7 +162,7 @@ def test_debug_keeps_the_traceback(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_while_exporting_leaves_nothing_on_disk(checkpoint_path, tmp_path):
-    # A shell that started pytest in the background would have the child ignore SIGINT.
+    # The child of a shell that runs pytest in the background ignores SIGINT.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from export.cli import main; main()"
@@ -210,8 +212,8 @@ def test_inspect_describes_onnx_files_of_others(esnet_export, make_model, tmp_pa
     [
         pytest.param(lambda content: None, "does not exist", id="missing"),
         pytest.param(lambda content: b"", "is empty", id="empty"),
-        pytest.param(lambda content: content[:-100], "is cut short", id="truncated"),
-        pytest.param(lambda content: b"\x89PNG\r\n\x1a\n", "is not an ONNX file", id="picture"),
+        pytest.param(lambda content: content[:-100], "is truncated", id="truncated"),
+        pytest.param(lambda content: b"\x89PNG\r\n\x1a\n", "is not an ONNX file", id="image"),
         pytest.param(lambda content: b"hello", "is not an ONNX file", id="text"),
     ],
 )

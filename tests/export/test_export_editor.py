@@ -1,4 +1,4 @@
-"""The working copy on which transforms rewrite: what it finds, what it refuses, what ``finish`` leaves."""
+"""``GraphEditor``: queries, errors, and the result of ``finish``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``build-engine``: engines really built by TensorRT-RTX on the CPU, other TensorRTs as a strict fake."""
+"""``build-engine``: engines built by TensorRT-RTX without a GPU, and other versions with a strict fake."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ GPU = ("NVIDIA GeForce RTX 3060", (8, 6))
 
 @pytest.fixture
 def artefact(make_artefact, tmp_path) -> Path:
-    """A small fp32 artefact in a folder of its own."""
+    """Small fp32 artefact in a folder of its own."""
     path = tmp_path / "small.onnx"
     path.write_bytes(make_artefact().read_bytes())
     return path
@@ -38,7 +38,7 @@ def artefact(make_artefact, tmp_path) -> Path:
 
 @pytest.fixture
 def rtx():
-    """TensorRT-RTX, which builds on any machine."""
+    """Skip without TensorRT-RTX, which builds on any machine."""
     pytest.importorskip(
         "tensorrt_rtx", reason="tensorrt-rtx is not installed (Linux x86-64 and Windows only)"
     )
@@ -46,7 +46,7 @@ def rtx():
 
 @pytest.fixture
 def use_fake(monkeypatch):
-    """Install a fake TensorRT of a generation, and a GPU beside it."""
+    """Install a fake TensorRT of a version, and a GPU."""
 
     def use(generation: str, **settings):
         module = fake_tensorrt(generation, **settings)
@@ -88,7 +88,7 @@ class TestTensorRtRtx:
         assert record["card"]["class_names"] == list(ModelCard.from_file(artefact).class_names)
 
     def test_two_builds_are_alike_to_the_last_bit(self, rtx, artefact):
-        # With a dynamic batch, TensorRT-RTX 1.7 names its shape variables anew in every build.
+        # With a dynamic batch, TensorRT-RTX 1.7 gives shape variables new names in every build.
         plans = [
             build(
                 artefact, tensorrt="tensorrt-rtx", batch=BatchRange(1, 1, 1), force=True
@@ -262,7 +262,7 @@ class TestEveryGeneration:
 
 
 def spoil(artefact: Path, how: str) -> None:
-    """Make a graph that no TensorRT parses."""
+    """Change the artefact into a graph that no TensorRT parses."""
     card = ModelCard.from_file(artefact)
     model = onnx.load(artefact)
     if how == "op":
@@ -301,7 +301,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(use_fake, artefact):
 
 
 def test_fp32_nodes_are_found_on_frames_and_named(use_fake, tmp_path):
-    """A network whose activations pass 65504 inside: half alone would overflow."""
+    """The activations of this network exceed 65504, so float16 would overflow."""
     use_fake("10.3.0")
     network = random_network()
     layer = network.decoder.layers[1]

@@ -1,4 +1,4 @@
-"""A graph that takes bytes computes what it computed on normalised floats, up to the borders."""
+"""A graph with uint8 input gives the outputs of the graph with normalised floats, borders included."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture(scope="session")
 def make_stem(make_model):
-    """Make ESNet's first block, folded: a convolution beside a pool, which has an affine behind it or not."""
+    """Make ESNet's folded first block: a convolution and a pool, optionally with an affine after the pool."""
 
     def make(pool_kernel=2, *, has_affine=True, seed=0):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""FP16 in the graph: floats become half, bytes and shapes stay, and what half cannot hold is refused."""
+"""FP16 conversion: floats become float16, bytes and shapes stay, constants out of range are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head: padding classes are never chosen, labels are the argmax, confidence the top probability."""
+"""Head: padding classes are never selected, labels are the argmax, confidence is the top probability."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE_HW = (4, 6)
 
 @pytest.fixture(scope="session")
 def make_deconv_head(make_model):
-    """Make ``x -> ConvTranspose -> logits``, with a Relu at the end if asked."""
+    """Make ``x -> ConvTranspose -> logits``, optionally with a Relu at the end."""
 
     def make(num_classes, *, has_relu=False, seed=0):
         random = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def make_deconv_head(make_model):
 
 @pytest.fixture(scope="session")
 def make_plain_head(make_model):
-    """Make ``x -> logits`` that hands scores on: as they are, or shuffled from four groups."""
+    """Make ``x -> logits``: identity, or a shuffle of four groups."""
 
     def make(num_classes, *, is_shuffled, opset=17):
         dims = ["N", num_classes, *SIZE_HW]

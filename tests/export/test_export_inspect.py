@@ -1,4 +1,4 @@
-"""The description of an ONNX file, ours or not."""
+"""Description of ONNX files of this and other tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.errors import ModelFileError
 
 @pytest.fixture
 def save_model(tmp_path):
-    """Write a graph of one node, under opsets as asked, and get its path."""
+    """Write a graph of one node with the given opsets, and return its path."""
 
     def save(node, *, domains=None, constants=()):
         graph = helper.make_graph(

@@ -1,4 +1,4 @@
-"""The card of an export, and its place among a model's ``metadata_props``."""
+"""Card of an export, and its entry in ``metadata_props``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARD = card_from_plan(ExportPlan(size_hw=(64, 128)), CAMVID, name="small")
 
 @pytest.fixture
 def model() -> onnx.ModelProto:
-    """A model with an older card and an entry of somebody else's."""
+    """Model with an older card and an entry of another tool."""
     model = onnx.ModelProto()
     onnx.helper.set_model_props(model, {CARD_KEY: "old", "author": "somebody"})
     return model

@@ -1,4 +1,4 @@
-"""Whatever is asked for, the graph keeps to the rules of the deployed graph and labels as torch does."""
+"""Every export plan gives a graph that follows the deployment rules and labels frames as torch does."""
 
 from __future__ import annotations
 

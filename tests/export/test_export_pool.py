@@ -1,4 +1,4 @@
-"""The first pool on bytes: the same to the bit, and only where it is."""
+"""Max-pool on uint8 frames: bit-identical, and applied only where that holds."""
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from tests.conftest import random_network
 
 
 def pooled_graph(*, mean=None, kernel=(2, 2), strides=(2, 2), between=None) -> onnx.ModelProto:
-    """Frames, cast, an optional mean, transposition, an optional other node, a max-pool, and a reader."""
+    """Make frames, cast, optional mean, transpose, optional other node, max-pool and a reader."""
     nodes = [helper.make_node("Cast", ["frames"], ["cast"], name="cast", to=TensorProto.FLOAT)]
     tensor, constants = "cast", []
     if mean is not None:

@@ -1,4 +1,4 @@
-"""INT8: where Q/DQ stands, what the numbers are, where ranges come from, and that no wrong label passes."""
+"""INT8: Q/DQ placement, scales, range tables, and the check on every backend."""
 
 import json
 import struct
@@ -42,16 +42,17 @@ from runtime.backends.openvino import shared_core
 from runtime.tensorrt_api import load_tensorrt
 
 SIZE = (64, 128)
+OTHER_WEIGHTS = {"sha256": "1" * 64}
 
 
 def frames_of(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Make street scenes, which the shipped weights know; a random network quantizes badly."""
+    """Make street scenes, on which the shipped weights work; random weights quantize badly."""
     return [street_scene(SIZE, seed=seed + index).image[None] for index in range(count)]
 
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory) -> Path:
-    """The shipped weights as a small artefact for CPUs."""
+    """Shipped weights as a small artefact for CPUs."""
     plan, checkpoint = ExportPlan(size_hw=SIZE, optimized_for="openvino"), load_checkpoint("camvid")
     path = tmp_path_factory.mktemp("camvid") / "small.onnx"
     source = {"sha256": checkpoint.sha256}
@@ -173,7 +174,7 @@ def test_a_real_tensorrt_parser_takes_the_graph(model, ranges):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     quantized = insert_qdq(model, ranges, TENSORRT_SCHEME)
     options = BuildOptions(precision="int8", batch=BatchRange(1, 1, 1), sms=((8, 9),))
-    # It parses and compiles; that TensorRT-RTX then computes in float is why build-engine refuses it there.
+    # It compiles, but TensorRT-RTX then computes in float, so build-engine refuses INT8 there.
     built = build_plan(load_tensorrt("tensorrt-rtx"), quantized.SerializeToString(), options)
     assert built.plan[:4] == b"vtrt"
 
@@ -264,15 +265,16 @@ class TestRanges:
         write_trt_cache(table_of({"a": (-2.64, 1.0), "b": (0.0, 12.7)}), tmp_path / "c.cache")
         first, second, third = (tmp_path / "c.cache").read_text().splitlines()
         assert first == "TRT-8601-EntropyCalibration2"
-        # The line of a published cache: input: 3caa54fc is 2.64 / 127.
+        # A published cache has the line "input: 3caa54fc", which is 2.64 / 127.
         name, bits = second.split(": ")
         assert name == "a"
         assert struct.unpack(">f", bytes.fromhex(bits))[0] == pytest.approx(2.64 / 127, rel=1e-6)
         assert third == f"b: {struct.pack('>f', 0.1).hex()}"
 
     def test_a_table_of_other_weights_is_refused(self, ranges):
+        card = card_from_plan(ExportPlan(), label_set_for(11), name="a", source=OTHER_WEIGHTS)
         with pytest.raises(CalibrationError, match="the range table is for weights 000000000000"):
-            table_of(ranges).require(weights_sha256="1" * 64, mean=(0, 0, 0), std=(1, 1, 1))
+            table_of(ranges).require(card)
 
 
 def table_of(ranges, weights: str = "0" * 64) -> RangeTable:
@@ -418,11 +420,11 @@ class TestQuantize:
         assert not list(artefact.parent.glob("*int8*"))
 
     def test_what_each_block_costs_is_told_and_drawn(self, artefact, folder, tmp_path):
-        picture = tmp_path / "blocks.png"
-        report = run_quantize(artefact, calibration=folder, sensitivity_path=picture)
+        image_path = tmp_path / "blocks.png"
+        report = run_quantize(artefact, calibration=folder, sensitivity_path=image_path)
         assert len(report.sensitivity) == 18
         assert text_from_quantization(report).count("\nblocks ") == 1
-        assert min(cv2.imread(str(picture)).shape[:2]) > 400
+        assert min(cv2.imread(str(image_path)).shape[:2]) > 400
 
     @pytest.mark.parametrize("precision", ["fp16"])
     def test_only_fp32_is_quantized(self, make_artefact, folder, tmp_path, precision):
@@ -451,7 +453,7 @@ def scripted(values):
 
 
 def spoil_backend(monkeypatch, name: str) -> None:
-    """Let a backend execute quantized files wrongly."""
+    """Make a backend return wrong labels for quantized files."""
     real = open_backend
 
     class Wrong:
@@ -476,13 +478,12 @@ def spoil_backend(monkeypatch, name: str) -> None:
 
 
 def test_openvino_executes_symmetric_int8_behind_a_concat_wrongly():
-    """To report upstream, OpenVINO 2026.4 on a CPU: Concat, QuantizeLinear (int8, 0), DequantizeLinear, Conv.
+    """Bug of OpenVINO 2026.4 on a CPU in Concat, QuantizeLinear (int8, 0), DequantizeLinear, Conv.
 
-    Expected: y as ONNX defines it, and as ONNX Runtime without optimisations computes it. Found: a third of
-    the largest value off. With uint8 and a zero-point the same graph is right, and so it is with Max(x, 0)
-    between Concat and QuantizeLinear, which changes no value here. In ESNet the downsamplers' concat feeds
-    the first convolution of the next unit: 7 to 16 points of mIoU. When this test fails, OpenVINO was mended,
-    and ``--scheme tensorrt`` may be offered on it.
+    Expected: the result of ONNX Runtime without optimisations. Found: errors of a third of the largest value.
+    The graph is correct with uint8 and a zero-point, and with Max(x, 0) between Concat and QuantizeLinear,
+    which changes no value here. In ESNet the concat of a downsampler feeds the next convolution, which costs
+    7 to 16 points of mIoU. If this test fails, OpenVINO is fixed, and ``--scheme tensorrt`` works on it.
     """
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     if tuple(map(int, openvino.__version__.split(".")[:2])) > (2026, 4):

@@ -1,4 +1,4 @@
-"""A transposed convolution, and the convolution with a shuffle that takes its place, compute the same."""
+"""A transposed convolution and its replacement, a convolution with a shuffle, give equal outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GEOMETRY = {
 
 @pytest.fixture(scope="session")
 def make_upsampler(make_model):
-    """Make ``x -> ConvTranspose -> y``, with a Relu behind it if asked, and outputs as asked."""
+    """Make ``x -> ConvTranspose -> y``, optionally with a Relu after it, and with the given outputs."""
 
     def make(channels, size_hw, kernel, *, has_bias=True, has_relu=False, outputs=("y",), seed=0):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""From a weights file to an artefact with a card, written whole or not at all, and only if torch agrees."""
+"""``export_onnx``: the artefact, its card, the comparison with torch, and atomic writing."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SMALL = ExportPlan(size_hw=(64, 128))
 
 @pytest.fixture(scope="session")
 def report(checkpoint_path, tmp_path_factory):
-    """An export that all the reading tests share."""
+    """Export shared by the tests that only read it."""
     output = tmp_path_factory.mktemp("export") / "model.onnx"
     return export_onnx(checkpoint_path, output, SMALL, command=["esnet-export", "to-onnx"])
 
 
 @pytest.fixture
 def save_checkpoint(make_network, tmp_path):
-    """Write the checkpoint of a random network under its family's own keys."""
+    """Write the checkpoint of a random network with its family's keys."""
 
     def save(family="authors", *, num_classes=11, metadata=None) -> Path:
         network = make_network(family, num_classes=num_classes)
@@ -231,13 +231,13 @@ def write_ppm(path: Path, image: np.ndarray) -> None:
     ],
 )
 def test_frames_that_cannot_be_read_are_refused(name, error, message, checkpoint_path, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(error, match=message):
         export_onnx(checkpoint_path, tmp_path / "model.onnx", SMALL, frames=tmp_path / name)
 
 
 def with_noise(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold BN, and spoil one weight."""
+    """Fold BN and change one weight."""
     result = fold_batchnorm(model)
     weight = result.graph.initializer[0]
     array = onnx.numpy_helper.to_array(weight) + np.float32(0.1)
@@ -246,7 +246,7 @@ def with_noise(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_argmin(model: onnx.ModelProto, *, confidence: bool) -> onnx.ModelProto:
-    """Append labels, but of the class that scores least."""
+    """Append labels of the class with the smallest logit."""
     result = append_labels(model, confidence=confidence)
     for node in result.graph.node:
         node.op_type = node.op_type.replace("ArgMax", "ArgMin")

@@ -1,4 +1,4 @@
-"""What holds for every transform of ``export.graph``: the model it is given stays as it was."""
+"""Every transform of ``export.graph`` leaves its input model unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as parity, and what breaks it."""
+"""Tolerances of the parity check."""
 
 from __future__ import annotations
 
