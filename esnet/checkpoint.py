@@ -131,8 +131,9 @@ def _load_torch_file(path: Path) -> object:
             hint="save model.state_dict() with torch.save and use that file",
         ) from error
     except Exception as error:  # torch's reader raises errors without a common base class
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a state dict: {_first_line(error)}", hint=_COPY_AGAIN
+            f"{path} cannot be read as a state dict: {reason}", hint=_COPY_AGAIN
         ) from error
 
 
@@ -166,9 +167,8 @@ def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
 def _metadata_in(content: object) -> dict[str, str]:
     """Read the metadata of a checkpoint of ``esnet-train``; empty for other files."""
     metadata = content.get("esnet") if isinstance(content, Mapping) else None
-    if not isinstance(metadata, Mapping):
-        return {}
-    return {str(key): str(value) for key, value in metadata.items()}
+    items = metadata.items() if isinstance(metadata, Mapping) else ()
+    return {str(key): str(value) for key, value in items}
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -227,22 +227,19 @@ def _key_problems(
     expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
 ) -> list[str]:
     counters = "num_batches_tracked"
-    missing = [key for key in expected if key not in tensors and not key.endswith(counters)]
-    unknown = [key for key in tensors if key not in expected and not key.endswith(counters)]
-    misshapen = [
-        f"{key} {tuple(tensors[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
-    named = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
-    return [f"{len(keys)} {what} ({_shown(keys, 8)})" for what, keys in named.items() if keys]
+    problems = {
+        "missing": [k for k in expected if k not in tensors and not k.endswith(counters)],
+        "unknown": [k for k in tensors if k not in expected and not k.endswith(counters)],
+        "misshapen": [
+            f"{key} {tuple(tensors[key].shape)} instead of {shape}"
+            for key, shape in expected.items()
+            if key in tensors and tuple(tensors[key].shape) != shape
+        ],
+    }
+    return [f"{len(keys)} {what} ({_shown(keys, 8)})" for what, keys in problems.items() if keys]
 
 
 def _shown(keys: Iterable[str], limit: int = 3) -> str:
     names = list(keys)
     rest = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest or "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from esnet.model import PFCU_DILATIONS, ESNet, NetworkConfig
+from esnet.model import ESNet, NetworkConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,8 +21,6 @@ class Family:
 
     name: str
     """Name shown to the user and stored in the model card."""
-    source: str
-    """Location of the published code and weights."""
     config: Callable[[int], NetworkConfig]
     """Function from the number of classes to the network configuration."""
     blocks: Mapping[str, str]
@@ -53,8 +51,11 @@ class Family:
 
     def share_of_keys(self, tensors: Mapping[str, Tensor]) -> float:
         """Compute the fraction of the family's keys that a state dict contains, 0 to 1."""
-        expected = _expected_keys(self)
-        return len(expected & tensors.keys()) / len(expected)
+        return len(self._keys & tensors.keys()) / len(self._keys)
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(self.expected_shapes(1))
 
     def _their_key(self, key: str) -> str:
         block = max((b for b in self.blocks if key.startswith(f"{b}.")), key=len, default=None)
@@ -63,11 +64,6 @@ class Family:
         unit, _, parameter = key[len(block) + 1 :].rpartition(".")
         unit = self.units[_BLOCK_KINDS[block]].get(unit, unit)
         return ".".join(part for part in (self.blocks[block], unit, parameter) if part)
-
-
-@cache
-def _expected_keys(family: Family) -> frozenset[str]:
-    return frozenset(family.expected_shapes(1))
 
 
 # Path of each block in our network to its kind, in order of execution.
@@ -96,14 +92,14 @@ def _pair(number: str, column: str, row: str, norm: str) -> dict[str, str]:
     return {f"conv3x1_{number}": column, f"conv1x3_{number}": row, f"bn{number}": norm}
 
 
-def _branch(dilation: int, column: str, row: str, norm: str) -> dict[str, str]:
+def _branch(dilation: int, path: str, column: str, row: str, norm: str) -> dict[str, str]:
     """Map the names of a PFCU branch with its own BN."""
-    return {**_pair(f"2{dilation}", column, row, norm), f"bn2_2{dilation}": norm}
+    names = {f"conv3x1_2{dilation}": column, f"conv1x3_2{dilation}": row, f"bn2_2{dilation}": norm}
+    return {ours: f"{path}.{theirs}" for ours, theirs in names.items()}
 
 
-AUTHORS = Family(
+AUTHORS = Family(  # github.com/xiaoyufenfei/ESNet
     name="authors",
-    source="github.com/xiaoyufenfei/ESNet",
     config=NetworkConfig,
     blocks={},
     units={},
@@ -111,9 +107,8 @@ AUTHORS = Family(
     std=(1.0, 1.0, 1.0),
 )
 
-PYTORCHCV = Family(
+PYTORCHCV = Family(  # pypi.org/project/pytorchcv, esnet_cityscapes
     name="pytorchcv",
-    source="pypi.org/project/pytorchcv, esnet_cityscapes",
     config=partial(
         NetworkConfig, shared_branch_norm=False, branch_sum="stacked", encoder_head=False
     ),
@@ -133,13 +128,9 @@ PYTORCHCV = Family(
         },
         "pfcu": {
             **_pair("1", "conv1.lw_conv.conv", "conv1.rw_conv.conv", "conv1.rw_conv.bn"),
-            **{
-                ours: f"branches.branch{branch}.conv.{theirs}"
-                for branch, dilation in enumerate(PFCU_DILATIONS, start=1)
-                for ours, theirs in _branch(
-                    dilation, "lw_conv.conv", "rw_conv.conv", "rw_conv.bn"
-                ).items()
-            },
+            **_branch(2, "branches.branch1.conv", "lw_conv.conv", "rw_conv.conv", "rw_conv.bn"),
+            **_branch(5, "branches.branch2.conv", "lw_conv.conv", "rw_conv.conv", "rw_conv.bn"),
+            **_branch(9, "branches.branch3.conv", "lw_conv.conv", "rw_conv.conv", "rw_conv.bn"),
         },
         "upsampler": {},
         "head": {"output_conv": "head"},
@@ -148,9 +139,8 @@ PYTORCHCV = Family(
     std=IMAGENET_STD,
 )
 
-ZH320 = Family(
+ZH320 = Family(  # github.com/zh320/realtime-semantic-segmentation-pytorch
     name="zh320",
-    source="github.com/zh320/realtime-semantic-segmentation-pytorch",
     config=partial(
         NetworkConfig,
         conv_bias=False,
@@ -185,11 +175,9 @@ ZH320 = Family(
         },
         "pfcu": {
             **_pair("1", "conv0.0", "conv0.2.0", "conv0.2.1"),
-            **{
-                ours: f"conv_{side}.{theirs}"
-                for side, dilation in zip(("left", "mid", "right"), PFCU_DILATIONS, strict=True)
-                for ours, theirs in _branch(dilation, "0", "2.0", "2.1").items()
-            },
+            **_branch(2, "conv_left", "0", "2.0", "2.1"),
+            **_branch(5, "conv_mid", "0", "2.0", "2.1"),
+            **_branch(9, "conv_right", "0", "2.0", "2.1"),
         },
         "upsampler": {"conv": "up_conv.0", "bn": "up_conv.1"},
         "head": {"output_conv": "up_conv.0", "output_bn": "up_conv.1"},

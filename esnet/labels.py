@@ -105,7 +105,12 @@ def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
     """
     if name is None:
         sizes = {label_set.num_classes: label_set for label_set in LABEL_SETS.values()}
-        return sizes.get(num_classes) or _numbered(num_classes)
+        return sizes.get(num_classes) or LabelSet(
+            name=f"{num_classes}-classes",
+            class_names=tuple(f"class {index}" for index in range(num_classes)),
+            palette=tuple(_distinct_colour(index) for index in range(num_classes)),
+            ignore_index=IGNORE_ID,
+        )
     if name not in LABEL_SETS:
         raise LabelSetError(
             f"unknown label set {name!r}", hint=f"label sets: {', '.join(sorted(LABEL_SETS))}"
@@ -122,26 +127,11 @@ def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
     return label_set
 
 
-def _numbered(num_classes: int) -> LabelSet:
-    """Make a label set with numbered class names."""
-    return LabelSet(
-        name=f"{num_classes}-classes",
-        class_names=tuple(f"class {index}" for index in range(num_classes)),
-        palette=tuple(_distinct_colour(index) for index in range(num_classes)),
-        ignore_index=IGNORE_ID,
-    )
-
-
 def _distinct_colour(index: int) -> tuple[int, int, int]:
     """Get a distinct colour from the bits of the index.
 
     Source: ``VOCcolormap`` of the Pascal VOC devkit.
     """
-    red = green = blue = 0
-    value = index + 1
-    for shift in range(7, -1, -1):
-        red |= (value & 1) << shift
-        green |= (value >> 1 & 1) << shift
-        blue |= (value >> 2 & 1) << shift
-        value >>= 3
+    bits = [(index + 1) >> position & 1 for position in range(24)]
+    red, green, blue = (sum(bits[3 * i + c] << (7 - i) for i in range(8)) for c in range(3))
     return red, green, blue

@@ -166,22 +166,18 @@ class Encoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.initial_block = DownsamplerBlock(3, 16, config)
-        self.layers = nn.ModuleList(
-            [
-                *(FCU(16, 3, config, dropout=config.fcu_dropout) for _ in range(3)),
-                DownsamplerBlock(16, 64, config),
-                *(FCU(64, 5, config, dropout=config.fcu_dropout) for _ in range(2)),
-                DownsamplerBlock(64, 128, config),
-                *(PFCU(128, config) for _ in range(3)),
-            ]
+        self.layers = nn.Sequential(
+            *(FCU(16, 3, config, dropout=config.fcu_dropout) for _ in range(3)),
+            DownsamplerBlock(16, 64, config),
+            *(FCU(64, 5, config, dropout=config.fcu_dropout) for _ in range(2)),
+            DownsamplerBlock(64, 128, config),
+            *(PFCU(128, config) for _ in range(3)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (N, 3, H, W) float to features (N, 128, H/8, W/8)."""
-        x = self.initial_block(x)
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        features: Tensor = self.layers(self.initial_block(x))
+        return features
 
 
 class Decoder(nn.Module):
@@ -189,28 +185,23 @@ class Decoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            [
-                UpsamplerBlock(128, 64, config),
-                *(FCU(64, 5, config) for _ in range(2)),
-                UpsamplerBlock(64, 16, config),
-                *(FCU(16, 3, config) for _ in range(2)),
-            ]
+        self.layers = nn.Sequential(
+            UpsamplerBlock(128, 64, config),
+            *(FCU(64, 5, config) for _ in range(2)),
+            UpsamplerBlock(64, 16, config),
+            *(FCU(16, 3, config) for _ in range(2)),
         )
-        if config.head_kernel == 2:
-            self.output_conv = nn.ConvTranspose2d(16, config.num_classes, 2, stride=2)
-        else:
-            self.output_conv = nn.ConvTranspose2d(
-                16, config.num_classes, 3, stride=2, padding=1, output_padding=1
-            )
+        kernel, padding = config.head_kernel, config.head_kernel // 3
+        self.output_conv = nn.ConvTranspose2d(
+            16, config.num_classes, kernel, stride=2, padding=padding, output_padding=padding
+        )
+        if kernel == 3:
             self.output_bn = nn.BatchNorm2d(config.num_classes, eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, 128, H/8, W/8) to logits (N, K, H, W)."""
-        for layer in self.layers:
-            x = layer(x)
-        x = self.output_conv(x)
-        return torch.relu(self.output_bn(x)) if hasattr(self, "output_bn") else x
+        logits: Tensor = self.output_conv(self.layers(x))
+        return torch.relu(self.output_bn(logits)) if hasattr(self, "output_bn") else logits
 
 
 class ESNet(nn.Module):

@@ -36,11 +36,16 @@ def camvid_split(root: Path, split: str) -> LabelledSplit:
         dataset="camvid",
         split=split,
         label_set=CAMVID,
-        files=tuple(file for part in parts for file in _files(root, part)),
+        files=tuple(
+            LabelledFile(image_path=image, labels_path=labels, stored_ids=_STORED_IDS)
+            for part in parts
+            for image, labels in _path_pairs(root, part)
+        ),
     )
 
 
-def _files(root: Path, split: str) -> list[LabelledFile]:
+def _path_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Find the paths of each image and its labels."""
     list_path = root / f"{split}.txt"
     if image_paths := _images_in(root / split):
         return _paired(image_paths, _images_in(root / f"{split}annot"))
@@ -60,7 +65,7 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _paired(image_paths: list[Path], labels_paths: list[Path]) -> list[LabelledFile]:
+def _paired(image_paths: list[Path], labels_paths: list[Path]) -> list[tuple[Path, Path]]:
     """Pair images and labels of the same stem; labels without an image are ignored."""
     labels_of = {path.stem: path for path in labels_paths}
     missing = [path for path in image_paths if path.stem not in labels_of]
@@ -69,11 +74,11 @@ def _paired(image_paths: list[Path], labels_paths: list[Path]) -> list[LabelledF
             f"{len(missing)} of {len(image_paths)} images have no labels, the first is {missing[0]}",
             hint=_TREE,
         )
-    return [_file(path, labels_of[path.stem]) for path in image_paths]
+    return [(path, labels_of[path.stem]) for path in image_paths]
 
 
-def _listed(root: Path, list_path: Path) -> list[LabelledFile]:
-    files = []
+def _listed(root: Path, list_path: Path) -> list[tuple[Path, Path]]:
+    pairs = []
     for number, line in enumerate(list_path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -85,17 +90,13 @@ def _listed(root: Path, list_path: Path) -> list[LabelledFile]:
         for path in paths:
             if not path.is_file():
                 raise DatasetError(f"{list_path}, line {number}: {path} does not exist", hint=_TREE)
-        files.append(_file(*paths))
-    if not files:
+        pairs.append((paths[0], paths[1]))
+    if not pairs:
         raise DatasetError(f"{list_path} lists no images", hint=_TREE)
-    return files
+    return pairs
 
 
 def _resolve(root: Path, name: str) -> Path:
     """Try the listed path, then its last two parts: the tutorial's lists start with /SegNet/CamVid/."""
     path = root / name
     return path if path.is_file() else root.joinpath(*Path(name).parts[-2:])
-
-
-def _file(image_path: Path, labels_path: Path) -> LabelledFile:
-    return LabelledFile(image_path=image_path, labels_path=labels_path, stored_ids=_STORED_IDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from esnet.data.camvid import camvid_split
@@ -10,10 +9,7 @@ from esnet.data.cityscapes import cityscapes_split
 from esnet.data.labelled import LabelledSplit
 from esnet.errors import DatasetError
 
-DATASETS: dict[str, Callable[[Path, str], LabelledSplit]] = {
-    "camvid": camvid_split,
-    "cityscapes": cityscapes_split,
-}
+DATASETS = {"camvid": camvid_split, "cityscapes": cityscapes_split}
 
 
 def open_split(dataset: str, root: Path, split: str) -> LabelledSplit:

@@ -26,11 +26,6 @@ class LabelledFile:
     stored_ids: Mapping[int, int]
     """Stored label value to train id or ignore index; every other value is an error."""
 
-    @property
-    def name(self) -> str:
-        """File name of the image without its suffix."""
-        return self.image_path.stem
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -61,24 +56,19 @@ class LabelledSplit(Sequence[Sample]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # slices are not supported
-        """Read one image with its labels; see ``read_sample``."""
-        return read_sample(self.files[index])
+        """Read one image with its labels.
 
-
-def read_sample(file: LabelledFile) -> Sample:
-    """Read an image and its labels.
-
-    Raises:
-        DatasetError: A file cannot be read, the sizes differ, or a label is outside the set.
-    """
-    image = _decode(file.image_path, cv2.IMREAD_COLOR)
-    labels = read_labels(file)
-    if image.shape[:2] != labels.shape:
-        raise DatasetError(
-            f"{file.image_path} is {_size(image)}, its labels {file.labels_path} are {_size(labels)}",
-            hint="an image and its labels must have the same height and width",
-        )
-    return Sample(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), labels)
+        Raises:
+            DatasetError: A file cannot be read, the sizes differ, or a label is outside the set.
+        """
+        file = self.files[index]
+        image, labels = _decode(file.image_path, cv2.IMREAD_COLOR), read_labels(file)
+        if image.shape[:2] != labels.shape:
+            raise DatasetError(
+                f"{file.image_path} is {_size(image)}, its labels {file.labels_path} are {_size(labels)}",
+                hint="an image and its labels must have the same height and width",
+            )
+        return Sample(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), labels)
 
 
 def read_labels(file: LabelledFile) -> np.ndarray:

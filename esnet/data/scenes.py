@@ -8,6 +8,8 @@ import numpy as np
 from esnet.data.labelled import Sample
 from esnet.labels import CAMVID
 
+_Color = tuple[int, int, int]
+_Point = tuple[float, float]
 _IDS = {name: index for index, name in enumerate(CAMVID.class_names)}
 
 
@@ -52,23 +54,15 @@ class _Painter:
         haze = np.linspace(0, 1, self.height)[:, None, None]
         self.image[:] = (200 + 40 * haze + np.array([0, 5, 12]) * (1 - haze)).astype(np.uint8)
         self.labels[:] = _IDS["sky"]
-        self._shape(
-            [(0, self.horizon), (1, self.horizon), (1, 1), (0, 1)], "pavement", (118, 112, 106)
-        )
+        self._box(0.5, 1, 1, 1 - self.horizon, "pavement", (118, 112, 106))
         half = float(self.random.uniform(0.34, 0.44))
         top, bottom = self.vanish, 0.5
-        road = [
-            (top - 0.03, self.horizon),
-            (top + 0.03, self.horizon),
-            (bottom + half, 1),
-            (bottom - half, 1),
-        ]
-        self._shape(road, "road", (88, 86, 88))
+        far = [(top - 0.03, self.horizon), (top + 0.03, self.horizon)]
+        near = [(bottom + half, 1.0), (bottom - half, 1.0)]
+        self._polygon([*far, *near], "road", (88, 86, 88))
         for step in np.linspace(0.1, 0.95, 7):
             x, y = top + (bottom - top) * step, self.horizon + (1 - self.horizon) * step
-            self._shape(
-                _box(x, y + 0.03 * step, 0.008 * step, 0.06 * step), "road", (190, 188, 180)
-            )
+            self._box(x, y + 0.03 * step, 0.008 * step, 0.06 * step, "road", (190, 188, 180))
 
     def draw_houses(self) -> None:
         """Draw rows of houses with windows on both sides, lower towards the vanishing point."""
@@ -78,15 +72,13 @@ class _Painter:
                 height = (0.2 + distance * 0.5) * float(self.random.uniform(0.8, 1.1))
                 width = 0.06 + distance * 0.22
                 brick = self._tint((118 - 6 * index, 92, 78), 25)
-                self._shape(
-                    _box(x, self.horizon + 0.08 * distance, width, height), "building", brick
-                )
+                self._box(x, self.horizon + 0.08 * distance, width, height, "building", brick)
                 for row in range(3):
                     for column in range(3):
                         center = x + (column - 1) * width * 0.3
                         bottom = self.horizon - height * (0.2 + 0.26 * row)
-                        window = _box(center, bottom, width * 0.14, height * 0.13)
-                        self._shape(window, "building", (52, 56, 64))
+                        size = (width * 0.14, height * 0.13)
+                        self._box(center, bottom, *size, "building", (52, 56, 64))
 
     def draw_trees(self) -> None:
         """Draw trees with round crowns in front of the houses."""
@@ -94,7 +86,7 @@ class _Painter:
             side = self.random.choice([-1, 1])
             x = self.vanish + side * float(self.random.uniform(0.15, 0.55))
             size = float(self.random.uniform(0.06, 0.14))
-            self._shape(_box(x, self.horizon + 0.08, 0.012, 0.2), "tree", (62, 52, 44))
+            self._box(x, self.horizon + 0.08, 0.012, 0.2, "tree", (62, 52, 44))
             for _ in range(6):
                 dx, dy = self.random.normal(0, size * 0.4, 2)
                 crown = (x + dx, self.horizon - 0.12 + dy)
@@ -104,12 +96,11 @@ class _Painter:
         """Draw fences, lamp posts and signs on the pavements."""
         for side in (-1, 1):
             x = self.vanish + side * float(self.random.uniform(0.4, 0.5))
-            self._shape(_box(x, self.horizon + 0.16, 0.16, 0.09), "fence", (96, 90, 82))
+            self._box(x, self.horizon + 0.16, 0.16, 0.09, "fence", (96, 90, 82))
             x = self.vanish + side * float(self.random.uniform(0.2, 0.34))
             foot = self.horizon + 0.14
-            self._shape(_box(x, foot, 0.008, 0.42), "pole", (104, 102, 98))
-            sign = _box(x, foot - 0.3, 0.035, 0.06)
-            self._shape(sign, "sign symbol", self._tint((150, 60, 56), 20))
+            self._box(x, foot, 0.008, 0.42, "pole", (104, 102, 98))
+            self._box(x, foot - 0.3, 0.035, 0.06, "sign symbol", self._tint((150, 60, 56), 20))
 
     def draw_traffic(self) -> None:
         """Draw cars on the road, and pedestrians and a bicyclist beside it."""
@@ -119,10 +110,8 @@ class _Painter:
             foot = self.horizon + (1 - self.horizon) * depth
             width, height = 0.05 + 0.24 * depth, 0.05 + 0.24 * depth
             paint = self._tint((86, 84, 92), 60)
-            self._shape(_box(x, foot, width, height * 0.6), "car", paint)
-            self._shape(
-                _box(x, foot - height * 0.55, width * 0.75, height * 0.45), "car", (44, 48, 54)
-            )
+            self._box(x, foot, width, height * 0.6, "car", paint)
+            self._box(x, foot - height * 0.55, width * 0.75, height * 0.45, "car", (44, 48, 54))
             for wheel in (-0.32, 0.32):
                 center = (x + wheel * width, foot)
                 self._ellipse(center, (width * 0.1, height * 0.12), "car", (26, 26, 28))
@@ -130,7 +119,7 @@ class _Painter:
             side = self.random.choice([-1, 1])
             x = self.vanish + side * float(self.random.uniform(0.3, 0.42))
             foot, height = self.horizon + float(self.random.uniform(0.18, 0.26)), 0.2
-            self._shape(_box(x, foot, 0.025, height * 0.8), name, self._tint((70, 62, 66), 30))
+            self._box(x, foot, 0.025, height * 0.8, name, self._tint((70, 62, 66), 30))
             self._ellipse((x, foot - height * 0.88), (0.012, 0.025), name, (170, 136, 118))
             if name == "bicyclist":
                 for wheel in (-0.02, 0.02):
@@ -145,34 +134,27 @@ class _Painter:
         image = image + np.random.default_rng(0).normal(0, 4, image.shape)
         return np.clip(image, 0, 255).astype(np.uint8)
 
-    def _tint(self, color: tuple[int, int, int], spread: int) -> tuple[int, int, int]:
+    def _tint(self, color: _Color, spread: int) -> _Color:
         shift = int(self.random.integers(-spread, spread + 1))
         red, green, blue = (int(np.clip(value + shift, 0, 255)) for value in color)
         return red, green, blue
 
-    def _shape(
-        self, corners: list[tuple[float, float]], name: str, color: tuple[int, int, int]
+    def _box(
+        self, x: float, bottom: float, width: float, height: float, name: str, color: _Color
     ) -> None:
+        """Draw an upright box; ``x`` is its centre."""
+        left, right, top = x - width / 2, x + width / 2, bottom - height
+        self._polygon([(left, top), (right, top), (right, bottom), (left, bottom)], name, color)
+
+    def _polygon(self, corners: list[_Point], name: str, color: _Color) -> None:
         points = np.array([self._pixel(corner) for corner in corners], np.int32)
         cv2.fillPoly(self.image, [points], color)
         cv2.fillPoly(self.labels, [points], _IDS[name])
 
-    def _ellipse(
-        self,
-        center: tuple[float, float],
-        radii: tuple[float, float],
-        name: str,
-        color: tuple[int, int, int],
-    ) -> None:
+    def _ellipse(self, center: _Point, radii: _Point, name: str, color: _Color) -> None:
         axes = (max(1, round(radii[0] * self.width)), max(1, round(radii[1] * self.height)))
         cv2.ellipse(self.image, self._pixel(center), axes, 0, 0, 360, color, cv2.FILLED)
         cv2.ellipse(self.labels, self._pixel(center), axes, 0, 0, 360, _IDS[name], cv2.FILLED)
 
-    def _pixel(self, point: tuple[float, float]) -> tuple[int, int]:
+    def _pixel(self, point: _Point) -> tuple[int, int]:
         return round(point[0] * self.width), round(point[1] * self.height)
-
-
-def _box(x: float, bottom: float, width: float, height: float) -> list[tuple[float, float]]:
-    """Compute the corners of an upright box from the middle of its bottom edge."""
-    left, right, top = x - width / 2, x + width / 2, bottom - height
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]

@@ -68,7 +68,7 @@ def label_counts(split: LabelledSplit, cache_dir: Path) -> np.ndarray:
 def _fingerprint(files: Sequence[LabelledFile]) -> str:
     """Hash the paths, sizes and modification times of the label files."""
     digest = hashlib.sha256()
-    for path in (file.labels_path for file in files):
-        status = path.stat()
+    for file in files:
+        path, status = file.labels_path, file.labels_path.stat()
         digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

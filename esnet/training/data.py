@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from esnet.data.augment import augment
-from esnet.data.labelled import LabelledSplit, Sample, nearest_size, read_sample
+from esnet.data.labelled import LabelledSplit, Sample, nearest_size
 from esnet.training.recipe import Recipe
 from runtime.media.frames import resize_frame
 
@@ -19,7 +19,7 @@ _MAX_CACHE_BYTES = 2 << 30  # splits up to this decoded size are kept in memory
 
 
 class TrainDataset(Dataset[ImageAndLabels]):
-    """Augmented samples: index i is image i % len(files), augmented by a generator seeded with i.
+    """Augmented samples: index i is image i % len(split), augmented by a generator seeded with i.
 
     A resumed run therefore gets the samples that an uninterrupted one gets, with any number of workers and
     devices.
@@ -27,29 +27,27 @@ class TrainDataset(Dataset[ImageAndLabels]):
 
     def __init__(self, split: LabelledSplit, recipe: Recipe, *, seed: int) -> None:
         """Decode the split, and keep it in memory if it is small enough."""
-        self.files, self.ignore_index = split.files, split.label_set.ignore_index
-        self.recipe, self.seed = recipe, seed
+        self.split, self.recipe, self.seed = split, recipe, seed
         first = self._read(0)
-        num_bytes = (first.image.nbytes + first.labels.nbytes) * len(self.files)
-        is_small = num_bytes <= _MAX_CACHE_BYTES
-        self.cache = [self._read(i) for i in range(len(self.files))] if is_small else []
+        is_small = (first.image.nbytes + first.labels.nbytes) * len(split) <= _MAX_CACHE_BYTES
+        self.cache = [self._read(i) for i in range(len(split))] if is_small else []
 
     def __getitem__(self, index: int) -> ImageAndLabels:
         """Get RGB uint8 (H, W, 3) and labels uint8 (H, W) of the crop size; any index from 0 is valid."""
         cv2.setNumThreads(1)  # the parallelism is in the workers
-        position = index % len(self.files)
+        position = index % len(self)
         sample = self.cache[position] if self.cache else self._read(position)
         random = np.random.default_rng((self.seed, index))
-        augmented = augment(sample, self.recipe.augmentation, self.ignore_index, random)
+        ignore_index = self.split.label_set.ignore_index
+        augmented = augment(sample, self.recipe.augmentation, ignore_index, random)
         return augmented.image, augmented.labels
 
     def __len__(self) -> int:
-        """Get the number of images."""
-        return len(self.files)
+        return len(self.split)
 
     def _read(self, position: int) -> Sample:
         """Read an image and its labels, and resize them to the recipe's size."""
-        sample, size_hw = read_sample(self.files[position]), self.recipe.size_hw
+        sample, size_hw = self.split[position], self.recipe.size_hw
         if size_hw is None or sample.labels.shape == size_hw:
             return sample
         labels = cv2.resize(sample.labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
@@ -111,8 +109,3 @@ def train_loader(
         multiprocessing_context="spawn" if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def eval_loader(dataset: EvalDataset, *, rank: int, num_ranks: int) -> DataLoader[ImageAndLabels]:
-    """Load one device's share of the images, in batches of 1."""
-    return DataLoader(dataset, batch_size=1, sampler=range(rank, len(dataset), num_ranks))

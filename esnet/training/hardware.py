@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 
 import torch
 
@@ -14,8 +13,6 @@ _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mix
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_TOP_PAD_BYTES = 256 << 20
-_LARGEST_INT = 2**31 - 1
 
 
 def choose_accelerator(requested: str, devices: int) -> str:
@@ -55,9 +52,8 @@ def keep_freed_memory() -> None:
     that takes longer than batch normalisation; without it, training is about a fifth faster. The process
     then keeps its peak memory.
     """
-    library = ctypes.util.find_library("c")
-    mallopt = getattr(ctypes.CDLL(library), "mallopt", None) if library else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
-        mallopt(_M_TOP_PAD, _TOP_PAD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 256 << 20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from esnet.data.augment import Augmentation
@@ -124,11 +123,7 @@ def camvid() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "camvid": camvid,
-    "cityscapes": cityscapes,
-    "paper": paper,
-}
+RECIPES = {"camvid": camvid, "cityscapes": cityscapes, "paper": paper}
 
 
 def recipe_named(name: str) -> Recipe:

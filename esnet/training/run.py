@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.data import DataLoader
 
 from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
@@ -18,7 +19,7 @@ from esnet.errors import TrainingError
 from esnet.families import AUTHORS
 from esnet.model import ESNet, NetworkConfig
 from esnet.training.class_weights import class_weights, label_counts
-from esnet.training.data import EvalDataset, TrainDataset, eval_loader, train_loader
+from esnet.training.data import EvalDataset, TrainDataset, train_loader
 from esnet.training.hardware import choose_accelerator, keep_freed_memory, lightning_precision
 from esnet.training.run_folder import (
     checkpoint_metadata,
@@ -60,8 +61,10 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
             f"a batch of {recipe.batch_size} cannot be split over {settings.devices} devices",
             hint="choose --batch-size as a multiple of --devices",
         )
-    train_split = open_split(settings.dataset, settings.data_dir, settings.train_split)
-    val_split = open_split(settings.dataset, settings.data_dir, settings.val_split)
+    splits = train_split, val_split = tuple(
+        open_split(settings.dataset, settings.data_dir, split)
+        for split in (settings.train_split, settings.val_split)
+    )
     accelerator = choose_accelerator(settings.accelerator, settings.devices)
     if accelerator == "cpu":
         keep_freed_memory()
@@ -69,7 +72,7 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     L.seed_everything(settings.seed, verbose=False)
     counts = label_counts(train_split, cache_dir())
     network, origin = _initial_network(settings, train_split.label_set.num_classes)
-    config = run_config(settings, train_split, val_split, origin, counts.tolist())
+    config = run_config(settings, splits, origin, counts.tolist())
     resume_path = open_run_folder(run_dir, config)
     task = SegmentationTask(
         network,
@@ -80,21 +83,19 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
         seed=settings.seed,
     )
     best = ModelCheckpoint(
-        dirpath=run_dir,
-        filename="best",
-        monitor="val_miou",
-        mode="max",
-        enable_version_counter=False,
+        run_dir, "best", monitor="val_miou", mode="max", enable_version_counter=False
     )
     trainer = _trainer(settings, accelerator, [best, *callbacks])
     rank, num_ranks = trainer.global_rank, settings.devices
     dataset = TrainDataset(train_split, recipe, seed=settings.seed)
     if trainer.is_global_zero:
-        _print_plan(settings, train_split, val_split, trainer, is_resumed=resume_path is not None)
+        _print_plan(settings, splits, trainer, is_resumed=resume_path is not None)
     training = train_loader(
         dataset, seed=settings.seed, rank=rank, num_ranks=num_ranks, workers=settings.workers
     )
-    validation = eval_loader(EvalDataset(val_split, recipe.size_hw), rank=rank, num_ranks=num_ranks)
+    validation = DataLoader(
+        EvalDataset(val_split, recipe.size_hw), sampler=range(rank, len(val_split), num_ranks)
+    )
     try:
         trainer.fit(task, training, validation, ckpt_path=resume_path, weights_only=True)
     except SystemExit:  # Lightning exits this way after Ctrl-C, when the checkpoint is written
@@ -115,23 +116,14 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes ``last.ckpt`` atomically before the first step and after every epoch."""
-
-    def __init__(self, run_dir: Path) -> None:
-        """Write to this folder."""
-        super().__init__(
-            dirpath=run_dir,
-            filename="last",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        self.path = run_dir / "last.ckpt"
+    """Writes ``last.ckpt`` after every epoch, and before the first step."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the first checkpoint, so that a run can be resumed whenever it stops."""
         super().on_train_start(trainer, pl_module)
-        if not self.path.exists():
-            trainer.save_checkpoint(self.path)
+        path = Path(str(self.dirpath), "last.ckpt")
+        if not path.exists():
+            trainer.save_checkpoint(path)
 
 
 def _initial_network(settings: RunSettings, num_classes: int) -> tuple[ESNet, str]:
@@ -166,7 +158,7 @@ def _initial_network(settings: RunSettings, num_classes: int) -> tuple[ESNet, st
 def _trainer(
     settings: RunSettings, accelerator: str, extra_callbacks: Sequence[Callback]
 ) -> L.Trainer:
-    recipe = settings.recipe
+    recipe, run_dir = settings.recipe, settings.run_dir
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _IGNORED_WARNINGS:
@@ -174,9 +166,9 @@ def _trainer(
     if recipe.quantization:
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     callbacks: list[Callback] = [
-        RunLog(settings.run_dir, prints_lines=not settings.show_progress),
+        RunLog(run_dir, prints_lines=not settings.show_progress),
         *extra_callbacks,
-        LastCheckpoint(settings.run_dir),
+        LastCheckpoint(run_dir, "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if recipe.ema_decay is not None:
         callbacks.insert(0, MovingAverage(recipe.ema_decay))
@@ -200,17 +192,12 @@ def _trainer(
 
 
 def _print_plan(
-    settings: RunSettings,
-    train_split: LabelledSplit,
-    val_split: LabelledSplit,
-    trainer: L.Trainer,
-    *,
-    is_resumed: bool,
+    settings: RunSettings, splits: Sequence[LabelledSplit], trainer: L.Trainer, *, is_resumed: bool
 ) -> None:
     recipe = settings.recipe
-    for note in (*train_split.notes, *val_split.notes):
+    for note in (note for split in splits for note in split.notes):
         print(f"note      {note}")
-    counts = ", ".join(f"{len(split)} {split.split}" for split in (train_split, val_split))
+    counts = ", ".join(f"{len(split)} {split.split}" for split in splits)
     print(f"data      {settings.dataset}: {counts}")
     qat = f", fake quantization for {recipe.quantization}" if recipe.quantization else ""
     print(f"recipe    {recipe.name}, {recipe.total_epochs} epochs, batch {recipe.batch_size}{qat}")

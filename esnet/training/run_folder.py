@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,31 +22,23 @@ from runtime.machine.machine import source_revision
 
 
 def run_config(
-    settings: RunSettings,
-    train_split: LabelledSplit,
-    val_split: LabelledSplit,
-    origin: str,
-    label_counts: list[int],
+    settings: RunSettings, splits: Sequence[LabelledSplit], origin: str, label_counts: list[int]
 ) -> dict[str, Any]:
     """Make the content of config.json: all that determines the result, and the software versions.
 
     Args:
         settings: Settings of the run.
-        train_split: Split to train on.
-        val_split: Split to validate on.
+        splits: Training and validation split.
         origin: Source of the initial weights.
         label_counts: Labelled pixels per class in the training split.
     """
-    # Existing config.json files call the number of images "pictures".
+    train, val = splits
+    # The name "pictures" is part of the file format: runs with other keys could not be resumed.
     return {
         "recipe": asdict(settings.recipe),
         "dataset": settings.dataset,
-        "train": {
-            "split": train_split.split,
-            "pictures": len(train_split),
-            "label_counts": label_counts,
-        },
-        "val": {"split": val_split.split, "pictures": len(val_split)},
+        "train": {"split": train.split, "pictures": len(train), "label_counts": label_counts},
+        "val": {"split": val.split, "pictures": len(val)},
         "init": origin,
         "seed": settings.seed,
         "made_with": {

@@ -42,7 +42,7 @@ class RunLog(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read the rows of the epochs before the resume; later ones are trained again."""
         if self.csv_path.is_file():
-            with self.csv_path.open(newline="", encoding="utf-8") as file:
+            with self.csv_path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
 
@@ -76,8 +76,10 @@ class RunLog(Callback):
         values |= {name: f"{float(metrics[name]):.4f}" for name in measured if name in metrics}
         self.validated = False
         self.rows.append(values)
-        with atomic_path(self.csv_path) as temporary:
-            _write_rows(self.rows, temporary)
+        with atomic_path(self.csv_path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
         if "val_miou" in values:
             with atomic_path(self.curve_path) as temporary:
                 draw_curve(self.rows, temporary)
@@ -110,10 +112,3 @@ def draw_curve(rows: list[dict[str, str]], path: Path) -> None:
     right.set(ylabel="validation mIoU, % (blue)")
     right.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=110)
-
-
-def _write_rows(rows: list[dict[str, str]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from esnet.families import AUTHORS
 from esnet.metrics import ConfusionMatrix
 from esnet.model import ESNet, normalise
 from esnet.training.losses import cross_entropy, lovasz_softmax
@@ -20,7 +21,6 @@ from esnet.training.qat import FakeQuantization
 from esnet.training.recipe import Recipe
 
 METADATA_KEY = "esnet"
-_MEAN, _STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _RANGES_KEY = "quantization_ranges"
 _STATE_KEYS = ("state_dict", "current_model_state")  # the second exists with weight averaging
 
@@ -72,7 +72,7 @@ class SegmentationTask(L.LightningModule):
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         """Compute the logits (N, K, H, W), at 1/8 of the size in the encoder stage."""
-        images_NCHW = normalise(images_NHWC, _MEAN, _STD)
+        images_NCHW = normalise(images_NHWC, AUTHORS.mean, AUTHORS.std)
         if self.quantization is not None:
             quantized: Tensor = self.quantization(self.network, images_NCHW)
             return quantized

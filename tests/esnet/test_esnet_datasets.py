@@ -54,8 +54,8 @@ class TestCamvid:
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_pictures_of_any_suffix_are_paired_with_their_labels(self, camvid, split):
         found = open_split("camvid", camvid, split)
-        assert [file.name for file in found.files] == ["frame0", "frame1", "frame2"]
-        assert all(file.labels_path.stem == file.name for file in found.files)
+        assert [file.image_path.stem for file in found.files] == ["frame0", "frame1", "frame2"]
+        assert all(file.labels_path.stem == file.image_path.stem for file in found.files)
 
     def test_a_sample_is_rgb_with_its_labels(self, camvid):
         sample = open_split("camvid", camvid, "train")[1]
@@ -69,7 +69,8 @@ class TestCamvid:
     def test_a_list_file_serves_where_there_is_no_folder(self, camvid, prefix):
         line = f"{prefix}train/frame2.png {prefix}trainannot/frame2.png"
         (camvid / "test.txt").write_text(f"{line}\n\n")
-        assert [file.name for file in open_split("camvid", camvid, "test").files] == ["frame2"]
+        (file,) = open_split("camvid", camvid, "test").files
+        assert file.image_path.stem == "frame2"
 
     @pytest.mark.parametrize(
         ("text", "message"),
