@@ -181,4 +181,7 @@ def _tables(include: Path, compiled: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))
+    try:
+        print(build(Path(sys.argv[1])))
+    except CannotBuild as reason:
+        sys.exit(f"error: {reason}")

@@ -1,13 +1,13 @@
 /*
- * cuda_stub.c: a libcuda.so.1 without a GPU, for tests. See README.md.
+ * cuda_stub.c: a libcuda.so.1 for tests on machines without a GPU. See README.md.
  *
- * It keeps the driver's rules, not its work. Device memory is host memory behind addresses that the host cannot
- * touch; kernels compute nothing; copies, fills, host functions, events and graphs are real. A stream is a queue
- * that runs as late as the rules allow: what a wait asks for and no more, or, with CUDA_STUB_SEED, a few random steps
- * besides. Code that forgets an event or a wait therefore sees wrong data, not luck.
+ * It enforces the driver's rules and computes nothing. Device memory is host memory at addresses that the host cannot
+ * access. Copies, fills, host functions, events and graphs are real; kernels do nothing. A stream is a queue whose
+ * operations run as late as the rules allow: a wait runs only what it waits for. With CUDA_STUB_SEED, calls also run
+ * a few random operations. A missing event or wait therefore gives wrong data in every run.
  *
- * One lock guards everything; it is dropped while a host function runs. Structures of objects are never freed, as
- * queues may point to them: a test's process ends soon enough.
+ * One lock guards all state; it is released while a host function runs. Objects are never freed, because queues may
+ * point to them; test processes are short.
  */
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -63,11 +63,11 @@ enum kind { FREED, CONTEXT, STREAM, EVENT, GRAPH, NODE, EXEC, MODULE, FUNCTION, 
 static const char *const KIND_NAMES[] = {"freed", "contexts", "streams", "events", "graphs", "graph nodes",
                                          "graph execs", "modules", "functions"};
 
-/* A handle is an index in disguise: handles are never used again, so a stale one is told from a live one. */
+/* A handle encodes an index and is never used again, so that stale handles are recognised. */
 struct object {
     enum kind kind;
     uintptr_t handle;
-    struct context *ctx; /* NULL: belongs to none */
+    struct context *ctx; /* NULL: of no context */
 };
 
 struct context {
@@ -79,12 +79,12 @@ struct context {
     struct stream *legacy;
 };
 
-/* A span of memory that the driver knows. */
+/* Memory that was allocated with the driver. */
 struct span {
     uintptr_t base;
     size_t bytes;
-    enum { DEVICE, PINNED, REGISTERED } type;
-    uint8_t *host; /* where the bytes really are */
+    enum { DEVICE, PINNED } type;
+    uint8_t *host; /* address of the bytes on the host */
     struct context *ctx;
     struct span *next;
 };
@@ -99,7 +99,7 @@ struct op {
     uintptr_t dst, src;     /* COPY, FILL */
     size_t bytes;
     unsigned value, size;   /* FILL: an element, and its bytes */
-    void *staged;           /* COPY from pageable memory: what it held when the copy was asked for */
+    void *staged;           /* COPY from pageable memory: its bytes at the time of the call */
     CUhostFn function;      /* HOST */
     void *data;
     struct function *kernel; /* KERNEL */
@@ -116,7 +116,7 @@ struct stream {
     struct object object;
     unsigned flags;
     int priority;
-    bool is_legacy, busy; /* busy: a host function of its runs, without the lock */
+    bool is_legacy, busy; /* busy: one of its host functions runs, without the lock */
     struct op *head, *tail;
     uint64_t last, done; /* newest and newest finished operation */
     double ready_ms;     /* simulated clock: when its work so far is done */
@@ -162,7 +162,6 @@ static _Thread_local struct context *stack[64];
 static _Thread_local int depth;
 static _Thread_local bool in_host_function;
 static _Thread_local CUresult next_op_fails, returned_instead;
-static _Thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
 #define HANDLE_BASE ((uintptr_t)0x7c0000000000)
 #define HANDLE(o) ((void *)(o)->object.handle)
@@ -185,12 +184,12 @@ static void *find(const void *handle, enum kind kind) {
     return objects[index]->kind == kind ? objects[index] : NULL;
 }
 
-/* The structure stays: queues may still point to it. */
+/* Mark an object as destroyed. Queues may still point to it, so it is not freed. */
 static void unmake(void *object) { ((struct object *)object)->kind = FREED; }
 
 /* ------------------------------------------------------------------------------------------ calls */
 
-/* One API function as the program calls it. */
+/* Calls of one API function. */
 struct site { const char *name; uint64_t calls, errors; bool known; struct site *next; };
 static struct site *sites;
 
@@ -217,8 +216,8 @@ static uint64_t random_below(uint64_t limit) { /* xorshift */
     return state % limit;
 }
 
-/* CUDA_STUB_FAIL=NAME:N:CODE[,...]: the Nth call of NAME, with or without its _vN, returns CODE. A call that gives
- * something back, or ends a capture, does its work all the same: it is an older error that it tells. */
+/* CUDA_STUB_FAIL=NAME:N:CODE[,...]: the Nth call of NAME, with or without its _vN, returns CODE. A call that
+ * destroys, frees or releases, or ends a capture, still does its work: the driver reports an older error there. */
 static CUresult injected(const struct site *site) {
     for (const char *at = getenv("CUDA_STUB_FAIL"); at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
         char name[64] = "";
@@ -257,18 +256,18 @@ static CUresult leave(struct site *site, CUresult result) {
 
 static void wander(void);
 
-/* Whether a call that may wait for the GPU is forbidden now; it spoils the captures that forbid it. */
+/* Check for captures that forbid a call that may wait for the GPU, and invalidate them. */
 static bool spoils_capture(void) {
     bool spoils = false;
     for (struct capture *c = captures; c; c = c->next) {
         bool mine = pthread_equal(c->thread, pthread_self()), relaxed = c->mode == CU_STREAM_CAPTURE_MODE_RELAXED;
-        bool global = c->mode == CU_STREAM_CAPTURE_MODE_GLOBAL && thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
-        if (thread_mode != CU_STREAM_CAPTURE_MODE_RELAXED && !relaxed && (mine || global)) c->invalid = spoils = true;
+        bool global = c->mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+        if (!relaxed && (mine || global)) c->invalid = spoils = true;
     }
     return spoils;
 }
 
-/* Begin a call: take the lock and check what every call of its kind must fulfil. */
+/* Begin a call: take the lock and check the preconditions. */
 static CUresult enter(struct site *site, enum needs needs) {
     pthread_mutex_lock(&lock);
     if (!site->known) *site = (struct site){site->name, 0, 0, true, sites}, sites = site;
@@ -290,7 +289,7 @@ static CUresult enter(struct site *site, enum needs needs) {
     return CUDA_SUCCESS;
 }
 
-/* Define a call of the API: what it needs, its name, its parameters, and their names again. Its body holds the lock. */
+/* Define an API call: preconditions, name, parameters, and the parameters' names. Its body holds the lock. */
 #define API(needs, call, parameters, names)                          \
     static CUresult call##_locked parameters;                        \
     CUresult CUDAAPI call parameters {                               \
@@ -310,7 +309,7 @@ static struct span *span_at(uintptr_t address) {
     return NULL;
 }
 
-/* Whether all bytes lie in one span, or, for plain host memory, in none. */
+/* Check that all bytes lie in one span, or in none (pageable memory). */
 static bool in_bounds(uintptr_t address, size_t bytes) {
     struct span *s = span_at(address);
     return !s || bytes <= s->base + s->bytes - address;
@@ -318,7 +317,7 @@ static bool in_bounds(uintptr_t address, size_t bytes) {
 
 static bool is_device(uintptr_t address) {
     struct span *s = span_at(address);
-    return s && s->type != REGISTERED; /* unified addresses: pinned memory may stand for device memory */
+    return s; /* unified addresses: pinned memory may stand for device memory */
 }
 
 static bool is_pageable(uintptr_t address) { return !span_at(address); }
@@ -333,7 +332,7 @@ static CUresult allocate(struct context *ctx, size_t bytes, int type, uintptr_t 
     size_t held = ALIGN_UP(bytes, 4096);
     if (type == DEVICE && used_bytes[ctx->device] + held > memory_total) return CUDA_ERROR_OUT_OF_MEMORY;
     uint8_t *host = mmap(NULL, held, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    /* The device's address is a span of its own that the host cannot touch: a host that reads it crashes. */
+    /* The device address is mapped without access: a host that reads it crashes. */
     void *base = type == DEVICE ? mmap(NULL, held, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) : host;
     if (host == MAP_FAILED || base == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
     if (bytes <= 64 << 20) memset(host, POISON, bytes);
@@ -345,7 +344,7 @@ static CUresult allocate(struct context *ctx, size_t bytes, int type, uintptr_t 
     return CUDA_SUCCESS;
 }
 
-/* The address stays reserved for ever, so that no later allocation hides its use. */
+/* The address stays reserved, so that a use after free crashes and no later allocation reuses it. */
 static void forget(struct span *gone) {
     struct span **at = &spans;
     while (*at != gone) at = &(*at)->next;
@@ -353,7 +352,7 @@ static void forget(struct span *gone) {
     size_t held = ALIGN_UP(gone->bytes, 4096);
     if (gone->type == DEVICE) used_bytes[gone->ctx->device] -= held;
     if (gone->type == DEVICE) munmap(gone->host, held);
-    else if (gone->type != REGISTERED)
+    else
         mmap((void *)gone->base, held, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     free(gone);
 }
@@ -371,7 +370,7 @@ static void lost(struct context *ctx, CUresult error, const char *why) {
     if (!ctx->error) ctx->error = error;
 }
 
-/* Do an operation; gives its simulated time. Host functions run without the lock. */
+/* Run an operation and return its simulated time in ms. Host functions run without the lock. */
 static double perform(struct context *ctx, struct op *op) {
     if (op->fails) lost(ctx, op->fails, "injected");
     if (ctx->error) return 0;
@@ -435,7 +434,7 @@ static void step(struct stream *s) {
     free(op);
 }
 
-/* Run a queue as far as an operation, and of other queues what that one waits for. */
+/* Run a queue up to an operation, and other queues up to the operations that it waits for. */
 static void run_until(struct stream *s, uint64_t id) {
     while (s->done < id) {
         if (s->busy) pthread_cond_wait(&host_function_done, &lock);
@@ -449,7 +448,7 @@ static void run_all(struct context *ctx) {
         if (s->object.ctx == ctx) run_until(s, s->last);
 }
 
-/* With a seed, now and then a random queue gets on. */
+/* With a seed: sometimes run a few operations of a random queue. */
 static void wander(void) {
     if (!seed || in_host_function || random_below(4)) return;
     size_t count = 0;
@@ -525,7 +524,7 @@ static void order_after(struct stream *s, struct stream *other) {
         append(s, &(struct op){.kind = WAIT, .after = other, .after_id = other->last});
 }
 
-/* Put an operation into a stream: queued, or a node of the graph that the stream is captured to. */
+/* Queue an operation in a stream, or add it to the graph if the stream is capturing. */
 static CUresult push(struct stream *s, const struct op *op) {
     if (s->capture) {
         if (s->capture->invalid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
@@ -550,7 +549,7 @@ static CUresult push(struct stream *s, const struct op *op) {
 
 /* ------------------------------------------------------------------------------------------ errors, devices */
 
-/* tables.c has every name; these have words of their own, as the driver's. */
+/* Descriptions of errors; tables.c has all names. */
 static const struct { CUresult code; const char *text; } TEXTS[] = {
     {CUDA_SUCCESS, "no error"}, {CUDA_ERROR_INVALID_VALUE, "invalid argument"}, {CUDA_ERROR_OUT_OF_MEMORY, "out of memory"},
     {CUDA_ERROR_NOT_INITIALIZED, "initialization error"}, {CUDA_ERROR_DEVICE_UNAVAILABLE, "CUDA-capable device(s) is/are busy or unavailable"},
@@ -602,13 +601,6 @@ API(INIT, cuDeviceGet, (CUdevice *device, int ordinal), (device, ordinal)) {
 API(INIT, cuDeviceGetName, (char *name, int length, CUdevice device), (name, length, device)) {
     REQUIRE_DEVICE(device);
     snprintf(name, length, "%s", card->name);
-    return CUDA_SUCCESS;
-}
-
-API(INIT, cuDeviceGetUuid, (CUuuid *uuid, CUdevice device), (uuid, device)) {
-    REQUIRE_DEVICE(device);
-    memcpy(uuid->bytes, "cuda stub, GPU 0", 16);
-    uuid->bytes[15] += device;
     return CUDA_SUCCESS;
 }
 
@@ -688,7 +680,7 @@ static struct context *new_context(int device, unsigned flags, bool primary) {
     return ctx;
 }
 
-/* Everything that was made in a context goes with it; what was left is told. */
+/* Destroy a context and everything in it, and log what was left. */
 static void destroy_context(struct context *ctx) {
     run_all(ctx);
     size_t left[NUM_KINDS] = {0}, bytes = 0;
@@ -721,12 +713,6 @@ API(INIT, cuDevicePrimaryCtxRelease, (CUdevice device), (device)) {
         destroy_context(primaries[device]);
         primaries[device] = NULL;
     }
-    return CUDA_SUCCESS;
-}
-
-API(INIT, cuDevicePrimaryCtxReset, (CUdevice device), (device)) {
-    REQUIRE_DEVICE(device);
-    if (primaries[device]) destroy_context(primaries[device]), primaries[device] = NULL;
     return CUDA_SUCCESS;
 }
 
@@ -763,8 +749,6 @@ API(INIT, cuCtxDestroy, (CUcontext handle), (handle)) {
     return CUDA_SUCCESS;
 }
 
-CUresult CUDAAPI cuCtxDetach(CUcontext handle) { return cuCtxDestroy(handle); }
-
 API(INIT, cuCtxPushCurrent, (CUcontext handle), (handle)) { return push_context(find(handle, CONTEXT)); }
 
 API(INIT, cuCtxPopCurrent, (CUcontext *handle), (handle)) {
@@ -783,12 +767,6 @@ API(INIT, cuCtxSetCurrent, (CUcontext handle), (handle)) {
 
 API(INIT, cuCtxGetCurrent, (CUcontext *handle), (handle)) { *handle = current() ? HANDLE(current()) : NULL; return CUDA_SUCCESS; }
 API(CTX, cuCtxGetDevice, (CUdevice *device), (device)) { *device = current()->device; return CUDA_SUCCESS; }
-
-API(CTX, cuCtxGetStreamPriorityRange, (int *least, int *greatest), (least, greatest)) {
-    if (least) *least = 0;
-    if (greatest) *greatest = -5;
-    return CUDA_SUCCESS;
-}
 
 API(UNSAFE, cuCtxSynchronize, (void), ()) { run_all(current()); return current()->error; }
 
@@ -816,7 +794,7 @@ static CUresult release(uintptr_t address, int type) {
     struct span *s = span_at(address);
     if (!s || s->base != address || (int)s->type != type) return CUDA_ERROR_INVALID_VALUE;
     if (has_queued_work(current())) say("memory is freed before queued work has run");
-    run_all(current()); /* as the driver does: it waits before it takes memory back */
+    run_all(current()); /* as the driver does before it frees memory */
     if (current()->error) return current()->error;
     forget(s);
     return CUDA_SUCCESS;
@@ -832,32 +810,7 @@ API(UNSAFE, cuMemHostAlloc, (void **pointer, size_t bytes, unsigned flags), (poi
     return result;
 }
 
-CUresult CUDAAPI cuMemAllocHost(void **pointer, size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
-
 API(UNSAFE, cuMemFreeHost, (void *pointer), (pointer)) { return release((uintptr_t)pointer, PINNED); }
-
-API(UNSAFE, cuMemHostRegister, (void *pointer, size_t bytes, unsigned flags), (pointer, bytes, flags)) {
-    REQUIRE(pointer && bytes && flags < 16, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(!span_at((uintptr_t)pointer) && !span_at((uintptr_t)pointer + bytes - 1), CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
-    struct span *s = malloc(sizeof *s);
-    *s = (struct span){(uintptr_t)pointer, bytes, REGISTERED, pointer, current(), spans};
-    spans = s;
-    return CUDA_SUCCESS;
-}
-
-API(UNSAFE, cuMemHostUnregister, (void *pointer), (pointer)) {
-    struct span *s = span_at((uintptr_t)pointer);
-    REQUIRE(s && s->type == REGISTERED && s->base == (uintptr_t)pointer, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
-    run_all(current());
-    forget(s);
-    return CUDA_SUCCESS;
-}
-
-API(CTX, cuMemHostGetDevicePointer, (CUdeviceptr *device, void *pointer, unsigned flags), (device, pointer, flags)) {
-    REQUIRE(!flags && span_at((uintptr_t)pointer), CUDA_ERROR_INVALID_VALUE);
-    *device = (CUdeviceptr)pointer;
-    return CUDA_SUCCESS;
-}
 
 API(CTX, cuPointerGetAttribute, (void *data, CUpointer_attribute which, CUdeviceptr pointer), (data, which, pointer)) {
     struct span *s = span_at(pointer);
@@ -878,8 +831,7 @@ API(CTX, cuPointerGetAttribute, (void *data, CUpointer_attribute which, CUdevice
 
 enum direction { H2D = 1, D2H, D2D, ANY };
 
-/* Check a copy, queue it, and wait where the driver does: always if it is not asynchronous, and for pageable
- * memory, which it must have left, or arrived in, when the call returns. */
+/* Check a copy, queue it, and wait where the driver waits: for synchronous copies, and for pageable memory. */
 static CUresult copy(uintptr_t dst, uintptr_t src, size_t bytes, enum direction direction, CUstream handle, bool async) {
     struct stream *s = stream_of(handle);
     struct op op = {.kind = COPY, .dst = dst, .src = src, .bytes = bytes};
@@ -930,8 +882,6 @@ static CUresult fill(uintptr_t dst, unsigned value, unsigned size, size_t count,
         return fill(dst, value, bits / 8, count, s, true);                                                                         \
     }
 FILL_CALLS(8, unsigned char)
-FILL_CALLS(16, unsigned short)
-FILL_CALLS(32, unsigned)
 
 /* ------------------------------------------------------------------------------------------ streams, events */
 
@@ -943,7 +893,7 @@ API(CTX, cuStreamCreateWithPriority, (CUstream *handle, unsigned flags, int prio
 
 CUresult CUDAAPI cuStreamCreate(CUstream *handle, unsigned flags) { return cuStreamCreateWithPriority(handle, flags, 0); }
 
-/* Its work still runs: the queue lives on without a handle. */
+/* Queued work still runs after the handle is destroyed. */
 API(CTX, cuStreamDestroy, (CUstream handle), (handle)) {
     struct stream *s = find(handle, STREAM);
     REQUIRE(s && s->object.ctx == current() && !s->is_legacy, CUDA_ERROR_INVALID_HANDLE);
@@ -970,20 +920,10 @@ API(CTX, cuStreamQuery, (CUstream handle), (handle)) {
     REQUIRE(s, CUDA_ERROR_INVALID_HANDLE);
     if (s->capture) s->capture->invalid = true;
     REQUIRE(!s->capture && !spoils_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    if (s->done < s->last && !s->busy) run_until(s, s->done + 1); /* polling gets on, one operation a call */
+    if (s->done < s->last && !s->busy) run_until(s, s->done + 1); /* each query runs one operation */
     REQUIRE(!current()->error, current()->error);
     return s->done < s->last ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
-
-#define STREAM_GETTER(name, type, value)                     \
-    API(CTX, name, (CUstream handle, type *result), (handle, result)) { \
-        struct stream *s = stream_of(handle);                \
-        REQUIRE(s, CUDA_ERROR_INVALID_HANDLE);               \
-        return *result = value, CUDA_SUCCESS;                \
-    }
-STREAM_GETTER(cuStreamGetPriority, int, s->priority)
-STREAM_GETTER(cuStreamGetFlags, unsigned, s->flags)
-STREAM_GETTER(cuStreamGetCtx, CUcontext, HANDLE(s->object.ctx))
 
 API(CTX, cuEventCreate, (CUevent *handle, unsigned flags), (handle, flags)) {
     REQUIRE(flags < 8 && !((flags & CU_EVENT_INTERPROCESS) && !(flags & CU_EVENT_DISABLE_TIMING)), CUDA_ERROR_INVALID_VALUE);
@@ -1010,7 +950,7 @@ API(CTX, cuEventRecordWithFlags, (CUevent handle, CUstream stream, unsigned flag
     struct event *e = find(handle, EVENT);
     struct stream *s = stream_of(stream);
     REQUIRE(e && s && e->object.ctx == s->object.ctx, CUDA_ERROR_INVALID_HANDLE);
-    if (s->capture) { /* no node: a mark between nodes */
+    if (s->capture) { /* an event is not a node: it holds its predecessors */
         REQUIRE(!s->capture->invalid, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         e->capture_id = s->capture->id;
         set_nodes(&e->nodes, &s->depends);
@@ -1032,16 +972,6 @@ API(CTX, cuEventSynchronize, (CUevent handle), (handle)) {
     REQUIRE(!spoils_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     if (e->stream) run_until(e->stream, e->id);
     return current()->error;
-}
-
-API(CTX, cuEventQuery, (CUevent handle), (handle)) {
-    struct event *e = find(handle, EVENT);
-    REQUIRE(e, CUDA_ERROR_INVALID_HANDLE);
-    REQUIRE(!e->capture_id, CUDA_ERROR_CAPTURED_EVENT);
-    REQUIRE(!spoils_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    if (!is_reached(e) && !e->stream->busy) run_until(e->stream, e->stream->done + 1);
-    REQUIRE(!current()->error, current()->error);
-    return is_reached(e) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 API(CTX, cuEventElapsedTime, (float *ms, CUevent start, CUevent end), (ms, start, end)) {
@@ -1135,12 +1065,6 @@ API(CTX, cuStreamIsCapturing, (CUstream handle, CUstreamCaptureStatus *status), 
     return CUDA_SUCCESS;
 }
 
-API(NOTHING, cuThreadExchangeStreamCaptureMode, (CUstreamCaptureMode *mode), (mode)) {
-    CUstreamCaptureMode old = thread_mode;
-    thread_mode = *mode, *mode = old;
-    return CUDA_SUCCESS;
-}
-
 API(INIT, cuGraphDestroy, (CUgraph handle), (handle)) {
     struct graph *g = find(handle, GRAPH);
     REQUIRE(g, CUDA_ERROR_INVALID_VALUE);
@@ -1174,17 +1098,12 @@ API(CTX, cuGraphInstantiateWithFlags, (CUgraphExec *handle, CUgraph graph, unsig
     return CUDA_SUCCESS;
 }
 
-API(CTX, cuGraphUpload, (CUgraphExec exec, CUstream stream), (exec, stream)) {
-    REQUIRE(find(exec, EXEC) && stream_of(stream), CUDA_ERROR_INVALID_VALUE);
-    return CUDA_SUCCESS;
-}
-
 API(CTX, cuGraphLaunch, (CUgraphExec handle, CUstream stream), (handle, stream)) {
     struct exec *exec = find(handle, EXEC);
     struct stream *s = stream_of(stream);
     REQUIRE(exec && s, CUDA_ERROR_INVALID_VALUE);
     struct op op = {.kind = LAUNCH, .exec = exec};
-    if (exec->last_stream != s) op.after = exec->last_stream, op.after_id = exec->last_id; /* never beside itself */
+    if (exec->last_stream != s) op.after = exec->last_stream, op.after_id = exec->last_id; /* launches of one graph are ordered */
     CUresult result = push(s, &op);
     if (!result && !s->capture) exec->last_stream = s, exec->last_id = s->last;
     return result;
@@ -1206,7 +1125,7 @@ static int elf_sm(const Elf64_Ehdr *e) { /* newer files keep it in the second by
     return e->e_ident[EI_ABIVERSION] >= 8 ? (e->e_flags >> 8) & 0xff : e->e_flags & 0xff;
 }
 
-/* Any cubin for this card, fat binary or PTX will do. */
+/* Accept any fat binary or PTX, and cubins for this GPU. */
 API(CTX, cuModuleLoadData, (CUmodule *module, const void *image), (module, image)) {
     REQUIRE(image, CUDA_ERROR_INVALID_VALUE);
     uint32_t magic = *(const uint32_t *)image;
@@ -1215,22 +1134,6 @@ API(CTX, cuModuleLoadData, (CUmodule *module, const void *image), (module, image
     REQUIRE(elf || magic == FATBIN_MAGIC || strstr(image, ".version"), CUDA_ERROR_INVALID_IMAGE);
     REQUIRE(!elf || (elf_sm(image) / 10 == card->sm / 10 && elf_sm(image) <= card->sm), CUDA_ERROR_NO_BINARY_FOR_GPU);
     *module = HANDLE((struct module *)make(MODULE, sizeof(struct module), current()));
-    return CUDA_SUCCESS;
-}
-
-CUresult CUDAAPI cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count, CUjit_option *options, void **values) {
-    (void)count, (void)options, (void)values;
-    return cuModuleLoadData(module, image);
-}
-
-CUresult CUDAAPI cuModuleLoadFatBinary(CUmodule *module, const void *image) { return cuModuleLoadData(module, image); }
-
-API(CTX, cuModuleUnload, (CUmodule module), (module)) {
-    struct module *m = find(module, MODULE);
-    REQUIRE(m, CUDA_ERROR_INVALID_HANDLE);
-    run_all(current());
-    for (struct function *f = m->functions; f; f = f->next) unmake(f);
-    unmake(m);
     return CUDA_SUCCESS;
 }
 
@@ -1246,8 +1149,6 @@ API(CTX, cuModuleGetFunction, (CUfunction *function, CUmodule module, const char
     *function = HANDLE(f);
     return CUDA_SUCCESS;
 }
-
-API(INIT, cuModuleGetLoadingMode, (CUmoduleLoadingMode *mode), (mode)) { *mode = CU_MODULE_LAZY_LOADING; return CUDA_SUCCESS; }
 
 API(CTX, cuFuncGetAttribute, (int *value, CUfunction_attribute which, CUfunction function), (value, which, function)) {
     struct function *f = find(function, FUNCTION);
@@ -1279,7 +1180,7 @@ CUresult CUDAAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunc
     return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 
-/* A kernel computes nothing; that it could be launched is checked. */
+/* Check a launch; the kernel does nothing. */
 API(CTX, cuLaunchKernel, (CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                           CUstream stream, void **params, void **extra), (function, gx, gy, gz, bx, by, bz, shared, stream, params, extra)) {
     struct stream *s = stream_of(stream);
@@ -1289,21 +1190,12 @@ API(CTX, cuLaunchKernel, (CUfunction function, unsigned gx, unsigned gy, unsigne
     return push(s, &(struct op){.kind = KERNEL, .kernel = f});
 }
 
-CUresult CUDAAPI cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                                           unsigned shared, CUstream stream, void **params) {
-    return cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, params, NULL);
-}
-
-CUresult CUDAAPI cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **params, void **extra) {
-    return cuLaunchKernel(function, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->sharedMemBytes, c->hStream, params, extra);
-}
-
 /* ------------------------------------------------------------------------------------------ entry points */
 
-/* tables.c, made by tables.py: every function of cuda.h, the version it came with, and its newest form then. */
+/* tables.c, written by build.py: each function of cuda.h, the version that added it, and its symbol. */
 extern const struct entry { const char *base, *symbol; int version; void *address; } cuda_stub_entries[];
 
-/* A function of cuda.h that this stub lacks; tables.c sends it here. */
+/* Called by the functions of cuda.h that this stub lacks. */
 CUresult cuda_stub_missing(const char *name) {
     pthread_mutex_lock(&lock);
     say("%s is not in this stub", name);
@@ -1326,9 +1218,9 @@ CUresult CUDAAPI cuGetProcAddress_v2(const char *name, void **address, int versi
 }
 
 /*
- * NVIDIA's runtime (libcudart) asks here for private tables of functions, one of which proves that the driver is
- * NVIDIA's own. This stub does not forge that proof: it has no such table, and says so. Programs with libcudart built
- * in (TensorRT, cuBLAS) start, find no usable device, and tell it; those that load libcudart can be given another one.
+ * NVIDIA's libcudart asks here for private tables of functions, one of which proves that the driver is NVIDIA's own.
+ * The stub has no such table and does not forge the proof. Programs with libcudart built in, such as TensorRT and
+ * cuBLAS, report that there is no usable GPU. Programs that load libcudart can be given cudart_stub.c.
  */
 CUresult CUDAAPI cuGetExportTable(const void **table, const CUuuid *id) {
     say("cuGetExportTable: no table {%02x%02x%02x%02x...}", (uint8_t)id->bytes[0], (uint8_t)id->bytes[1], (uint8_t)id->bytes[2], (uint8_t)id->bytes[3]);
@@ -1336,20 +1228,18 @@ CUresult CUDAAPI cuGetExportTable(const void **table, const CUuuid *id) {
     return CUDA_ERROR_NOT_FOUND;
 }
 
-/* Older forms of calls, for programs that were built against an older cuda.h. */
+/* Older symbols, for programs that were built with an older cuda.h. */
 #undef cuGetProcAddress
 #undef cuEventElapsedTime
-#undef cuDeviceGetUuid
 #undef cuGraphInstantiate
 CUresult CUDAAPI cuGetProcAddress(const char *name, void **address, int version, cuuint64_t flags) {
     return cuGetProcAddress_v2(name, address, version, flags, NULL);
 }
 CUresult CUDAAPI cuEventElapsedTime(float *ms, CUevent start, CUevent end) { return cuEventElapsedTime_v2(ms, start, end); }
-CUresult CUDAAPI cuDeviceGetUuid(CUuuid *uuid, CUdevice device) { return cuDeviceGetUuid_v2(uuid, device); }
 
 /* ------------------------------------------------------------------------------------------ for tests */
 
-/* How often a function was called, with or without its _vN. */
+/* Count the calls of a function, with or without its _vN. */
 uint64_t cuda_stub_calls(const char *name) {
     uint64_t calls = 0;
     size_t length = strlen(name);
@@ -1360,7 +1250,7 @@ uint64_t cuda_stub_calls(const char *name) {
     return calls;
 }
 
-/* Operations that are queued and have not run. */
+/* Count the operations that are queued and have not run. */
 uint64_t cuda_stub_pending(void) {
     uint64_t pending = 0;
     pthread_mutex_lock(&lock);
@@ -1369,7 +1259,7 @@ uint64_t cuda_stub_pending(void) {
     return pending;
 }
 
-/* Operations that a stream was ever given; 0 is the legacy stream of the current context. */
+/* Count all operations that a stream was given; 0 is the legacy stream of the current context. */
 uint64_t cuda_stub_queued(CUstream handle) {
     pthread_mutex_lock(&lock);
     struct stream *s = current() || handle ? stream_of(handle) : NULL;
@@ -1378,7 +1268,7 @@ uint64_t cuda_stub_queued(CUstream handle) {
     return queued;
 }
 
-/* Live objects of a kind, such as "streams", or bytes of "device" or "pinned" memory. */
+/* Count the live objects of a kind, such as "streams", or the bytes of "device" or "pinned" memory. */
 uint64_t cuda_stub_live(const char *what) {
     uint64_t live = 0;
     pthread_mutex_lock(&lock);
@@ -1390,27 +1280,10 @@ uint64_t cuda_stub_live(const char *what) {
     return live;
 }
 
-/* Where the bytes behind a device address really are: a host function can play a kernel with it. */
+/* Get the host address of device memory, so that a host function can act as a kernel. */
 void *cuda_stub_bytes(uintptr_t address) {
     pthread_mutex_lock(&lock);
     void *bytes = span_at(address) ? bytes_at(address) : NULL;
-    pthread_mutex_unlock(&lock);
-    return bytes;
-}
-
-/* Lose every context, as a fault of the GPU would. */
-void cuda_stub_lose(int error) {
-    pthread_mutex_lock(&lock);
-    for (size_t i = 0; i < num_objects; i++)
-        if (objects[i]->kind == CONTEXT) lost((struct context *)objects[i], (CUresult)error, "by cuda_stub_lose");
-    pthread_mutex_unlock(&lock);
-}
-
-/* How many bytes its allocation has from an address on. */
-size_t cuda_stub_span(uintptr_t address) {
-    pthread_mutex_lock(&lock);
-    struct span *s = span_at(address);
-    size_t bytes = s ? s->base + s->bytes - address : 0;
     pthread_mutex_unlock(&lock);
     return bytes;
 }
@@ -1431,13 +1304,13 @@ static void report(void) {
 
 static long number(const char *name, long otherwise) { return getenv(name) ? atol(getenv(name)) : otherwise; }
 
-/* As with the real driver: a child of a process that called cuInit cannot use CUDA. */
+/* As in the real driver: a child of a process that called cuInit cannot use CUDA. */
 static void after_fork(void) {
     forked = initialized;
     pthread_mutex_init(&lock, NULL);
 }
 
-/* Read the environment again; for a process that has not used the driver yet. */
+/* Read the environment; may be called again before the driver is used. */
 void cuda_stub_configure(void) {
     for (size_t i = 0; i < sizeof CARDS / sizeof *CARDS; i++)
         if (CARDS[i].sm == number("CUDA_STUB_SM", 89)) card = &CARDS[i];

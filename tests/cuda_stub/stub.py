@@ -1,4 +1,4 @@
-"""The stub's own functions for tests, by ctypes: counters, live objects, and host functions that play an engine.
+"""The stub's functions for tests, by ctypes: counters, live objects, and host functions that play an engine.
 
 They work in a process whose LD_LIBRARY_PATH names the stub's folder.
 """

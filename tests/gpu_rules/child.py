@@ -2,8 +2,8 @@
 
     python -m tests.gpu_rules.child LIBRARY MODULE
 
-It reads one request a line, as JSON, from standard input, and answers each with a line of JSON. A test runs in a
-fork that starts before CUDA is used, so that every test has a driver of its own.
+It reads a request per line, as JSON, from standard input, and answers each with a line of JSON. Every test
+runs in a fork that starts before CUDA is used, so it has a driver of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where GPU tests run: child processes with a real CUDA library over the stub of the driver.
+"""Environments of the GPU tests: child processes with a real CUDA library over the stub of the driver.
 
-By default with the cuda-bindings of this environment. ``scripts/gpu_rules.sh`` makes more environments and names their
-folder in $GPU_RULES_ENVIRONMENTS; then each test runs in all of them.
+By default, the cuda-bindings of this environment. ``scripts/gpu_rules.sh`` makes more environments and lists
+their folders in $GPU_RULES_ENVIRONMENTS; then each test runs in all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.cuda_stub.build import CannotBuild, build
+from tests.gpu_rules.rules import KINDS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
@@ -35,7 +36,7 @@ class Setup:
     """One way to run a test."""
 
     environment: str
-    """Name of the environment: ``here``, or a folder of $GPU_RULES_ENVIRONMENTS, KIND-VERSION."""
+    """Name of the environment: ``here``, or KIND-VERSION."""
     seed: int
     """CUDA_STUB_SEED."""
     sm: int
@@ -46,7 +47,9 @@ class Setup:
     @property
     def kind(self) -> str:
         """What the environment is for: ``cuda-bindings``, ``pycuda`` or ``onnxruntime-gpu``."""
-        return "cuda-bindings" if self.environment == "here" else self.environment.rpartition("-")[0]
+        return (
+            "cuda-bindings" if self.environment == "here" else self.environment.rpartition("-")[0]
+        )
 
     @property
     def library(self) -> str:
@@ -59,19 +62,27 @@ class Setup:
 
 def setups() -> list[Setup]:
     """List the setups of this run."""
-    folder = os.environ.get("GPU_RULES_ENVIRONMENTS")
-    names = sorted(path.name for path in Path(folder).iterdir()) if folder else ["here"]
+    folders = environments()
     return [
         Setup(environment=name, seed=seed, sm=sm, driver=driver)
-        for name in names
-        for seed, (sm, driver) in enumerate(FULL if folder else FAST)
+        for name in folders
+        for seed, (sm, driver) in enumerate(FAST if "here" in folders else FULL)
     ]
+
+
+def environments() -> dict[str, str]:
+    """Get the Python interpreter of each environment, by name."""
+    folders = os.environ.get("GPU_RULES_ENVIRONMENTS")
+    if not folders:
+        return {"here": sys.executable}
+    return {Path(folder).name: f"{folder}/bin/python" for folder in folders.split(os.pathsep)}
 
 
 class Child:
     """A process that runs tests in forks; see ``tests.gpu_rules.child``."""
 
     def __init__(self, python: str, library: str, stub: Path, folder: Path) -> None:
+        self.python, self.stub = python, stub
         self._log = folder / "stub.log"
         self._errors = (folder / "stderr").open("w+")
         paths = [str(stub), str(stub / "vendor")]
@@ -129,12 +140,19 @@ class Gpu:
 
     def __init__(self, child: Child, setup: Setup) -> None:
         self._child, self._setup = child, setup
+        self.python, self.stub, self.root = child.python, child.stub, ROOT
         self.library = setup.library
         self._environment = {
             "CUDA_STUB_SEED": str(setup.seed),
             "CUDA_STUB_SM": str(setup.sm),
             "CUDA_STUB_VERSION": str(setup.driver),
         }
+
+    @property
+    def site_packages(self) -> Path:
+        """Folder of the packages of the child's environment."""
+        (folder,) = Path(self.python).parents[1].glob("lib/python*/site-packages")
+        return folder
 
     def __hash__(self) -> int:
         return hash(self._setup)
@@ -187,10 +205,8 @@ def children(
     def child_for(setup: Setup) -> Child:
         name = setup.environment
         if name not in started:
-            folder = os.environ.get("GPU_RULES_ENVIRONMENTS")
-            python = f"{folder}/{name}/bin/python" if folder else sys.executable
             work = tmp_path_factory.mktemp(name)
-            started[name] = Child(python, setup.library, stub_folder, work)
+            started[name] = Child(environments()[name], setup.library, stub_folder, work)
         return started[name]
 
     yield child_for
@@ -201,11 +217,13 @@ def children(
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test in the setups that it asks for; see ``on_stub``."""
     if "gpu" in metafunc.fixturenames:
-        only = getattr(metafunc.function, "only", ("cuda-bindings", "pycuda"))
+        only = getattr(metafunc.function, "only", KINDS)
         chosen = [setup for setup in setups() if setup.kind in only]
         if getattr(metafunc.function, "once", False):
             chosen = [setup for setup in chosen if setup.seed == 0]
-        metafunc.parametrize("gpu", chosen, ids=str, indirect=True)
+        skip = pytest.mark.skip(reason=f"needs {only[0]}: make gpu-rules runs it")
+        parameters = chosen or [pytest.param(None, marks=skip)]
+        metafunc.parametrize("gpu", parameters, ids=str, indirect=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: tests that run in a child process, and a ring whose engine is a host function."""
+"""Shared parts: tests whose body runs in a child process, and a ring whose engine is a host function."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from runtime.cuda.ring import SlotLayout, SlotRing
 from runtime.errors import CudaError, EsnetError
 from tests.cuda_stub import stub
 
+KINDS = ("cuda-bindings", "pycuda")
+"""Kinds of environments that most tests run in."""
 HEIGHT, WIDTH, MAX_BATCH = 6, 8, 4
 UINT8 = np.dtype(np.uint8)
 LAYOUT = SlotLayout(
@@ -34,7 +36,7 @@ def on_stub(
     left: bool = False,
     environment: dict[str, str] | None = None,
     once: bool = False,
-    only: tuple[str, ...] = ("cuda-bindings", "pycuda"),
+    only: tuple[str, ...] = KINDS,
 ) -> Any:
     """Turn ``body(library, ...)`` into a test that runs in a child process over the stub.
 
@@ -62,10 +64,14 @@ def on_stub(
     return test
 
 
-def with_one_seed(test: Any) -> Any:
-    """Let a test that uses the fixture ``gpu`` itself run with one seed alone."""
-    test.once = True
-    return test
+def in_environments(*kinds: str, once: bool = False) -> Callable[[Any], Any]:
+    """Choose the environments of a test that uses the fixture ``gpu`` itself; see ``on_stub``."""
+
+    def choose(test: Any) -> Any:
+        test.only, test.once = kinds or KINDS, once
+        return test
+
+    return choose
 
 
 def batch(count: int, seed: int = 0) -> np.ndarray:
@@ -118,8 +124,8 @@ def opened(library: str, **settings: Any) -> Iterator[tuple[CudaDevice, SlotRing
         device.close()
 
 
-def drive(ring: SlotRing, num_batches: int = 40) -> int:
-    """Keep a ring full for a while, with batches of every size, and count wrong results."""
+def drive(ring: SlotRing, num_batches: int = 40, *, count: int | None = None) -> int:
+    """Keep a ring full, with batches of ``count`` frames or of every size, and count wrong results."""
     rng = np.random.default_rng(0)
     flying: list[tuple[np.ndarray, int]] = []
     wrong = 0
@@ -128,7 +134,7 @@ def drive(ring: SlotRing, num_batches: int = 40) -> int:
             frames, ticket = flying.pop(0)
             wrong += not is_right(ring.collect(ticket), frames)
         if number < num_batches:
-            frames = batch(int(rng.integers(1, MAX_BATCH + 1)), number)
+            frames = batch(count or int(rng.integers(1, MAX_BATCH + 1)), number)
             flying.append((frames, ring.submit(frames)))
     return wrong
 

@@ -1,6 +1,7 @@
 """Every driver call fails once, at each place where the ring and the device make it.
 
-The user must see an ``EsnetError`` with a hint; nothing may stay allocated or current, and the next open must work.
+The caller must get an ``EsnetError`` with a hint. Nothing may stay allocated or current, and the next open
+must work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 from runtime.cuda.device import open_device
 from runtime.cuda.ring import SlotRing
 from tests.cuda_stub import stub
-from tests.gpu_rules.rules import LAYOUT, drive, enqueue, on_stub, opened, untyped, with_one_seed
+from tests.gpu_rules.rules import LAYOUT, drive, enqueue, in_environments, on_stub, opened, untyped
 
 OUT_OF_MEMORY, UNKNOWN, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 999, 700, 719
 _RAW = pytest.mark.defect("PyCUDA's own error reaches the caller", library="pycuda")
@@ -56,6 +57,7 @@ CALLS = (
     "cuDevicePrimaryCtxRelease",
 )
 
+
 def use(library: str) -> tuple[list[BaseException], int, list[str]]:
     """Open, run and close twice; get the errors, the number of wrong results, and the ring's notes."""
     errors: list[BaseException] = []
@@ -67,7 +69,7 @@ def use(library: str) -> tuple[list[BaseException], int, list[str]]:
         notes = ring.notes
         with device.current():
             device.memory_bytes()
-        wrong = drive(ring, 8)
+        wrong = drive(ring, 5, count=2)  # each slot runs a batch directly and captures, one replays
         ring.stage_times_ms()
     except Exception as error:
         errors.append(error)
@@ -105,8 +107,8 @@ def fail_once(library, name, nth, code):
     troubles += [f"left: {kind}" for kind in stub.left()]
     is_current = stub.current() is not None
     if code in (OUT_OF_MEMORY, UNKNOWN):
-        with opened(library) as (_, ring):
-            assert drive(ring, 8) == 0
+        with opened(library, num_slots=1) as (_, ring):
+            assert drive(ring, 2) == 0
     return {"troubles": troubles, "is_current": is_current}
 
 
@@ -125,7 +127,7 @@ def sweep(gpu: Any, name: str) -> list[dict[str, Any]]:
     return _answers[gpu, name]
 
 
-@with_one_seed
+@in_environments(once=True)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_failing_call_is_told_and_leaves_nothing(gpu, name):
     troubles = [
@@ -136,7 +138,7 @@ def test_a_failing_call_is_told_and_leaves_nothing(gpu, name):
     assert troubles == []
 
 
-@with_one_seed
+@in_environments(once=True)
 @pytest.mark.defect("detach() makes the destroyed primary context current", library="pycuda")
 def test_no_context_stays_current_after_a_failure(gpu):
     names = [name if isinstance(name, str) else name.values[0] for name in CALLS]
@@ -155,4 +157,4 @@ def test_a_lost_gpu_is_told_and_everything_can_be_closed(library, name, code):
     assert wrong == 0
     assert errors
     assert [problem for error in errors if (problem := untyped(error))] == []
-    assert "restart" in errors[0].hint
+    assert any("restart" in error.hint for error in errors)

@@ -17,8 +17,9 @@ from tests.cuda_stub import stub
 from tests.gpu_rules.rules import LAYOUT, batch, drive, enqueue, on_stub
 
 HARMLESS = {
-    "_run: self._compute.synchronize()": "a slot is collected between its first and its second run of a size, "
-    "which also waits for the first",
+    "_run: self._compute.synchronize()": (
+        "the second run of a slot and size, which is captured, comes after the first one was collected"
+    ),
 }
 """Mutants that change no result, by the line of the ring whose call is left out, and why they do not."""
 
