@@ -153,7 +153,10 @@ class Network:
         grouped: dict[str, list[Layer]] = {}
         for layer in self.layers:
             grouped.setdefault(layer.name if by_layer else layer.block, []).append(layer)
-        return [(k, Network(layers=tuple(v), batch=self.batch)) for k, v in grouped.items()]
+        return [
+            (name, Network(layers=tuple(layers), batch=self.batch))
+            for name, layers in grouped.items()
+        ]
 
 
 def device_from_gpu(gpu: GpuSpec) -> Device:

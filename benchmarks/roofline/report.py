@@ -137,11 +137,10 @@ def run_roofline(
     """
     tables.check_folders(json_path, markdown_path)
     gpus = list(GPUS.values()) if gpu.lower() == "all" else [gpu_named(gpu)]
-    with tempfile.TemporaryDirectory(prefix="esnet-roofline-") as name:
-        folder = Path(name)
-        analysed = _read_model(
-            model or _export(folder, size_hw or _DEFAULT_SIZE, "tensorrt"), model
-        )
+    with tempfile.TemporaryDirectory(prefix="esnet-roofline-") as temporary:
+        folder = Path(temporary)
+        path = model or _export(folder, size_hw or _DEFAULT_SIZE, "tensorrt")
+        analysed = _read_model(path, model.name if model else f"{_WEIGHTS}, shipped weights")
         if size_hw is not None and size_hw != analysed.card.size_hw:
             raise BenchmarkError(
                 f"{model} works at {_size(analysed.card.size_hw)}, --size asks for {_size(size_hw)}",
@@ -157,14 +156,10 @@ def run_roofline(
             environment=describe_environment(),
         )
     print_roofline(report, show_layers=show_layers)
+    markdown = markdown_from_report(report, show_layers=show_layers)
     tables.write_outputs(
         (json_path, lambda path: tables.write_json(path, report.as_dict())),
-        (
-            markdown_path,
-            lambda path: tables.write_text(
-                path, markdown_from_report(report, show_layers=show_layers)
-            ),
-        ),
+        (markdown_path, lambda path: tables.write_text(path, markdown)),
     )
     return report
 
@@ -173,9 +168,8 @@ def print_roofline(
     report: RooflineReport, console: Console | None = None, *, show_layers: bool = False
 ) -> None:
     """Print model and devices, the tables and the notes."""
-    console = console or Console(highlight=False)
-    width = max(console.width, _MIN_WIDTH)
-    console = Console(highlight=False, width=width, file=console.file)
+    console = console or Console()
+    console = Console(highlight=False, width=max(console.width, _MIN_WIDTH), file=console.file)
     tables.print_facts(console, headlines(report))
     console.print()
     for table in report_tables(report, show_layers=show_layers):
@@ -186,13 +180,13 @@ def print_roofline(
 
 def markdown_from_report(report: RooflineReport, *, show_layers: bool = False) -> str:
     """Return the printed report as a Markdown page."""
+    facts = [f"{key}: {value}" for key, value in headlines(report).items()]
+    first, last = ("\n".join(f"- {line}" for line in lines) for lines in (facts, notes(report)))
     parts = [
-        "# Roofline",
-        "\n".join(f"- {key}: {value}" for key, value in headlines(report).items()),
+        f"## {table.title}\n\n{tables.markdown_from_table(table)}"
+        for table in report_tables(report, show_layers=show_layers)
     ]
-    for table in report_tables(report, show_layers=show_layers):
-        parts.append(f"## {table.title}\n\n{tables.markdown_from_table(table)}")
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(report))]) + "\n"
+    return "\n\n".join(["# Roofline", first, *parts, last]) + "\n"
 
 
 def headlines(report: RooflineReport) -> dict[str, str]:
@@ -211,7 +205,7 @@ def headlines(report: RooflineReport) -> dict[str, str]:
 def notes(report: RooflineReport) -> list[str]:
     """Explain the bounds and their limits."""
     largest = max(layer.written_values for layer in report.model.network.layers)
-    machine = report.machine
+    not_measured = ("This machine: not measured (--no-measure, or no backend is installed).",)
     return [
         "Theoretical lower bound; real engines are slower. Every layer runs at peak compute or peak memory "
         "bandwidth, without launch overhead. GPU peaks are published values at the reference boost clock.",
@@ -222,11 +216,7 @@ def notes(report: RooflineReport) -> list[str]:
         "TF32 (Ampere and newer) and Winograd, which can be faster than 'compute alone'.",
         "Blocks and layers: MB and FLOP/B in fp32; 'by': compute or memory bounds most of the time.",
         *report.notes,
-        *(
-            machine.notes
-            if machine
-            else ["This machine: not measured (--no-measure, or no backend is installed)."]
-        ),
+        *(report.machine.notes if report.machine else not_measured),
     ]
 
 
@@ -257,10 +247,8 @@ def gpus_table(network: Network, devices: Sequence[Device]) -> TextTable:
     return TextTable("bounds by published peaks", tuple(columns), rows)
 
 
-def device_table(
-    network: Network, device: Device, measured: Mapping[str, Summary] | None = None
-) -> TextTable:
-    """Make a table with one row per precision of a device; measured medians are set beside the bounds."""
+def device_table(network: Network, device: Device, measured: Mapping[str, Summary]) -> TextTable:
+    """Make a table with one row per precision of a device: bounds, and measured medians if there are any."""
     columns = ["precision", "peak TOPS", "GB/s", "bound ms", "FPS", "memory-bound", "compute alone"]
     columns += [f"{TARGET_FPS:g} FPS needs", *(["measured p50", "x bound"] if measured else [])]
     rows = []
@@ -294,8 +282,8 @@ def parts_table(
     rows = []
     for name, part in (*network.parts(by_layer=by_layer), ("all", network)):
         num_bytes = part.bytes_at("fp32")
-        row = [name, f"{part.flops / 1e9:.3f}", f"{num_bytes / 1e6:.1f}"]
-        row += [f"{part.flops / num_bytes:.1f}"]
+        intensity = part.flops / num_bytes
+        row = [name, f"{part.flops / 1e9:.3f}", f"{num_bytes / 1e6:.1f}", f"{intensity:.1f}"]
         for precision, bound in part.bounds(device).items() if device else ():
             share = bound.ms / totals[precision].ms
             by = "mem" if bound.memory_share > 0.5 else "comp"
@@ -306,7 +294,6 @@ def parts_table(
 
 
 def _export(folder: Path, size_hw: tuple[int, int], optimized_for: str) -> Path:
-    """Export the shipped weights, unless done."""
     path = folder / f"{_WEIGHTS}_{optimized_for}.onnx"
     if not path.exists():
         plan = ExportPlan(size_hw=size_hw, optimized_for=optimized_for)
@@ -314,8 +301,7 @@ def _export(folder: Path, size_hw: tuple[int, int], optimized_for: str) -> Path:
     return path
 
 
-def _read_model(path: Path, model: Path | None) -> AnalysedModel:
-    """Read an artefact; ``model`` is the user's argument, ``None`` for the shipped weights."""
+def _read_model(path: Path, name: str) -> AnalysedModel:
     card = ModelCard.from_file(path)
     try:
         graph = onnx.load(path, load_external_data=False)
@@ -323,20 +309,17 @@ def _read_model(path: Path, model: Path | None) -> AnalysedModel:
         raise ModelFileError(
             f"{path} is damaged: {error}", hint="copy it again or export it again"
         ) from error
-    return AnalysedModel(
-        name=model.name if model else f"{_WEIGHTS}, shipped weights",
-        card=card,
-        network=network_from_onnx(graph, batch=card.batch.min),
-    )
+    network = network_from_onnx(graph, batch=card.batch.min)
+    return AnalysedModel(name=name, card=card, network=network)
 
 
 def _measure_here(analysed: AnalysedModel, model: Path | None, folder: Path) -> Machine:
-    """Measure this machine and the model; shipped weights are exported in the form that suits the backend."""
+    """Measure this machine, and the model; ``None`` exports the shipped weights for the backend."""
     backends = installed_backends()
     backend, path, load = backends[0], model, os.getloadavg()[0]
     if path is None:
         path = _export(folder, analysed.card.size_hw, backend if backend in FORMS else "tensorrt")
-        analysed = _read_model(path, None)
+        analysed = _read_model(path, analysed.name)
     device = measure_machine(backends)
     lines = [f"measured p50: {backend}, from input batch to outputs on the host."]
     advice = (form_advice(analysed.card, backend), quantization_advice(analysed.card, backend))
