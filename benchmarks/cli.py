@@ -292,13 +292,10 @@ def _parse_mode(text: str) -> tuple[str, float]:
 
 def _parse_percent(text: str) -> float:
     """Parse ``5%`` or ``5`` as 0.05."""
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 10:
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)%?", text)
+    if match is None:
         raise BenchmarkError(f"{text!r} is not a percentage", hint="for example --max-slower 5%")
-    return share
+    return float(match[1]) / 100
 
 
 def main() -> None:

@@ -22,14 +22,13 @@ from runtime.segmenter import Segmenter
 
 TARGET_FPS = 63.0
 TARGET_SOURCE = "published for a GTX 1080 Ti with PyTorch, arXiv 1906.09826"
-LATENCY, THROUGHPUT, CAMERA = "latency", "throughput", "camera"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
     """Settings of a benchmark."""
 
-    mode: str = LATENCY
+    mode: str = "latency"
     """``latency``, ``throughput`` or ``camera``."""
     camera_fps: float = 30.0
     """Frame rate of the camera, frames per second."""
@@ -103,12 +102,7 @@ def open_models(
 ) -> list[OpenModel]:
     """Open every model on every backend at every precision, check its labels and measure mIoU.
 
-    Args:
-        models: Artefacts.
-        options: Backends, precisions, reference and mIoU.
-        frames: Frames for the label check.
-        stack: Closes the models.
-        on_open: Called with each opened segmenter.
+    The stack closes the models; ``on_open`` is called with each opened segmenter.
 
     Raises:
         ModelFileError: A model cannot be opened.
@@ -128,7 +122,8 @@ def open_models(
     for name, (path, segmenter) in zip(_names(opened), opened, strict=True):
         reference, agreement, miou = references[path], None, None
         if reference is not None:
-            agreement = label_agreement(_labels(segmenter, frames), expected[reference])
+            labels = list(map(segmenter.segment, frames.frames))
+            agreement = label_agreement(labels, expected[reference])
         if options.measure_miou is not None:
             miou = options.measure_miou(segmenter, path)
         identity = ModelIdentity(
@@ -175,14 +170,10 @@ def class_map(output: np.ndarray, card: ModelCard) -> np.ndarray:
     return output.argmax(0).astype(np.uint8) if card.outputs[0] == LOGITS else output
 
 
-def _labels(segmenter: Segmenter, frames: FrameSet) -> list[np.ndarray]:
-    return [segmenter.segment(frame) for frame in frames.frames]
-
-
 def _fp32_labels(path: Path, frames: FrameSet) -> list[np.ndarray]:
     try:
         with Segmenter.open(path, precision="fp32") as segmenter:
-            return _labels(segmenter, frames)
+            return list(map(segmenter.segment, frames.frames))
     except EsnetError as error:
         raise BenchmarkError(
             f"the reference {path} cannot run in fp32: {error}",

@@ -1,7 +1,4 @@
-"""Time the upsampling forms of an export on a CPU backend: ``python scripts/forms.py --json FILE``.
-
-The defaults of ``export.plan.FORMS`` come from its results.
-"""
+"""Time the upsampling forms of an export on a CPU backend; ``export.plan.FORMS`` uses the results."""
 
 from __future__ import annotations
 

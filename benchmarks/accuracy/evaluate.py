@@ -183,11 +183,8 @@ def evaluate(
 ) -> AccuracyReport:
     """Label the images of a split and compute the confusion matrix.
 
-    Args:
-        predictor: The model.
-        split: Images and labels.
-        max_images: Number of images, evenly spread over the split; ``None`` takes all.
-        track: Wraps the indices of the images, for a progress bar.
+    It takes ``max_images`` images, evenly spread over the split, or all. ``track`` wraps their indices, for a
+    progress bar.
 
     Raises:
         BenchmarkError: The model and the dataset have different numbers of classes.

@@ -28,8 +28,12 @@ def print_accuracy(reports: Sequence[AccuracyReport], console: Console | None = 
     names, pixels = split.label_set.class_names, first.counts.sum(1)
     columns = [pixels / max(1, pixels.sum()), *(report.matrix.iou_per_class for report in reports)]
     rows = [[name, *map(_percent, values)] for name, *values in zip(names, *columns, strict=True)]
-    titles = ("class", "share of pixels, %", *(f"IoU{number}, %" for number in numbers))
-    console.print(rich_table(TextTable("", titles, rows)))
+    titles = (
+        "class",
+        "share of pixels, %",
+        *(f"IoU {number}".strip() + ", %" for number in numbers),
+    )
+    console.print(rich_table(TextTable("IoU per class", titles, rows)))
     for number, report in zip(numbers, reports, strict=True):
         matrix = report.matrix
         line = f"{number} mIoU {_percent(matrix.miou)} %, ".lstrip()

@@ -5,14 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from benchmarks.models import TARGET_SOURCE
-from benchmarks.report.tables import (
-    HINT,
-    TextTable,
-    markdown_from_table,
-    print_facts,
-    rich_table,
-    wide_console,
-)
+from benchmarks.report import tables
+from benchmarks.report.tables import HINT, TextTable
 from benchmarks.timing.camera import CameraResult
 from benchmarks.timing.latency import END_TO_END, ENGINE, TRANSFER
 from benchmarks.timing.statistics import MIN_SAMPLES_FOR_P99, Summary
@@ -51,7 +45,17 @@ def result_table(report: BenchReport) -> TextTable:
 
 def stage_tables(report: BenchReport) -> list[TextTable]:
     """Make the table of the stage breakdown of each result of latency mode."""
-    return [_stage_table(r, report.target_ms) for r in latency_results(report)]
+    columns = ("stage", "ms", "share", f"of {report.target_ms:.2f} ms", HINT)
+    grids = []
+    for result in latency_results(report):
+        total_ms, hints = result.breakdown.total_ms, result.breakdown.hints
+        rows = []
+        for name, ms in {**result.breakdown.stages_ms, "file to overlay": total_ms}.items():
+            shares = [f"{100 * ms / whole:.0f} %" for whole in (total_ms, report.target_ms)]
+            rows.append([name, f"{ms:.2f}", *shares, hints.get(name, "")])
+        title = f"{result.model.name}: stages, one frame at a time (generated frames are JPEGs)"
+        grids.append(TextTable(title, columns, rows))
+    return grids
 
 
 def latency_results(report: BenchReport) -> list[LatencyResult]:
@@ -73,44 +77,43 @@ def report_facts(report: BenchReport) -> dict[str, str]:
 
 def print_report(report: BenchReport, console: Console | None = None) -> None:
     """Print environment, tables, notes and verdicts."""
-    console = wide_console(console)
-    print_facts(console, report_facts(report))
+    console = tables.wide_console(console)
+    tables.print_facts(console, report_facts(report))
     console.print()
     for table in (result_table(report), *stage_tables(report)):
-        console.print(rich_table(table))
+        console.print(tables.rich_table(table))
     for line in (*notes(report), *verdicts(report)):
         console.print(line, markup=False, soft_wrap=True)
 
 
 def markdown_from_report(report: BenchReport) -> str:
     """Format tables, verdicts, notes and environment as Markdown."""
-    tables = (result_table(report), *stage_tables(report))
+    parts = [
+        f"**{table.title}**\n\n{tables.markdown_from_table(table)}"
+        for table in (result_table(report), *stage_tables(report))
+    ]
     facts = [f"{key}: {value}" for key, value in report_facts(report).items()]
-    lists = (verdicts(report), notes(report), facts)
-    parts = [f"**{table.title}**\n\n{markdown_from_table(table)}" for table in tables]
-    parts += ["\n".join(f"- {line}" for line in lines) for lines in lists]
+    for lines in (verdicts(report), notes(report), facts):
+        parts.append("\n".join(f"- {line}" for line in lines))
     return "\n\n".join(parts) + "\n"
 
 
 def verdicts(report: BenchReport) -> list[str]:
     """Compare each result with the target: ``PASS`` or ``MISS``, speed, device, model and target."""
+    target = f"{report.target_fps:g} FPS ({report.target_ms:.2f} ms), {TARGET_SOURCE}"
     lines = []
     for result in report.results:
-        word = "PASS" if report.meets_target(result) else "MISS"
         place = f"on {result.model.device} with {result.model.name}"
         if isinstance(result, CameraResult):
-            lines.append(
-                f"{word}: {result.done} of {result.offered} frames of a {result.camera_fps:g} FPS camera "
-                f"labelled, {result.missed} late, {place}"
+            counts = (
+                f"{result.done} of {result.offered} frames of a {result.camera_fps:g} FPS camera"
             )
-            continue
-        timing = result.scopes[END_TO_END]
-        detail = f"({timing.p50:.1f} ms)" if isinstance(timing, Summary) else "sustained"
-        reached = f"{timing.fps:.1f} FPS {detail}"
-        lines.append(
-            f"{word}: {reached} end to end {place}; target {report.target_fps:g} FPS "
-            f"({report.target_ms:.2f} ms), {TARGET_SOURCE}"
-        )
+            text = f"{counts} labelled, {result.missed} late, {place}"
+        else:
+            timing = result.scopes[END_TO_END]
+            detail = f"({timing.p50:.1f} ms)" if isinstance(timing, Summary) else "sustained"
+            text = f"{timing.fps:.1f} FPS {detail} end to end {place}; target {target}"
+        lines.append(f"{'PASS' if report.meets_target(result) else 'MISS'}: {text}")
     return lines
 
 
@@ -171,25 +174,6 @@ def int8_advice(report: BenchReport) -> list[str]:
         f"advice: {best_int8.model.name} is {100 * gain:+.1f} % faster than {best_half.model.name}, less "
         f"than 5 %: use {best_half.model.precision}, which needs no calibration."
     ]
-
-
-def _stage_table(result: LatencyResult, target_ms: float) -> TextTable:
-    breakdown = result.breakdown
-    total_ms = breakdown.total_ms
-    rows = [
-        [
-            name,
-            f"{ms:.2f}",
-            f"{100 * ms / total_ms:.0f} %",
-            f"{100 * ms / target_ms:.0f} %",
-            breakdown.hints.get(name, ""),
-        ]
-        for name, ms in {**breakdown.stages_ms, "file to overlay": total_ms}.items()
-    ]
-    title = (
-        f"{result.model.name}: stages, one frame at a time (generated frames: from JPEG in memory)"
-    )
-    return TextTable(title, ("stage", "ms", "share", f"of {target_ms:.2f} ms", HINT), rows)
 
 
 def _agreement_text(result: Result) -> str:

@@ -50,10 +50,7 @@ class Change(NamedTuple):
 def diff_reports(before: Path, after: Path, max_slower: float) -> tuple[list[Change], list[str]]:
     """Compare two JSON reports of ``esnet-bench``.
 
-    Args:
-        before: Older report.
-        after: Newer report.
-        max_slower: Allowed relative slow-down, 0.05 for 5 %.
+    ``max_slower`` is the allowed relative slow-down, 0.05 for 5 %.
 
     Returns:
         Timings that occur in both reports, and warnings about other differences.

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import console
 from benchmarks.report.tables import HINT, TEXT_COLUMNS
 from benchmarks.timing.camera import CameraResult
 from benchmarks.timing.latency import END_TO_END
+from benchmarks.timing.stages import STAGES
 from benchmarks.timing.suite import BenchReport, LatencyResult
 from benchmarks.timing.throughput import ThroughputResult
 
@@ -20,18 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_COLOURS = ("#1f77b4", "#d1690e", "#2a8a3e", "#8b5fbf", "#b02a37", "#3b8f8f")
-_STAGE_COLOURS = {
-    "decode": "#8c9bab",
-    "resize": "#b9a36b",
-    "prepare": "#c9b8d8",
-    "copy in": "#7fb3d5",
-    "engine": "#1f77b4",
-    "copy out": "#5dade2",
-    "upscale": "#82b366",
-    "overlay": "#d79b5a",
-    "other": "#d0d4d9",
-}
 _MIN_ACCURACY_SPAN = 2.0
 _OFFSET = {"textcoords": "offset points", "xytext": (4, 0)}
 
@@ -105,7 +96,7 @@ def _plot_distribution(results: Sequence[LatencyResult], target_ms: float) -> Fi
     figure, axis = _figure(3.2)
     for index, result in enumerate(results):
         quantiles = result.scopes[END_TO_END].quantiles
-        axis.plot(quantiles, range(101), label=result.model.name, color=_colour(index))
+        axis.plot(quantiles, range(101), label=result.model.name, color=f"C{index}")
     axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
     axis.annotate(f"{target_ms:.2f} ms", (target_ms, 4), **_OFFSET)
     axis.set(xlabel="milliseconds", ylabel="% of frames", ylim=(0, 100))
@@ -116,17 +107,16 @@ def _plot_distribution(results: Sequence[LatencyResult], target_ms: float) -> Fi
 
 def _plot_stages(results: Sequence[LatencyResult], target_ms: float) -> Figure:
     figure, axis = _figure(1.3 + 0.5 * len(results))
-    labelled: set[str] = set()
-    for row, result in enumerate(results):
-        start = 0.0
-        for name, ms in result.breakdown.stages_ms.items():
-            label = name if name not in labelled else None
-            labelled.add(name)
-            axis.barh(row, ms, left=start, color=_STAGE_COLOURS[name], label=label, height=0.6)
-            start += ms
-        axis.annotate(f"{start:.1f} ms", (start, row), va="center", **_OFFSET)
+    rows, ends = range(len(results)), np.zeros(len(results))
+    for index, stage in enumerate(STAGES):
+        widths = [result.breakdown.stages_ms.get(stage, 0.0) for result in results]
+        if any(widths):
+            axis.barh(rows, widths, left=ends, color=f"C{index}", label=stage, height=0.6)
+        ends += widths
+    for row, end in enumerate(ends):
+        axis.annotate(f"{end:.1f} ms", (end, row), va="center", **_OFFSET)
     axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(results)), [result.model.name for result in results])
+    axis.set_yticks(rows, [result.model.name for result in results])
     axis.invert_yaxis()
     axis.set_xlabel(f"milliseconds; dashed: the budget of {target_ms:.2f} ms")
     axis.margins(x=0.12)
@@ -142,7 +132,7 @@ def _plot_accuracy(results: Sequence[LatencyResult | ThroughputResult]) -> Figur
         if share is None:
             continue
         point = (result.scopes[END_TO_END].fps, 100 * share)
-        axis.scatter(*point, color=_colour(index), s=48, zorder=3)
+        axis.scatter(*point, color=f"C{index}", s=48, zorder=3)
         axis.annotate(result.model.name, point, ha="center", **{**_OFFSET, "xytext": (0, 8)})
     axis.set(
         xlabel="FPS end to end",
@@ -174,7 +164,3 @@ def _svg(figure: Figure, salt: str) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]
-
-
-def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]

@@ -16,6 +16,8 @@ from runtime.segmenter import Segmenter
 
 DECODE, RESIZE, PREPARE, COPY_IN, ENGINE = "decode", "resize", "prepare", "copy in", "engine"
 COPY_OUT, UPSCALE, OVERLAY, OTHER = "copy out", "upscale", "overlay", "other"
+STAGES = (DECODE, RESIZE, PREPARE, COPY_IN, ENGINE, COPY_OUT, UPSCALE, OVERLAY, OTHER)
+"""All stages in order; a CPU has no copies."""
 _MIN_SHARE_FOR_HINT = 0.10
 
 
@@ -32,12 +34,9 @@ class StageBreakdown:
 
 
 def measure_stages(segmenter: Segmenter, frames: FrameSet, rounds: int = 32) -> StageBreakdown:
-    """Time each stage of processing a frame, one frame at a time.
+    """Time each stage of ``rounds`` frames, one frame at a time, after two warm-up frames.
 
-    Args:
-        segmenter: An open artefact; on a GPU, opened with ``timing``.
-        frames: Frames to decode: from their source, or from JPEGs of generated frames.
-        rounds: Number of timed frames; two more are warm-up.
+    On a GPU, the segmenter must be opened with ``timing``. Generated frames are decoded from JPEGs.
     """
     images = frames.decode_again()
     rows = [_time_frame(segmenter, images) for _ in range(rounds + 2)][2:]

@@ -12,14 +12,7 @@ from typing import Any
 
 from benchmarks.environment import describe_environment, describe_gpu_state
 from benchmarks.frames import FrameSet
-from benchmarks.models import (
-    LATENCY,
-    THROUGHPUT,
-    BenchOptions,
-    ModelIdentity,
-    OpenModel,
-    open_models,
-)
+from benchmarks.models import BenchOptions, ModelIdentity, OpenModel, open_models
 from benchmarks.timing.camera import CameraResult, measure_camera
 from benchmarks.timing.latency import (
     END_TO_END,
@@ -47,7 +40,7 @@ class LatencyResult:
     model: ModelIdentity
     """The measured model."""
     scopes: dict[str, Summary]
-    """Summaries by scope. ``engine``: prepared batch in, outputs out; on a GPU the kernels, timed by the device.
+    """Summaries by scope. ``engine``: prepared batch in, outputs out; on a GPU only kernels, in device time.
     ``transfer``: ``engine`` with copies, GPU only. ``end to end``: decoded frame in, class map out."""
     breakdown: StageBreakdown
     """Times of all stages from the encoded file to the overlay."""
@@ -111,12 +104,8 @@ def bench_models(
 ) -> BenchReport:
     """Measure every model on every backend at every precision.
 
-    Args:
-        models: Artefacts.
-        frames: Input frames.
-        options: Settings; ``None`` measures latency with the defaults.
-        on_part: Called with the current part of the measurement and its progress, 0 to 1.
-        on_open: Called with each opened segmenter.
+    ``on_part`` is called with the current part of the measurement and its progress, 0 to 1; ``on_open`` with
+    each opened segmenter.
 
     Raises:
         ModelFileError: A model cannot be opened.
@@ -128,15 +117,21 @@ def bench_models(
     with ExitStack() as stack:
         on_part("opening models and checking labels", 0.0)
         opened = open_models(models, options, frames, stack, on_open=on_open)
-        results: list[Result] = []
-        if options.mode == LATENCY:
-            latencies, reference = _measure_latencies(opened, frames, options.config, on_part)
-            results += latencies
+        config, results = options.config, list[Result]()
+        if options.mode == "latency":
+            results, reference = _measure_latencies(opened, frames, config, on_part)
         else:
+            reference = measure_latency([machine_reference()], config)[0]
+        if options.mode == "throughput":
+            results = [measure_throughput(m, frames, config, on_part=on_part) for m in opened]
+        if options.mode == "camera":
+            seconds, fps = min(10.0, config.cap_seconds), options.camera_fps
             for model in opened:
-                on_part(model.identity.name, 0.0)
-                results.append(_measure_flow(model, frames, options, on_part))
-            reference = measure_latency([machine_reference()], options.config)[0]
+                on_part(f"{model.identity.name} behind a camera", 0.0)
+                segment = model.segmenter.segment
+                results.append(
+                    measure_camera(model.identity, segment, frames, fps, seconds=seconds)
+                )
     return BenchReport(
         mode=options.mode,
         results=tuple(results),
@@ -154,9 +149,8 @@ def measure_overhead_us(model: Path, frames: FrameSet) -> float:
     """Return the median time of a call to the null backend, microseconds."""
     with Segmenter.open(model, backend="null") as segmenter:
         batch = batch_from_frames(frames.frames[:1], segmenter.card)
-        workload = Workload(
-            name="null", scope=ENGINE, call=lambda index: segmenter.backend.infer(batch)
-        )
+        infer = segmenter.backend.infer
+        workload = Workload(name="null", scope=ENGINE, call=lambda index: infer(batch))
         config = TimingConfig(warmup_seconds=0.02, min_seconds=0.1, cap_seconds=0.5)
         return 1e3 * measure_latency([workload], config)[0].p50
 
@@ -166,7 +160,7 @@ def _measure_latencies(
     frames: FrameSet,
     config: TimingConfig,
     on_part: Callable[[str, float], None],
-) -> tuple[list[LatencyResult], Summary]:
+) -> tuple[list[Result], Summary]:
     """Time all models and the machine reference in turns, then the stages of each model."""
     kernels_ms: list[list[float]] = [[] for _ in opened]
     workloads = [
@@ -179,7 +173,7 @@ def _measure_latencies(
         config,
         on_turn=lambda workload, done: on_part(f"{workload.name}, {workload.scope}", done),
     )
-    results = []
+    results: list[Result] = []
     for index, (_, segmenter, identity) in enumerate(opened):
         host, end_to_end = summaries[2 * index : 2 * index + 2]
         on_part(f"{identity.name}, stages", 0.0)
@@ -208,19 +202,3 @@ def _workloads(model: OpenModel, frames: FrameSet, kernels_ms: list[float]) -> l
 
     calls = {ENGINE if ring is None else TRANSFER: infer, END_TO_END: segment}
     return [Workload(name=model.identity.name, scope=s, call=call) for s, call in calls.items()]
-
-
-def _measure_flow(
-    model: OpenModel,
-    frames: FrameSet,
-    options: BenchOptions,
-    on_part: Callable[[str, float], None],
-) -> Result:
-    """Measure the throughput of a model, or run it behind a camera."""
-    if options.mode == THROUGHPUT:
-        return measure_throughput(
-            model, frames, options.config, on_part=lambda text: on_part(text, 0.0)
-        )
-    seconds = min(10.0, options.config.cap_seconds)
-    segment = model.segmenter.segment
-    return measure_camera(model.identity, segment, frames, options.camera_fps, seconds=seconds)

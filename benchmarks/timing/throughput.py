@@ -87,19 +87,16 @@ def measure_throughput(
     frames: FrameSet,
     config: TimingConfig,
     *,
-    on_part: Callable[[str], None] = lambda text: None,
+    on_part: Callable[[str, float], None] = lambda text, progress: None,
 ) -> ThroughputResult:
     """Find the fastest concurrency in short trials, then measure both scopes with it.
 
-    Args:
-        model: The open model; streams open copies of it.
-        frames: Input frames.
-        config: Length of the measurement; its samples are frames.
-        on_part: Called with the name of each part of the measurement.
+    Streams open copies of the model; the samples of ``config`` are frames. ``on_part`` is called with the
+    current part of the measurement.
     """
 
     def rate_of(concurrency: Concurrency, scope: str, config: TimingConfig) -> Rate:
-        on_part(f"{model.identity.name}, {scope}, {concurrency}")
+        on_part(f"{model.identity.name}, {scope}, {concurrency}", 0.0)
         with ExitStack() as stack:
             return measure_rate(_make_pumps(model, scope, concurrency, frames, stack), config)
 
