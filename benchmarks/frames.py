@@ -59,10 +59,9 @@ def load_frames(source: Path | None, size_hw: tuple[int, int] | None) -> FrameSe
     """
     if source is None:
         size_hw = size_hw or (512, 1024)
-        scenes = tuple(street_scene(size_hw, seed=seed).image for seed in range(NUM_FRAMES))
-        return FrameSet(
-            frames=scenes, description=f"{NUM_FRAMES} generated street scenes, {_sizes(scenes)}"
-        )
+        frames = tuple(street_scene(size_hw, seed=seed).image for seed in range(NUM_FRAMES))
+        text = f"{NUM_FRAMES} generated street scenes, {_sizes(frames)}"
+        return FrameSet(frames=frames, description=text)
     opened = open_source(source)
     frames = tuple(frame.image for frame in islice(opened, NUM_FRAMES))
     if not frames:
@@ -71,11 +70,8 @@ def load_frames(source: Path | None, size_hw: tuple[int, int] | None) -> FrameSe
     if size_hw is not None:
         frames = tuple(resize_frame(frame, size_hw) for frame in frames)
     resized = "" if _sizes(frames) == native else f", resized from {native} before timing"
-    return FrameSet(
-        frames=frames,
-        description=f"{len(frames)} frames of {source}, {_sizes(frames)}{resized}",
-        source=source,
-    )
+    text = f"{len(frames)} frames of {source}, {_sizes(frames)}{resized}"
+    return FrameSet(frames=frames, description=text, source=source)
 
 
 def _sizes(frames: tuple[np.ndarray, ...]) -> str:

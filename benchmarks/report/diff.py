@@ -135,11 +135,9 @@ def _machine_slower(first: dict[str, Any], second: dict[str, Any]) -> float:
 def _warnings(
     first: dict[str, Any], second: dict[str, Any], old: dict[str, Timing], new: dict[str, Timing]
 ) -> Iterator[str]:
-    for key in ("frames", "size_hw"):
-        if first.get(key) != second.get(key):
-            yield f"{key}: {first.get(key)} before, {second.get(key)} after"
-    for key in ("cpu", "gpu", "libraries"):
-        was, now = (report.get("environment", {}).get(key) for report in (first, second))
+    old_facts, new_facts = ({**r, **r.get("environment", {})} for r in (first, second))
+    for key in ("frames", "cpu", "gpu", "libraries"):
+        was, now = old_facts.get(key), new_facts.get(key)
         if was != now:
             yield f"{key}: {was} before, {now} after"
     machine = _machine_slower(first, second)
