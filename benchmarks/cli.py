@@ -47,7 +47,7 @@ MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the
 @app.command(_DEFAULT_COMMAND)
 def run(
     models: Annotated[
-        list[Path], typer.Argument(help="Exported models; speed relates to the 1st.")
+        list[Path], typer.Argument(help="Exported models; the first is the baseline.")
     ],
     frames: Frames = None,
     size: Annotated[str, typer.Option(help="Frame size, HEIGHTxWIDTH or 'native'.")] = "512x1024",
@@ -62,7 +62,8 @@ def run(
         ),
     ] = "latency",
     reference: Annotated[
-        Path | None, typer.Option(help="fp32 model for the label check; default: found beside.")
+        Path | None,
+        typer.Option(help="fp32 model for the label check; default: a file beside the model."),
     ] = None,
     data: Data = None,
     miou: Annotated[bool, typer.Option(help="With --data: measure mIoU.")] = True,
