@@ -120,7 +120,7 @@ def _plot_stages(results: Sequence[LatencyResult], target_ms: float) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel(f"milliseconds; dashed: the budget of {target_ms:.2f} ms")
     axis.margins(x=0.12)
-    figure.legend(frameon=False, ncols=9, loc="outside upper center", columnspacing=1)
+    figure.legend(frameon=False, ncols=5, loc="outside upper center", columnspacing=1)
     return figure
 
 
