@@ -18,41 +18,37 @@ class BackendEntry:
     """Location and requirements of a backend."""
 
     implementation: str
-    """``module:Class``; see ``runtime.backends.base.Backend`` for the constructor."""
+    """``module:Class`` in ``runtime.backends``; the constructor is that of ``Backend``."""
     module: str | None
     """Library that it imports; ``None`` if it needs none."""
     extra: str | None
     """Extra of this distribution that installs the library."""
-    speed_rank: int
-    """Order of the automatic choice, fastest first, as measured; see benchmarks/results."""
     by_name_only: bool = False
     """True if it is never chosen automatically: the installed library does not prove that it can run."""
     opens: str = "onnx"
     """Artefacts that it runs: ``onnx``, ``engine`` or ``any``."""
 
 
-_TENSORRT = "runtime.backends.tensorrt:TensorRtBackend"
-_ORT_CUDA = "runtime.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend"
+# The automatic choice takes the first that is installed: fastest first, as measured; see benchmarks/results.
 BACKENDS: dict[str, BackendEntry] = {
-    "openvino": BackendEntry("runtime.backends.openvino:OpenVinoBackend", "openvino", "cpu", 1),
-    "onnxruntime": BackendEntry(
-        "runtime.backends.onnxruntime:OnnxRuntimeBackend", "onnxruntime", "cpu", 2
+    "openvino": BackendEntry("openvino:OpenVinoBackend", "openvino", "cpu"),
+    "onnxruntime": BackendEntry("onnxruntime:OnnxRuntimeBackend", "onnxruntime", "cpu"),
+    "null": BackendEntry("null:NullBackend", None, None, opens="any"),
+    "onnxruntime-cuda": BackendEntry(
+        "onnxruntime_cuda:OnnxRuntimeCudaBackend", "onnxruntime", "gpu", by_name_only=True
     ),
-    "null": BackendEntry("runtime.backends.null:NullBackend", None, None, 99, opens="any"),
-    "onnxruntime-cuda": BackendEntry(_ORT_CUDA, "onnxruntime", "gpu", 3, by_name_only=True),
-    "tensorrt": BackendEntry(_TENSORRT, "tensorrt", "gpu", 1, opens="engine"),
-    "tensorrt-rtx": BackendEntry(_TENSORRT, "tensorrt_rtx", "rtx", 1, opens="engine"),
+    "tensorrt": BackendEntry("tensorrt:TensorRtBackend", "tensorrt", "gpu", opens="engine"),
+    "tensorrt-rtx": BackendEntry("tensorrt:TensorRtBackend", "tensorrt_rtx", "rtx", opens="engine"),
 }
 
 
 def installed_backends() -> tuple[str, ...]:
     """List the installed backends for ONNX files that may be chosen automatically, fastest first."""
-    names = [
+    return tuple(
         name
         for name, entry in BACKENDS.items()
         if entry.opens == "onnx" and not entry.by_name_only and entry.module and _has(entry.module)
-    ]
-    return tuple(sorted(names, key=lambda name: BACKENDS[name].speed_rank))
+    )
 
 
 def open_backend(
@@ -96,7 +92,7 @@ def open_backend(
         )
     module, _, attribute = entry.implementation.partition(":")
     try:
-        opener = getattr(importlib.import_module(module), attribute)
+        opener = getattr(importlib.import_module(f"runtime.backends.{module}"), attribute)
     except ImportError as error:
         raise BackendUnavailable(
             f"{entry.module} is installed but does not load: {error}",

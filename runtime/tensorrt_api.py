@@ -5,8 +5,10 @@ Features are detected by the members of the module, not by version strings.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,11 +44,10 @@ class TensorRt:
 
     def has(self, dotted: str) -> bool:
         """Check for a member of the module, such as ``BuilderFlag.FP16``."""
-        value: Any = self.module
-        for name in dotted.split("."):
-            if not hasattr(value, name):
-                return False
-            value = getattr(value, name)
+        try:
+            operator.attrgetter(dotted)(self.module)
+        except AttributeError:
+            return False
         return True
 
     @property
@@ -90,7 +91,15 @@ class MessageLog:
         self.lines: list[tuple[int, str]] = []
         self._keeps_all = False
         self._error = int(module.ILogger.Severity.ERROR)
-        self.logger = _logger_class(module)(self)
+
+        class Logger(module.ILogger):  # type: ignore[misc]  # a class known at run time
+            def __init__(logger) -> None:
+                module.ILogger.__init__(logger)
+
+            def log(logger, severity: Any, message: str) -> None:
+                self.add(int(severity), str(message))
+
+        self.logger = Logger()
 
     def add(self, severity: int, message: str) -> None:
         """Add a message."""
@@ -128,54 +137,29 @@ def load_tensorrt(kind: str = "auto") -> TensorRt:
         raise InvalidInput(
             f"unknown TensorRT {kind!r}", hint=f"choose from auto, {', '.join(KINDS)}"
         )
-    reasons = []
-    for candidate in KINDS if kind == "auto" else [kind]:
-        modules, extra = KINDS[candidate]
-        for name in modules:
-            if importlib.util.find_spec(name) is None:
-                continue
+    kinds = list(KINDS) if kind == "auto" else [kind]
+    failures = []
+    for candidate in kinds:
+        for name in filter(importlib.util.find_spec, KINDS[candidate][0]):
             try:
-                return _loaded(candidate, name)
+                return _wrap(candidate, importlib.import_module(name))
             except (ImportError, OSError) as error:
-                reasons.append(f"{name} is installed but does not load: {error}")
-        if not reasons:
-            reasons.append(f"pip install 'esnet-deploy[{extra}]'")
+                failures.append(f"{name} is installed but does not load: {error}")
     wanted = "no TensorRT" if kind == "auto" else f"no {kind}"
-    is_broken = "does not load" in reasons[0]
-    raise BackendUnavailable(
-        f"{wanted} can be used: {reasons[0]}" if is_broken else f"{wanted} is installed",
-        hint="esnet-doctor shows more" if is_broken else "; or ".join(reasons),
-    )
+    if failures:
+        raise BackendUnavailable(
+            f"{wanted} can be used: {failures[0]}", hint="esnet-doctor shows more"
+        )
+    installs = [f"pip install 'esnet-deploy[{KINDS[candidate][1]}]'" for candidate in kinds]
+    raise BackendUnavailable(f"{wanted} is installed", hint="; or ".join(installs))
 
 
 def installed_kinds() -> tuple[str, ...]:
     """List the installed kinds, without loading them."""
-    return tuple(
-        kind
-        for kind, (modules, _) in KINDS.items()
-        if any(importlib.util.find_spec(name) is not None for name in modules)
-    )
+    return tuple(kind for kind in KINDS if any(map(importlib.util.find_spec, KINDS[kind][0])))
 
 
-_LOADED: dict[str, TensorRt] = {}
-
-
-def _loaded(kind: str, module_name: str) -> TensorRt:
-    module = importlib.import_module(module_name)
-    if module_name not in _LOADED or _LOADED[module_name].module is not module:
-        _LOADED[module_name] = TensorRt(kind, module, MessageLog(module))
-    return _LOADED[module_name]
-
-
-def _logger_class(module: Any) -> Any:
-    """Derive a class from the module's own logger."""
-
-    class Logger(module.ILogger):  # type: ignore[misc]  # a class known at run time
-        def __init__(self, owner: MessageLog) -> None:
-            module.ILogger.__init__(self)
-            self.owner = owner
-
-        def log(self, severity: Any, message: str) -> None:
-            self.owner.add(int(severity), str(message))
-
-    return Logger
+@functools.cache
+def _wrap(kind: str, module: Any) -> TensorRt:
+    """Make the only ``TensorRt`` of a module, because a module takes only one logger."""
+    return TensorRt(kind, module, MessageLog(module))

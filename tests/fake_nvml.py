@@ -30,7 +30,6 @@ class FakeGpu:
     memory_bytes: int = 11264 << 20
     capability: tuple[int, int] = (8, 6)
     bus_id: str = "00000000:01:00.0"
-    uuid: str = "GPU-5f1c"
     clock: int = 1980
     max_clock: int = 2100
     temperature: int = 45
@@ -102,9 +101,6 @@ class FakeNvml(types.ModuleType):
 
     def nvmlDeviceGetName(self, handle):
         return self._text(_known(handle).name)
-
-    def nvmlDeviceGetUUID(self, handle):
-        return self._text(_known(handle).uuid)
 
     def nvmlDeviceGetPciInfo(self, handle):
         return types.SimpleNamespace(busId=self._text(_known(handle).bus_id))

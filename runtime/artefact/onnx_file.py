@@ -13,21 +13,11 @@ from runtime.errors import ModelFileError
 
 _VARINT, _BYTES = 0, 2
 _GRAPH, _METADATA = 7, 14
-# Field number of ModelProto -> wire type.
-_MODEL_FIELDS = {
-    1: _VARINT,  # ir_version
-    2: _BYTES,  # producer_name
-    3: _BYTES,  # producer_version
-    4: _BYTES,  # domain
-    5: _VARINT,  # model_version
-    6: _BYTES,  # doc_string
-    _GRAPH: _BYTES,
-    8: _BYTES,  # opset_import
-    _METADATA: _BYTES,  # metadata_props
-    20: _BYTES,  # training_info
-    25: _BYTES,  # functions
-    26: _BYTES,  # configuration
-}
+# Field number of ModelProto -> wire type. 1 ir_version and 5 model_version are numbers; the others are
+# 2 producer_name, 3 producer_version, 4 domain, 6 doc_string, 8 opset_import, 20 training_info, 25 functions,
+# 26 configuration.
+_MODEL_FIELDS = dict.fromkeys((2, 3, 4, 6, _GRAPH, 8, _METADATA, 20, 25, 26), _BYTES)
+_MODEL_FIELDS |= {1: _VARINT, 5: _VARINT}
 _ENTRY_FIELDS = {1: _BYTES, 2: _BYTES}  # key and value of a metadata_props entry
 _EXPORT = "make one with: esnet-export to-onnx WEIGHTS -o model.onnx"
 

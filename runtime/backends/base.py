@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -50,12 +50,7 @@ class TensorSpec:
 class Backend(ABC):
     """An open artefact: host arrays in, host arrays out.
 
-    Use it with ``with``. Subclasses implement ``_infer`` and ``_release``. Their constructors take:
-
-    - ``path``, ``card``: the artefact and its card.
-    - ``precision``: precision to compute in; ``None`` takes the card's, or fp32 if the device lacks it. One
-      that the backend cannot run is ``InvalidInput``.
-    - ``threads``: CPU threads; ``None`` leaves the number to the library. GPU backends ignore it.
+    Use it with ``with``. Subclasses implement ``_open``, ``_infer`` and ``_release``.
     """
 
     name: str
@@ -71,10 +66,31 @@ class Backend(ABC):
     device: str
     """Device name, for reports."""
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(
+        self,
+        path: Path,
+        card: ModelCard,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Open an artefact.
+
+        Args:
+            path: The artefact.
+            card: Its card.
+            precision: Precision to compute in; ``None`` takes the card's, or fp32 if the device lacks it.
+            threads: CPU threads; ``None`` leaves the number to the library. GPU backends ignore it.
+
+        Raises:
+            InvalidInput: The backend cannot run this precision here.
+            BackendUnavailable: A library, the driver or the GPU is missing.
+            ModelFileError: The library cannot open the artefact.
+        """
         self.card = card
         self.input, *outputs = _tensor_specs(card)
         self.outputs = tuple(outputs)
+        self._open(path, precision, threads)
         self._is_open = True
 
     def infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -114,10 +130,19 @@ class Backend(ABC):
         self.close()
 
     @abstractmethod
+    def _open(self, path: Path, precision: str | None, threads: int | None) -> None: ...
+    @abstractmethod
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]: ...
-
     @abstractmethod
     def _release(self) -> None: ...
+
+    def _require_precision(self, asked: str | None, offered: Sequence[str], *, on: str) -> None:
+        """Refuse a requested precision that is not offered; ``on`` names the device in the message."""
+        if asked is not None and asked not in offered:
+            raise InvalidInput(
+                f"{self.name} cannot run {asked} on {on}, it offers {', '.join(offered)}",
+                hint=f"--precision {offered[0]}, or omit it to use the model's precision",
+            )
 
     def _check_graph(self, path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
         """Check the shapes of a graph's inputs and outputs, by name, against the card."""
@@ -144,21 +169,6 @@ def _tensor_specs(card: ModelCard) -> Iterator[TensorSpec]:
     for name in (card.input, *card.outputs):
         dtype, shape = forms[name]
         yield TensorSpec(name=name, dtype=dtype, shape=(batch, *shape))
-
-
-def require_precision(
-    asked: str | None, offered: tuple[str, ...], *, backend: str, device: str
-) -> None:
-    """Check a requested precision; ``None`` always passes.
-
-    Raises:
-        InvalidInput: The backend cannot run it here; the message lists those it can.
-    """
-    if asked is not None and asked not in offered:
-        raise InvalidInput(
-            f"{backend} cannot run {asked} on {device}, it offers {', '.join(offered)}",
-            hint=f"--precision {offered[0]}, or omit it to use the model's precision",
-        )
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

@@ -41,41 +41,44 @@ class GpuBackend(Backend):
         device: CudaDevice | None = None,
         timing: bool = False,
     ) -> None:
-        """Check the artefact, open the GPU, load the artefact, and allocate the ring.
+        """Open an artefact as ``Backend`` does; only its own precision is possible.
 
         Args:
             path: The artefact.
             card: Its card.
-            precision: As for ``Backend``; only the artefact's own is possible.
+            precision: As for ``Backend``.
             threads: Ignored.
             num_slots: Batches in flight.
             device: The GPU; ``None`` opens the first. The backend owns it and closes it.
             timing: True to measure the ring's stages; see ``SlotRing.stage_times_ms``.
 
         Raises:
-            InvalidInput: Another precision.
-            BackendUnavailable: A library, the driver or the GPU is missing.
             CudaError: Out of memory, or the GPU failed.
         """
-        super().__init__(card)
         self.precision = card.precision
         self._resources = ExitStack()
         """Callbacks that free what the backend opened."""
+        self._device, self._num_slots, self._timing = device, num_slots, timing
+        super().__init__(path, card, precision=precision, threads=threads)
+
+    def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
         self._check(path, precision)
         try:
-            self._cuda = device or open_device()
+            self._cuda = self._device or open_device()
             self._resources.callback(self._cuda.close)
             self.device = f"{self._cuda.name} ({self._cuda.library})"
             with self._cuda.current():
                 self._load(path)
                 self.ring = SlotRing(
                     self._cuda,
-                    SlotLayout(input=self.input, outputs=self.outputs, max_batch=card.batch.max),
+                    SlotLayout(
+                        input=self.input, outputs=self.outputs, max_batch=self.card.batch.max
+                    ),
                     self._enqueue,
-                    num_slots=num_slots,
+                    num_slots=self._num_slots,
                     use_graphs=self._use_graphs,
                     compute_stream=self._compute_stream,
-                    timing=timing,
+                    timing=self._timing,
                 )
             self._resources.callback(self.ring.close)
         except BaseException:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artefact.card import ModelCard
-from runtime.backends.base import Backend, require_precision
+from runtime.backends.base import Backend
 
 
 class NullBackend(Backend):
@@ -16,17 +15,9 @@ class NullBackend(Backend):
     name = "null"
     device = "none"
 
-    def __init__(
-        self,
-        path: Path,
-        card: ModelCard,
-        *,
-        precision: str | None = None,
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(card)
-        require_precision(precision, (card.precision,), backend=self.name, device=self.device)
-        self.precision = card.precision
+    def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
+        self.precision = self.card.precision
+        self._require_precision(precision, (self.precision,), on=self.device)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from runtime.artefact.card import ModelCard
-from runtime.backends.base import Backend, require_precision
+from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, ModelFileError
 from runtime.machine.machine import cpu_name
 
@@ -22,23 +21,15 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
 
-    def __init__(
-        self,
-        path: Path,
-        card: ModelCard,
-        *,
-        precision: str | None = None,
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(card)
+    def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
         if not hasattr(ort, "InferenceSession"):
             raise BackendUnavailable(
                 "onnxruntime is broken: it and onnxruntime-gpu were both installed, and one was removed",
                 hint="pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
             )
         # The CPU provider computes an fp16 graph in fp32, through casts.
-        self.precision = "int8" if card.precision == "int8" else "fp32"
-        require_precision(precision, (self.precision,), backend=self.name, device="the CPU")
+        self.precision = "int8" if self.card.precision == "int8" else "fp32"
+        self._require_precision(precision, (self.precision,), on="the CPU")
         self.device = cpu_name()
         self._session = open_session(path, ["CPUExecutionProvider"], threads=threads)
         edges = (*self._session.get_inputs(), *self._session.get_outputs())

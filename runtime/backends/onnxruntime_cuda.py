@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from runtime.backends.base import require_precision
 from runtime.backends.gpu import GpuBackend
 from runtime.backends.onnxruntime import open_session
 from runtime.cuda.device import Stream
@@ -29,8 +28,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
     _use_graphs = False  # ONNX Runtime allocates during a run, which a capture does not allow
 
     def _check(self, path: Path, precision: str | None) -> None:
-        offered = (self.precision,)
-        require_precision(precision, offered, backend=self.name, device="this artefact")
+        self._require_precision(precision, (self.precision,), on="this artefact")
         _require_cuda()
 
     def _load(self, path: Path) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from runtime.artefact.card import ModelCard
-from runtime.backends.base import Backend, require_precision
+from runtime.backends.base import Backend
 from runtime.errors import ModelFileError
 from runtime.machine.machine import cpu_name
 
@@ -37,15 +36,7 @@ class OpenVinoBackend(Backend):
 
     name = "openvino"
 
-    def __init__(
-        self,
-        path: Path,
-        card: ModelCard,
-        *,
-        precision: str | None = None,
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(card)
+    def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
         self.device = cpu_name()
         core = shared_core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -53,9 +44,9 @@ class OpenVinoBackend(Backend):
         # Layers of an INT8 artefact that are not quantized run in bf16 if the CPU supports it: 13 % less time
         # for the whole network, for 0.01 points of mIoU (benchmarks/results/accuracy-camvid-openvino.json).
         hint = _HINTS[offered[-1]]
-        if card.precision == "int8":
+        if self.card.precision == "int8":
             offered = ("int8",)
-        require_precision(precision, offered, backend=self.name, device=self.device)
+        self._require_precision(precision, offered, on=self.device)
         self.precision = precision or offered[0]
         self._config: dict[str, object] = {
             "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision, hint),
@@ -69,7 +60,7 @@ class OpenVinoBackend(Backend):
         try:
             self._model = core.read_model(path)
             self._check_graph(path, _shapes(self._model))
-            self._request(card.batch.opt)
+            self._request(self.card.batch.opt)
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise ModelFileError(

@@ -13,7 +13,6 @@ from runtime.artefact.engine_file import (
     check_plan,
     read_record,
 )
-from runtime.backends.base import require_precision
 from runtime.backends.gpu import GpuBackend
 from runtime.cuda.device import Stream
 from runtime.cuda.ring import Slot
@@ -33,8 +32,7 @@ class TensorRtBackend(GpuBackend):
 
     def _check(self, path: Path, precision: str | None) -> None:
         self._record = read_record(path)
-        offered = (self.precision,)
-        require_precision(precision, offered, backend=self.name, device="this engine")
+        self._require_precision(precision, (self.precision,), on="this engine")
         check_plan(path, self._record)
         self._trt = load_tensorrt(self._record.tensorrt["kind"])
         self.name = self._trt.kind

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver
 
-from runtime.cuda.device import Created, CudaDevice, Stream
+from runtime.cuda.device import Created, CudaDevice
 from runtime.cuda.resources import DeviceMemory, PinnedMemory, cuda_error
 from runtime.errors import BackendUnavailable
 from runtime.machine.machine import normalise_bus_id
@@ -54,22 +54,15 @@ class BindingsDevice(CudaDevice):
         )
         self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
 
-    def copy_to_device(
-        self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
-    ) -> None:
-        """Enqueue a copy."""
-        _call(driver.cuMemcpyHtoDAsync, target.address, source.raw, num_bytes, stream.raw)
+    def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None:
+        _call(driver.cuMemcpyHtoDAsync, to.address, source.raw, size, stream)
 
-    def copy_to_host(
-        self, target: PinnedMemory, source: DeviceMemory, num_bytes: int, stream: Stream
-    ) -> None:
-        """Enqueue a copy."""
-        _call(driver.cuMemcpyDtoHAsync, target.raw, source.address, num_bytes, stream.raw)
+    def _copy_out(self, to: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None:
+        _call(driver.cuMemcpyDtoHAsync, to.raw, source.address, size, stream)
 
-    def memory_bytes(self) -> tuple[int, int]:
-        """Get free and total device memory."""
+    def _memory_info(self) -> tuple[Any, Any]:
         free, total = _call(driver.cuMemGetInfo)
-        return int(free), int(total)
+        return free, total
 
     def _push_context(self) -> None:
         _call(driver.cuCtxPushCurrent, self._context)

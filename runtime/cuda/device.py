@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
@@ -34,13 +33,16 @@ class _Library(Protocol):
     def _elapsed_ms(self, start: Any, end: Any) -> float: ...
     def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]: ...
     def _allocate(self, num_bytes: int) -> Created: ...
+    def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None: ...
+    def _copy_out(self, to: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None: ...
+    def _memory_info(self) -> tuple[Any, Any]: ...
     def _begin_capture(self, stream: Any) -> None: ...
     def _end_capture(self, stream: Any) -> Created: ...
     def _instantiate(self, graph: Any) -> Created: ...
     def _launch(self, executable: Any, stream: Any) -> None: ...
 
 
-class CudaDevice(_Library, ABC):
+class CudaDevice(_Library):
     """One GPU through its primary context, which other CUDA libraries of the process share.
 
     Every method may be called from any thread inside ``with device.current():``.
@@ -91,17 +93,17 @@ class CudaDevice(_Library, ABC):
             created = self._allocate(num_bytes)
         return DeviceMemory(self._resources, *created, num_bytes)
 
-    @abstractmethod
     def copy_to_device(
         self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy of the first ``num_bytes``."""
+        self._copy_in(target, source, num_bytes, stream.raw)
 
-    @abstractmethod
     def copy_to_host(
         self, target: PinnedMemory, source: DeviceMemory, num_bytes: int, stream: Stream
     ) -> None:
         """Enqueue a copy of the first ``num_bytes``."""
+        self._copy_out(target, source, num_bytes, stream.raw)
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         """Capture the work that ``work`` enqueues on ``stream``, without running it.
@@ -124,9 +126,10 @@ class CudaDevice(_Library, ABC):
         finally:
             destroy(graph)
 
-    @abstractmethod
     def memory_bytes(self) -> tuple[int, int]:
         """Get free and total device memory."""
+        free, total = self._memory_info()
+        return int(free), int(total)
 
     def close(self) -> None:
         """Free everything that was made and release the primary context; a second call does nothing.

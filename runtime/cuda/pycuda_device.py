@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pycuda.driver as cuda
 
-from runtime.cuda.device import Created, CudaDevice, Stream
+from runtime.cuda.device import Created, CudaDevice
 from runtime.cuda.resources import DeviceMemory, PinnedMemory, cuda_error
 from runtime.errors import BackendUnavailable
 from runtime.machine.machine import normalise_bus_id
@@ -58,24 +58,17 @@ class PyCudaDevice(CudaDevice):
         # TensorRT and torch use the primary context; a new context would share nothing with them.
         self._context = device.retain_primary_context()
 
-    def copy_to_device(
-        self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
-    ) -> None:
-        """Enqueue a copy."""
-        array = source.array[:num_bytes]
-        _call("cuMemcpyHtoDAsync", cuda.memcpy_htod_async, target.address, array, stream.raw)
+    def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None:
+        array = source.array[:size]
+        _call("cuMemcpyHtoDAsync", cuda.memcpy_htod_async, to.address, array, stream)
 
-    def copy_to_host(
-        self, target: PinnedMemory, source: DeviceMemory, num_bytes: int, stream: Stream
-    ) -> None:
-        """Enqueue a copy."""
-        array = target.array[:num_bytes]
-        _call("cuMemcpyDtoHAsync", cuda.memcpy_dtoh_async, array, source.address, stream.raw)
+    def _copy_out(self, to: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None:
+        array = to.array[:size]
+        _call("cuMemcpyDtoHAsync", cuda.memcpy_dtoh_async, array, source.address, stream)
 
-    def memory_bytes(self) -> tuple[int, int]:
-        """Get free and total device memory."""
+    def _memory_info(self) -> tuple[Any, Any]:
         free, total = cuda.mem_get_info()
-        return int(free), int(total)
+        return free, total
 
     def _push_context(self) -> None:
         _call("cuCtxPushCurrent", self._context.push)

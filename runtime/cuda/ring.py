@@ -10,15 +10,16 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from runtime.backends.base import TensorSpec
 from runtime.cuda.device import CudaDevice, Graph, Stream
-from runtime.cuda.resources import DeviceMemory, PinnedMemory
+from runtime.cuda.resources import DeviceMemory, PinnedMemory, Resource
 from runtime.errors import CudaError, InvalidInput
 
 
@@ -34,29 +35,19 @@ class SlotLayout:
     """Frames that fit into a slot."""
 
 
-class _Freeable(Protocol):
-    def free(self) -> None: ...
-
-
-_T = TypeVar("_T", bound=_Freeable)
+_Resource = TypeVar("_Resource", bound=Resource)
 
 
 class Slot:
     """Memory and events of one batch."""
 
     def __init__(
-        self,
-        device: CudaDevice,
-        layout: SlotLayout,
-        index: int,
-        resources: ExitStack,
-        *,
-        timing: bool,
+        self, device: CudaDevice, layout: SlotLayout, index: int, owner: ExitStack, *, timing: bool
     ) -> None:
         def allocate(spec: TensorSpec) -> tuple[PinnedMemory, np.ndarray, DeviceMemory]:
             num_bytes = layout.max_batch * _item_bytes(spec)
-            pinned = _freed_by(resources, device.pinned_buffer(num_bytes))
-            memory = _freed_by(resources, device.device_buffer(num_bytes))
+            pinned = _freed_by(owner, device.pinned_buffer(num_bytes))
+            memory = _freed_by(owner, device.device_buffer(num_bytes))
             shape = (layout.max_batch, *(size or 1 for size in spec.shape[1:]))
             return pinned, pinned.array.view(spec.dtype).reshape(shape), memory
 
@@ -70,7 +61,7 @@ class Slot:
         self.output_buffers = tuple(memory for _, _, memory in outputs)
         """Device memory of each output."""
         self.started, self.copied_in, self.computed, self.copied_out = (
-            _freed_by(resources, device.new_event(timing=timing)) for _ in range(4)
+            _freed_by(owner, device.new_event(timing=timing)) for _ in range(4)
         )
         self.num_frames = 0
         self.ticket = -1
@@ -134,9 +125,10 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             with device.current():
                 self._in, self._out = self._new_stream(), self._new_stream()
                 self._compute = compute_stream or self._new_stream()
-                for index in range(num_slots):
-                    slot = Slot(device, layout, index, self._resources, timing=timing)
-                    self._slots.append(slot)
+                self._slots += [
+                    Slot(device, layout, index, self._resources, timing=timing)
+                    for index in range(num_slots)
+                ]
         except BaseException:
             self.close()
             raise
@@ -272,17 +264,16 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             self._capture(slot, count)
 
     def _capture(self, slot: Slot, count: int) -> None:
+        work = partial(self._enqueue, slot, count, self._compute)
         try:
-            graph = self._device.capture(
-                self._compute, lambda: self._enqueue(slot, count, self._compute)
-            )
+            graph = self._device.capture(self._compute, work)
         except CudaError as error:
             self._use_graphs = False
             self.notes.append(f"CUDA graphs are not used: {error}")
-            self._enqueue(slot, count, self._compute)
-            return
-        slot.graphs[count] = _freed_by(self._resources, graph)
-        graph.launch(self._compute)
+            work()
+        else:
+            slot.graphs[count] = _freed_by(self._resources, graph)
+            graph.launch(self._compute)
 
     def _fill(self, slot: Slot, batch: np.ndarray | None, num_frames: int | None) -> int:
         """Check a batch and copy it into the slot; return its number of frames."""
@@ -332,9 +323,9 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         return stream
 
 
-def _freed_by(resources: ExitStack, item: _T) -> _T:
-    """Free ``item`` when ``resources`` closes."""
-    resources.callback(item.free)
+def _freed_by(owner: ExitStack, item: _Resource) -> _Resource:
+    """Free ``item`` when ``owner`` closes."""
+    owner.callback(item.free)
     return item
 
 

@@ -127,11 +127,7 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
     sm = gpus[0][1] if gpus else None
     is_unreadable = nvml_is_missing()
     has_gpu = bool(found) or is_unreadable
-    no_gpu = (
-        "unknown (nvidia-ml-py is not installed)"
-        if is_unreadable
-        else "none (no NVIDIA driver found)"
-    )
+    no_gpu = "unknown (nvidia-ml-py is not installed)" if is_unreadable else "none (no driver)"
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -212,14 +208,7 @@ def _checks(*, has_gpu: bool, sm: Sm | None) -> Iterator[Check]:
 
 
 def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
-    """Import a library, so that a broken installation is found.
-
-    Args:
-        name: Name of the check.
-        module: Import name of the library.
-        *others: Import names to try if there is no ``module``.
-        fix: Command that installs it.
-    """
+    """Import a library, by its first import name that exists, so that a broken installation is found."""
     try:
         library = importlib.import_module(module)
     except Exception as error:  # a library that fails to load may raise anything

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +36,6 @@ class NvidiaGpu:
     """Compute capability, such as ``8.6``; ``None`` if unknown."""
     pci_bus_id: str
     """PCI bus id in the spelling of ``normalise_bus_id``."""
-    uuid: str | None
-    """UUID, such as ``GPU-...``; ``None`` if unknown."""
 
     def __str__(self) -> str:
         """Format as ``NAME, DRIVER, MEMORY``."""
@@ -128,7 +127,7 @@ def _read_gpus(read: Callable[[int, Any, _Query], _T]) -> tuple[_T, ...]:
             value = getattr(nvml, function)(*arguments)
         except (nvml.NVMLError, AttributeError):
             return None
-        return value.decode() if isinstance(value, bytes) else value  # bytes in old versions
+        return _decode(value)
 
     try:
         nvml.nvmlInit()
@@ -153,43 +152,38 @@ def _describe(index: int, handle: Any, query: _Query) -> NvidiaGpu:
         memory_bytes=None if memory is None else int(memory.total),
         compute_capability=None if capability is None else "{}.{}".format(*capability),
         pci_bus_id=_bus_id(handle, query),
-        uuid=query("nvmlDeviceGetUUID", handle),
     )
 
 
 def _describe_state(index: int, handle: Any, query: _Query) -> str:
+    def text(value: float | None, form: str = "{}") -> str:
+        return _UNKNOWN if value is None else form.format(value)
+
     # Constants of nvml.h: NVML_CLOCK_SM is 1, NVML_TEMPERATURE_GPU is 0.
-    clock = query("nvmlDeviceGetClockInfo", handle, 1)
-    max_clock = query("nvmlDeviceGetMaxClockInfo", handle, 1)
-    temperature = query("nvmlDeviceGetTemperature", handle, 0)
+    clock = text(query("nvmlDeviceGetClockInfo", handle, 1))
+    max_clock = text(query("nvmlDeviceGetMaxClockInfo", handle, 1))
+    heat = text(query("nvmlDeviceGetTemperature", handle, 0))
     milliwatts = query("nvmlDeviceGetPowerUsage", handle)
+    watts = text(None if milliwatts is None else milliwatts / 1000, "{:.2f}")
     reasons = query("nvmlDeviceGetCurrentClocksEventReasons", handle)
-    if reasons is None:  # drivers before R535 know the function by its old name only
+    if reasons is None:  # drivers before R535 have this query under its old name only
         reasons = query("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
-    return (
-        f"{_bus_id(handle, query)}: {_text(clock)} of {_text(max_clock)} MHz, {_text(temperature)} C, "
-        f"{_UNKNOWN if milliwatts is None else f'{milliwatts / 1000:.2f}'} W, "
-        f"throttle {_UNKNOWN if reasons is None else hex(reasons)}"
-    )
+    state = f"{clock} of {max_clock} MHz, {heat} C, {watts} W, throttle {text(reasons, '{:#x}')}"
+    return f"{_bus_id(handle, query)}: {state}"
 
 
 def _bus_id(handle: Any, query: _Query) -> str:
     pci = query("nvmlDeviceGetPciInfo", handle)
-    if pci is None:
-        return _UNKNOWN
-    return normalise_bus_id(pci.busId.decode() if isinstance(pci.busId, bytes) else pci.busId)
+    return _UNKNOWN if pci is None else normalise_bus_id(_decode(pci.busId))
 
 
-def _text(value: int | None) -> str:
-    return _UNKNOWN if value is None else str(value)
+def _decode(value: Any) -> Any:
+    """Decode text, which old versions of nvidia-ml-py return as bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _cpu_field(key: str) -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return None
-    for line in cpuinfo.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    match = re.search(rf"^{key}\s*:(.*)$", text, re.MULTILINE)
+    return match and match[1].strip()

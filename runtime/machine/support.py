@@ -1,4 +1,4 @@
-"""Newest TensorRT, CUDA, driver and Python for each compute capability, and the precisions to avoid."""
+"""Newest TensorRT, driver and Python for each compute capability, and the precisions to avoid."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ class Limits:
 
     tensorrt: str
     """Newest TensorRT."""
-    cuda: str
-    """Newest CUDA toolkit."""
     driver: str
     """Newest driver branch; ``newest`` if no end of support is announced."""
     python: str
@@ -37,10 +35,9 @@ _MATRIX = (
 )
 _TENSORRT = "docs.nvidia.com/deeplearning/tensorrt"
 _PREREQUISITES = f"{_TENSORRT}/11.4.0/installing-tensorrt/prerequisites.html"
-_NEWEST = {"tensorrt": "11.4", "cuda": "13", "driver": "newest", "python": "3.14"}
+_NEWEST = {"tensorrt": "11.4", "driver": "newest", "python": "3.14"}
 _PASCAL = Limits(
     tensorrt="8.6.1",
-    cuda="12",
     driver="R580",
     python="3.11",
     runs_rtx=False,
@@ -49,7 +46,6 @@ _PASCAL = Limits(
 )
 _VOLTA = Limits(
     tensorrt="10.4",
-    cuda="12",
     driver="R580",
     python="3.12",
     runs_rtx=False,

@@ -1,4 +1,4 @@
-"""What the runtime tests share: cards, picture files, and environments without a library."""
+"""Shared fixtures of the runtime tests: cards, images, videos, and environments without a library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every backend must do, whatever library is behind it."""
+"""Contract that every backend must fulfil, whatever its library."""
 
 import numpy as np
 import pytest

@@ -27,7 +27,7 @@ def frames_of(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def truth(make_artefact):
-    """What ONNX Runtime makes of frames on the CPU."""
+    """Labels of ONNX Runtime on the CPU."""
     backend = open_backend(make_artefact(), "onnxruntime")
     yield lambda batch: backend.infer(batch)[0]
     backend.close()

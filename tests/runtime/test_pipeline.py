@@ -17,7 +17,7 @@ def no_thread_is_left():
 
 
 class Broken(Exception):
-    """What a stage of these tests raises."""
+    """Error that a stage of these tests raises."""
 
 
 def fail_at(index, error):
