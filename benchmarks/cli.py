@@ -112,11 +112,15 @@ def run(
             on_part=lambda text, done: progress.update(task, description=text, completed=done),
             on_open=_print_advice,
         )
-    console.print_report(report)
+    document = console.document_from_report(report)
+    tables.print_document(document)
     tables.write_outputs(
         (json_file, lambda path: tables.write_json(path, report.as_dict())),
         (csv_file, lambda path: tables.write_csv(path, console.result_table(report))),
-        (markdown_file, lambda path: tables.write_text(path, console.markdown_from_report(report))),
+        (
+            markdown_file,
+            lambda path: tables.write_text(path, tables.markdown_from_document(document)),
+        ),
         (html_file, lambda path: tables.write_text(path, page.page_from_report(report))),
     )
     missed = [result.model.name for result in report.results if not report.meets_target(result)]
@@ -233,8 +237,14 @@ def evaluate(
 ) -> None:
     """Measure mIoU, IoU per class and pixel accuracy of models on a dataset split."""
     from benchmarks.accuracy import evaluate as accuracy
-    from benchmarks.accuracy.report import draw_confusion, print_accuracy
-    from benchmarks.report.tables import check_folders, progress_bar, write_json, write_outputs
+    from benchmarks.accuracy.report import document_from_reports, draw_confusion
+    from benchmarks.report.tables import (
+        check_folders,
+        print_document,
+        progress_bar,
+        write_json,
+        write_outputs,
+    )
 
     check_folders(json_file, confusion)
     runs = accuracy.expand_precisions(model, precision or [None])
@@ -256,7 +266,7 @@ def evaluate(
             track = partial(progress.track, description=f"evaluating {name}")
             report = accuracy.evaluate(predictor, labelled, max_images=max_images, track=track)
             reports.append(report)
-    print_accuracy(reports)
+    print_document(document_from_reports(reports))
     plain = [report.as_dict() for report in reports]
     content = plain[0] if len(plain) == 1 else {"reports": plain}
     write_outputs(

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from benchmarks.accuracy.evaluate import AccuracyReport
-from benchmarks.report.tables import TextTable, print_facts, rich_table
+from benchmarks.report.tables import Document, TextTable
+from esnet.metrics import ConfusionMatrix
 from runtime.files import atomic_path
 
 
-def print_accuracy(reports: Sequence[AccuracyReport], console: Console | None = None) -> None:
-    """Print the models, a table of IoU per class, and mIoU and pixel accuracy of each model."""
-    console = console or Console(highlight=False)
+def document_from_reports(reports: Sequence[AccuracyReport]) -> Document:
+    """Format the models, a table of IoU per class, and mIoU and pixel accuracy of each model."""
     split, first = reports[0].split, reports[0].matrix
     numbers = [f"({n})" if len(reports) > 1 else "" for n in range(1, len(reports) + 1)]
     facts = {"data": f"{split.dataset} {split.split}, {reports[0].num_images} images"}
@@ -23,28 +22,28 @@ def print_accuracy(reports: Sequence[AccuracyReport], console: Console | None = 
         model = report.predictor
         text = f"{model.description}, at {model.size_text}, sha256 {model.sha256}"
         facts[f"model {number}".rstrip()] = text
-    print_facts(console, facts)
-    console.print()
     names, pixels = split.label_set.class_names, first.counts.sum(1)
     columns = [pixels / max(1, pixels.sum()), *(report.matrix.iou_per_class for report in reports)]
     rows = [[name, *map(_percent, values)] for name, *values in zip(names, *columns, strict=True)]
-    titles = (
-        "class",
-        "share of pixels, %",
-        *(f"IoU {number}".strip() + ", %" for number in numbers),
-    )
-    console.print(rich_table(TextTable("IoU per class", titles, rows)))
-    for number, report in zip(numbers, reports, strict=True):
-        matrix = report.matrix
-        line = f"{number} mIoU {_percent(matrix.miou)} %, ".lstrip()
-        line += f"pixel accuracy {_percent(matrix.pixel_accuracy)} %"
-        if report is not reports[0]:
-            line += f"; mIoU over (1): {100 * (matrix.miou - first.miou):+.2f}"
-            gains = 100 * (matrix.iou_per_class - first.iou_per_class)
-            if not np.isnan(gains).all():
-                worst = int(np.nanargmin(gains))
-                line += f", largest loss of a class: {names[worst]} {gains[worst]:+.2f}"
-        console.print(line, markup=False, soft_wrap=True)
+    titles = (f"IoU {number}".strip() + ", %" for number in numbers)
+    table = TextTable("IoU per class", ("class", "share of pixels, %", *titles), rows)
+    lines = [_summary_line(*item, first) for item in zip(numbers, reports, strict=True)]
+    return Document(facts, [table], lines)
+
+
+def _summary_line(number: str, report: AccuracyReport, first: ConfusionMatrix) -> str:
+    """Format mIoU and pixel accuracy, and the differences to the first model."""
+    matrix, names = report.matrix, report.split.label_set.class_names
+    line = f"{number} mIoU {_percent(matrix.miou)} %, ".lstrip()
+    line += f"pixel accuracy {_percent(matrix.pixel_accuracy)} %"
+    if matrix is first:
+        return line
+    gains = 100 * (matrix.iou_per_class - first.iou_per_class)
+    line += f"; mIoU over (1): {100 * (matrix.miou - first.miou):+.2f}"
+    if np.isnan(gains).all():
+        return line
+    worst = int(np.nanargmin(gains))
+    return f"{line}, largest loss of a class: {names[worst]} {gains[worst]:+.2f}"
 
 
 def draw_confusion(report: AccuracyReport, path: Path) -> None:

@@ -19,7 +19,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet, load_frames
 from benchmarks.report import tables
 from benchmarks.report.tables import TextTable
-from benchmarks.roofline.layers import Device, NetworkBound, network_from_onnx
+from benchmarks.roofline.layers import Device, RooflineBound, network_from_onnx
 from benchmarks.roofline.peak import measure_machine
 from benchmarks.timing.statistics import Summary, median_interval, summarize
 from esnet.checkpoint import Checkpoint, load_checkpoint
@@ -83,7 +83,7 @@ class CompareReport:
     """1e9 operations per frame; a multiply-accumulate counts as two."""
     machine: Device
     """Measured peaks of this CPU."""
-    bounds: dict[str, NetworkBound]
+    bounds: dict[str, RooflineBound]
     """Precision -> bound of a frame at these peaks."""
     environment: dict[str, str]
     """Machine, libraries, date, command and frames."""
@@ -146,10 +146,14 @@ def run_comparison(
         bounds=network.bounds(machine),
         environment={**environment, "gpu after": describe_gpu_state()},
     )
-    print_comparison(report)
+    document = document_from_report(report)
+    tables.print_document(document)
     tables.write_outputs(
         (json_path, lambda path: tables.write_json(path, report.as_dict())),
-        (markdown_path, lambda path: tables.write_text(path, markdown_from_report(report))),
+        (
+            markdown_path,
+            lambda path: tables.write_text(path, tables.markdown_from_document(document)),
+        ),
     )
     return report
 
@@ -222,22 +226,9 @@ def compare_notes(report: CompareReport) -> list[str]:
     return lines + [f"left out: {line}" for line in report.left_out]
 
 
-def print_comparison(report: CompareReport) -> None:
-    """Print environment, table and notes."""
-    console = tables.wide_console()
-    tables.print_facts(console, report.environment)
-    console.print()
-    console.print(tables.rich_table(comparison_table(report)))
-    for note in compare_notes(report):
-        console.print(note, markup=False, soft_wrap=True)
-
-
-def markdown_from_report(report: CompareReport) -> str:
-    """Return table, notes and environment as Markdown."""
-    table = comparison_table(report)
-    facts = [f"{key}: {value}" for key, value in report.environment.items()]
-    lists = ["\n".join(f"- {line}" for line in lines) for lines in (compare_notes(report), facts)]
-    return "\n\n".join([f"**{table.title}**", tables.markdown_from_table(table), *lists]) + "\n"
+def document_from_report(report: CompareReport) -> tables.Document:
+    """Format a report: environment, table and notes."""
+    return tables.Document(report.environment, [comparison_table(report)], compare_notes(report))
 
 
 def _check_options(size_hw: tuple[int, int], rounds: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from benchmarks.models import TARGET_SOURCE
 from benchmarks.report import tables
 from benchmarks.report.tables import HINT, TextTable
@@ -75,27 +73,13 @@ def report_facts(report: BenchReport) -> dict[str, str]:
     }
 
 
-def print_report(report: BenchReport, console: Console | None = None) -> None:
-    """Print environment, tables, notes and verdicts."""
-    console = tables.wide_console(console)
-    tables.print_facts(console, report_facts(report))
-    console.print()
-    for table in (result_table(report), *stage_tables(report)):
-        console.print(tables.rich_table(table))
-    for line in (*notes(report), *verdicts(report)):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def markdown_from_report(report: BenchReport) -> str:
-    """Format tables, verdicts, notes and environment as Markdown."""
-    parts = [
-        f"**{table.title}**\n\n{tables.markdown_from_table(table)}"
-        for table in (result_table(report), *stage_tables(report))
-    ]
-    facts = [f"{key}: {value}" for key, value in report_facts(report).items()]
-    for lines in (verdicts(report), notes(report), facts):
-        parts.append("\n".join(f"- {line}" for line in lines))
-    return "\n\n".join(parts) + "\n"
+def document_from_report(report: BenchReport) -> tables.Document:
+    """Format a report: conditions, results and stages, notes and verdicts."""
+    return tables.Document(
+        facts=report_facts(report),
+        tables=[result_table(report), *stage_tables(report)],
+        notes=[*notes(report), *verdicts(report)],
+    )
 
 
 def verdicts(report: BenchReport) -> list[str]:

@@ -22,7 +22,7 @@ HINT = "how to reduce it"
 """Title of the column with long text; the only one that wraps."""
 TEXT_COLUMNS = ("scope", HINT)
 """Titles of left-aligned columns, besides the first column of every table."""
-_MIN_WIDTH = 120
+_MIN_WIDTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,41 @@ class TextTable:
     """Rows, one cell for each column."""
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A report as text, for the screen and for Markdown."""
+
+    facts: Mapping[str, str]
+    """Conditions of the measurement by name."""
+    tables: Sequence[TextTable]
+    """Tables."""
+    notes: Sequence[str]
+    """Lines below the tables."""
+
+
+def print_document(document: Document, console: Console | None = None) -> None:
+    """Print facts, tables and notes."""
+    console = wide_console(console)
+    width = max(map(len, document.facts), default=0)
+    for key, value in document.facts.items():
+        console.print(f"{key:>{width}}  {value}", markup=False, soft_wrap=True)
+    console.print()
+    for table in document.tables:
+        console.print(rich_table(table))
+    for note in document.notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def markdown_from_document(document: Document) -> str:
+    """Format tables, notes and facts as Markdown."""
+    parts = [f"**{table.title}**\n\n{markdown_from_table(table)}" for table in document.tables]
+    facts = [f"{key}: {value}" for key, value in document.facts.items()]
+    parts += ["\n".join(f"- {line}" for line in lines) for lines in (document.notes, facts)]
+    return "\n\n".join(parts) + "\n"
+
+
 def wide_console(console: Console | None = None) -> Console:
-    """Return a console that is at least 120 columns wide, so that tables fit."""
+    """Return a console that is at least 128 columns wide, so that tables fit."""
     console = console or Console(highlight=False)
     if console.width < _MIN_WIDTH:
         console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
@@ -54,13 +87,6 @@ def progress_bar(is_shown: bool) -> Progress:
         transient=True,
         disable=not is_shown,
     )
-
-
-def print_facts(console: Console, facts: Mapping[str, str]) -> None:
-    """Print ``key  value`` lines with right-aligned keys."""
-    width = max(map(len, facts), default=0)
-    for key, value in facts.items():
-        console.print(f"{key:>{width}}  {value}", markup=False, soft_wrap=True)
 
 
 def rich_table(table: TextTable) -> Table:

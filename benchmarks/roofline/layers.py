@@ -23,8 +23,6 @@ from runtime.machine.gpus import GpuSpec
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Precision -> bytes of every activation and weight, whatever the types in the graph."""
 
-COMPUTE, MEMORY = "compute", "memory"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
@@ -40,32 +38,12 @@ class Device:
     """Source of the figures."""
 
 
-@dataclass(frozen=True, slots=True)
-class RooflineBound:
-    """Minimum time of a layer."""
-
-    compute_ms: float
-    """Operations / peak."""
-    memory_ms: float
-    """Bytes / bandwidth."""
-
-    @property
-    def ms(self) -> float:
-        """The larger of both times."""
-        return max(self.compute_ms, self.memory_ms)
-
-    @property
-    def bound_by(self) -> str:
-        """``compute`` or ``memory``, whichever takes longer."""
-        return COMPUTE if self.compute_ms >= self.memory_ms else MEMORY
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkBound:
+class RooflineBound:
     """Minimum time of layers that run one after the other."""
 
     ms: float
-    """Sum of the bounds of the layers, for one batch."""
+    """Sum over the layers of the larger of compute and memory time, for one batch."""
     compute_ms: float
     """Operations / peak: the bound if caches hold all activations."""
     memory_share: float
@@ -106,13 +84,6 @@ class Layer:
         values = self.read_values + self.written_values + self.weight_values
         return values * ITEM_BYTES[precision] + self.fixed_bytes
 
-    def bound(self, device: Device, precision: str) -> RooflineBound:
-        """Compute the minimum time on a device."""
-        return RooflineBound(
-            compute_ms=self.flops / device.peak_tops[precision] / 1e9,
-            memory_ms=self.bytes_at(precision) / device.bandwidth_gb_s / 1e6,
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
@@ -132,19 +103,23 @@ class Network:
         """Count the bytes that all layers read and write per batch."""
         return sum(layer.bytes_at(precision) for layer in self.layers)
 
-    def bound(self, device: Device, precision: str) -> NetworkBound:
+    def bound(self, device: Device, precision: str) -> RooflineBound:
         """Compute the minimum time of a batch on a device."""
-        bounds = [layer.bound(device, precision) for layer in self.layers]
-        total_ms = sum(bound.ms for bound in bounds)
-        memory_ms = sum(bound.ms for bound in bounds if bound.bound_by == MEMORY)
-        return NetworkBound(
+        compute_ms = [layer.flops / device.peak_tops[precision] / 1e9 for layer in self.layers]
+        memory_ms = [
+            layer.bytes_at(precision) / device.bandwidth_gb_s / 1e6 for layer in self.layers
+        ]
+        pairs = list(zip(compute_ms, memory_ms, strict=True))
+        total_ms = sum(map(max, pairs))
+        memory_bound_ms = sum(memory for compute, memory in pairs if memory > compute)
+        return RooflineBound(
             ms=total_ms,
-            compute_ms=sum(bound.compute_ms for bound in bounds),
-            memory_share=memory_ms / total_ms,
+            compute_ms=sum(compute_ms),
+            memory_share=memory_bound_ms / total_ms,
             fps=self.batch * 1e3 / total_ms,
         )
 
-    def bounds(self, device: Device) -> dict[str, NetworkBound]:
+    def bounds(self, device: Device) -> dict[str, RooflineBound]:
         """Compute ``bound`` at every precision of a device."""
         return {precision: self.bound(device, precision) for precision in device.peak_tops}
 

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from rich.console import Console
 
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
 from benchmarks.models import TARGET_FPS, TARGET_SOURCE
 from benchmarks.report import tables
-from benchmarks.report.tables import TextTable
+from benchmarks.report.tables import Document, TextTable
 from benchmarks.roofline.layers import (
     ITEM_BYTES,
     Device,
     Network,
-    NetworkBound,
+    RooflineBound,
     device_from_gpu,
     network_from_onnx,
 )
@@ -40,7 +39,6 @@ from runtime.machine.support import advice_for
 
 _DEFAULT_SIZE = (512, 1024)
 _WEIGHTS = "camvid"
-_MIN_WIDTH = 128
 _TARGET_MS = 1e3 / TARGET_FPS
 
 
@@ -155,42 +153,20 @@ def run_roofline(
             notes=tuple(f"{gpus[0].name}: {text}" for text in advice if text and len(gpus) == 1),
             environment=describe_environment(),
         )
-    print_roofline(report, show_layers=show_layers)
-    markdown = markdown_from_report(report, show_layers=show_layers)
+    document = document_from_report(report, show_layers=show_layers)
+    tables.print_document(document)
     tables.write_outputs(
         (json_path, lambda path: tables.write_json(path, report.as_dict())),
-        (markdown_path, lambda path: tables.write_text(path, markdown)),
+        (
+            markdown_path,
+            lambda path: tables.write_text(path, tables.markdown_from_document(document)),
+        ),
     )
     return report
 
 
-def print_roofline(
-    report: RooflineReport, console: Console | None = None, *, show_layers: bool = False
-) -> None:
-    """Print model and devices, the tables and the notes."""
-    console = console or Console()
-    console = Console(highlight=False, width=max(console.width, _MIN_WIDTH), file=console.file)
-    tables.print_facts(console, headlines(report))
-    console.print()
-    for table in report_tables(report, show_layers=show_layers):
-        console.print(tables.rich_table(table))
-    for note in notes(report):
-        console.print(note, markup=False, soft_wrap=True)
-
-
-def markdown_from_report(report: RooflineReport, *, show_layers: bool = False) -> str:
-    """Return the printed report as a Markdown page."""
-    facts = [f"{key}: {value}" for key, value in headlines(report).items()]
-    first, last = ("\n".join(f"- {line}" for line in lines) for lines in (facts, notes(report)))
-    parts = [
-        f"## {table.title}\n\n{tables.markdown_from_table(table)}"
-        for table in report_tables(report, show_layers=show_layers)
-    ]
-    return "\n\n".join(["# Roofline", first, *parts, last]) + "\n"
-
-
-def headlines(report: RooflineReport) -> dict[str, str]:
-    """Describe the model, the target and this machine."""
+def document_from_report(report: RooflineReport, *, show_layers: bool = False) -> Document:
+    """Format a report: model, target and this machine, tables and notes."""
     facts = {
         "model": str(report.model),
         "target": f"{TARGET_FPS:g} FPS ({_TARGET_MS:.2f} ms), {TARGET_SOURCE}",
@@ -199,7 +175,7 @@ def headlines(report: RooflineReport) -> dict[str, str]:
         facts["here"] = f"{machine.device.name}, {machine.device.source}"
         if machine.model is not report.model:
             facts["runs here"] = str(machine.model)
-    return facts
+    return Document(facts, list(report_tables(report, show_layers=show_layers)), notes(report))
 
 
 def notes(report: RooflineReport) -> list[str]:
@@ -337,7 +313,7 @@ def _measure_here(analysed: AnalysedModel, model: Path | None, folder: Path) -> 
     return Machine(device=device, model=analysed, measured=measured, notes=tuple(lines))
 
 
-def _needed(bound: NetworkBound) -> str:
+def _needed(bound: RooflineBound) -> str:
     efficiency = bound.needed_efficiency(TARGET_FPS)
     return f"{100 * efficiency:.{int(efficiency <= 0.095)}f} %" if efficiency <= 1 else "no"
 

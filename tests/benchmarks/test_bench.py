@@ -15,14 +15,13 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
 from benchmarks.models import BenchOptions
 from benchmarks.report.console import (
+    document_from_report,
     int8_advice,
-    markdown_from_report,
     notes,
-    print_report,
     result_table,
     verdicts,
 )
-from benchmarks.report.tables import write_csv, write_json
+from benchmarks.report.tables import markdown_from_document, print_document, write_csv, write_json
 from benchmarks.timing.statistics import summarize
 from benchmarks.timing.suite import bench_models
 from esnet.data.scenes import street_scene
@@ -51,7 +50,7 @@ def with_scope(result, scope: str, times: list[float]):
 
 def printed(report) -> str:
     console = Console(file=io.StringIO(), width=200, highlight=False)
-    print_report(report, console)
+    print_document(document_from_report(report), console)
     return console.file.getvalue()
 
 
@@ -130,7 +129,7 @@ def test_the_table_is_written_for_spreadsheets_and_papers(report, tmp_path):
     rows = list(csv.reader((tmp_path / "r.csv").open()))
     assert rows[0][:3] == ["model", "scope", "n"]
     assert [row[0] for row in rows[1:3]] == [report.results[0].model.name] * 2
-    assert "| model | scope |" in markdown_from_report(report)
+    assert "| model | scope |" in markdown_from_document(document_from_report(report))
 
 
 def test_the_verdict_names_device_target_and_its_source(report):

@@ -14,12 +14,12 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.report.tables import markdown_from_document, print_document
 from benchmarks.roofline import peak
 from benchmarks.roofline.layers import (
-    COMPUTE,
-    MEMORY,
     Device,
     Layer,
+    Network,
     block_of,
     device_from_gpu,
     network_from_onnx,
@@ -29,11 +29,10 @@ from benchmarks.roofline.report import (
     AnalysedModel,
     Machine,
     RooflineReport,
+    document_from_report,
     gpus_table,
-    markdown_from_report,
     notes,
     parts_table,
-    print_roofline,
     report_tables,
     run_roofline,
 )
@@ -168,13 +167,13 @@ def test_a_transposed_convolution_uses_its_kernel_once_a_pixel_read():
 
 
 @pytest.mark.parametrize(
-    ("flops", "values", "bound_by", "ms"),
+    ("flops", "values", "memory_share", "ms"),
     [
-        pytest.param(10**9, 10**6, COMPUTE, 1.0, id="compute: 1 ms over 0.04 ms"),
-        pytest.param(10**7, 10**8, MEMORY, 4.0, id="memory: 4 ms over 0.01 ms"),
+        pytest.param(10**9, 10**6, 0.0, 1.0, id="compute: 1 ms over 0.04 ms"),
+        pytest.param(10**7, 10**8, 1.0, 4.0, id="memory: 4 ms over 0.01 ms"),
     ],
 )
-def test_the_slower_of_compute_and_memory_bounds_a_layer(flops, values, bound_by, ms):
+def test_the_slower_of_compute_and_memory_bounds_a_layer(flops, values, memory_share, ms):
     layer = Layer(
         name="conv",
         block="conv",
@@ -187,16 +186,16 @@ def test_the_slower_of_compute_and_memory_bounds_a_layer(flops, values, bound_by
         fixed_bytes=0,
     )
     device = Device(name="d", peak_tops={"fp32": 1.0}, bandwidth_gb_s=100.0, source="made up")
-    bound = layer.bound(device, "fp32")
-    assert (bound.bound_by, bound.ms) == (bound_by, pytest.approx(ms))
+    bound = Network(layers=(layer,), batch=1).bound(device, "fp32")
+    assert (bound.memory_share, bound.ms) == (memory_share, pytest.approx(ms))
 
 
 def test_the_bound_of_a_network_is_the_sum_of_its_layers(full_size, gtx):
     bound = full_size.bound(gtx, "fp32")
-    layers = [layer.bound(gtx, "fp32") for layer in full_size.layers]
-    assert bound.ms == pytest.approx(sum(max(b.compute_ms, b.memory_ms) for b in layers))
+    layers = [layer.bound(gtx, "fp32") for _, layer in full_size.parts(by_layer=True)]
+    assert bound.ms == pytest.approx(sum(layer.ms for layer in layers))
     assert bound.compute_ms == pytest.approx(full_size.flops / gtx.peak_tops["fp32"] / 1e9)
-    assert {b.bound_by for b in layers} == {COMPUTE, MEMORY}
+    assert {layer.memory_share for layer in layers} == {0.0, 1.0}
 
 
 def test_a_residual_block_is_one_layer_for_each_convolution():
@@ -339,7 +338,7 @@ def test_the_notes_explain_the_bound_and_name_what_is_missing(report):
 
 def test_nothing_is_cut_off_in_print(report):
     console = Console(file=io.StringIO(), width=80, highlight=False)
-    print_roofline(report, console, show_layers=True)
+    print_document(document_from_report(report, show_layers=True), console)
     text = console.file.getvalue()
     assert "…" not in text
     for part in ("GTX 1080 Ti", "my CPU", "63 FPS (15.87 ms)", "a note"):
@@ -347,7 +346,7 @@ def test_nothing_is_cut_off_in_print(report):
 
 
 def test_markdown_has_every_row_of_every_table(report):
-    text = markdown_from_report(report)
+    text = markdown_from_document(document_from_report(report))
     rows = [row for table in report_tables(report) for row in table.rows]
     assert all(f"| {' | '.join(row)} |" in text for row in rows)
 
