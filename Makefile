@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python -m scripts.demo $(if $(FRAMES),--frames "$(FRAMES)")
+	@$(BIN)/python scripts/demo.py $(if $(FRAMES),--frames "$(FRAMES)")
 
 test: lint types pytest
 
