@@ -30,7 +30,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadscope -m "not serial and not gpu"
+	$(BIN)/python -m pytest -q -m serial
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
