@@ -1,7 +1,8 @@
 #!/bin/sh
 # Run tests/gpu_rules with every supported CUDA library, over a stub of the NVIDIA driver; no GPU is needed:
 #   scripts/gpu_rules.sh [PYTEST ARGUMENTS]
-# Needs Linux on x86-64, cc, c++, and a Python with this project's dev extra ($PYTHON, default .venv/bin/python).
+# Needs Linux on x86-64, cc, c++, and Python 3.11 or later with this project's dev extra ($PYTHON, default
+# .venv/bin/python).
 # The environments lie in $GPU_RULES_CACHE. The first run makes them (2 GB, about 5 minutes, 2 of them for PyCUDA).
 set -eu
 cd "$(dirname "$0")/.."

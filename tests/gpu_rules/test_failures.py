@@ -27,7 +27,9 @@ CALLS = (
     "cuDeviceGetCount",
     pytest.param("cuDeviceGet", marks=_RAW),
     pytest.param("cuDeviceGetName", marks=_RAW),
+    pytest.param("cuDeviceGetPCIBusId", marks=_RAW),
     "cuDeviceGetAttribute",
+    pytest.param("cuDeviceComputeCapability", marks=_RAW),
     pytest.param("cuDevicePrimaryCtxRetain", marks=_RAW),
     "cuCtxPushCurrent",
     "cuStreamCreateWithPriority",
@@ -56,6 +58,7 @@ CALLS = (
     "cuMemFreeHost",
     "cuDevicePrimaryCtxRelease",
 )
+NAMES = [name if isinstance(name, str) else name.values[0] for name in CALLS]
 
 
 def use(library: str) -> tuple[list[BaseException], int, list[str]]:
@@ -83,10 +86,9 @@ def use(library: str) -> tuple[list[BaseException], int, list[str]]:
 
 
 @on_stub(log=".", left=True)
-def count_calls(library, names):
-    errors, wrong, _ = use(library)
-    assert (errors, wrong) == ([], 0)
-    return {name: stub.calls(name) for name in names}
+def count_calls(library, name):
+    assert use(library)[:2] == ([], 0)
+    return stub.calls(name)
 
 
 @on_stub(log=".", left=True)
@@ -119,7 +121,7 @@ def sweep(gpu: Any, name: str) -> list[dict[str, Any]]:
     """Let each call of a function fail in turn, once for each environment, and get what happened."""
     if (gpu, name) not in _answers:
         code = OUT_OF_MEMORY if name in ("cuMemAlloc", "cuMemHostAlloc") else UNKNOWN
-        count = gpu.check(count_calls, {"names": [name]})[name]
+        count = gpu.check(count_calls, {"name": name})
         _answers[gpu, name] = [
             gpu.check(fail_once, {"name": name, "nth": nth, "code": code})
             for nth in range(1, count + 1)
@@ -141,20 +143,30 @@ def test_a_failing_call_is_told_and_leaves_nothing(gpu, name):
 @in_environments(once=True)
 @pytest.mark.defect("detach() makes the destroyed primary context current", library="pycuda")
 def test_no_context_stays_current_after_a_failure(gpu):
-    names = [name if isinstance(name, str) else name.values[0] for name in CALLS]
-    answers = {name: sweep(gpu, name) for name in names}
-    assert [name for name in names if any(a["is_current"] for a in answers[name])] == []
-    # PyCUDA reads the compute capability without this call; everything else is made by both libraries.
-    assert [name for name in names if not answers[name]] in ([], ["cuDeviceGetAttribute"])
+    assert [name for name in NAMES if any(a["is_current"] for a in sweep(gpu, name))] == []
+
+
+@on_stub(log=".", environment={"CUDA_STUB_TRACE": "1"})
+def trace(library):
+    assert use(library)[0] == []
+
+
+@in_environments(once=True)
+def test_every_call_is_in_the_sweep(gpu):
+    log = gpu.run(trace, {})["log"]
+    lines = [re.fullmatch(r"\[cuda_stub \d+\] (cu\w+?)(_v\d)?", line) for line in log]
+    called = {line[1] for line in lines if line} - {"cuCtxGetCurrent"}
+    other = {"pycuda": "cuDeviceGetAttribute", "cuda-bindings": "cuDeviceComputeCapability"}
+    assert called == set(NAMES) - {other[gpu.library]}
 
 
 @pytest.mark.parametrize("code", [ILLEGAL_ADDRESS, LAUNCH_FAILED])
 @pytest.mark.parametrize("name", ["cuLaunchHostFunc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"])
 @on_stub(log=".")
 def test_a_lost_gpu_is_told_and_everything_can_be_closed(library, name, code):
-    stub.fail(name, 3, code)
+    stub.fail(name, 1, code)
     errors, wrong, _ = use(library)
     assert wrong == 0
     assert errors
     assert [problem for error in errors if (problem := untyped(error))] == []
-    assert any("restart" in error.hint for error in errors)
+    assert any("restart" in error.hint for error in errors), errors

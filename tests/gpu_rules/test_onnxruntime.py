@@ -187,7 +187,7 @@ _RAW = pytest.mark.defect("errors inside ONNX Runtime reach the caller as they a
         pytest.param("cuMemsetD8Async", 999, "", id="memset", marks=_RAW),
     ],
 )
-@on_stub(only=ONLY, left=True, log=".")
+@on_stub(only=ONLY, left=True, log=".", environment={"CUDA_STUB_SEED": "0"})
 def test_an_error_in_a_run_is_one_of_ours(library, model, name, code, word):
     backend = open_it(library, model)
     backend.infer(frames(1))
