@@ -78,7 +78,11 @@ def open_backend(
     """
     path = Path(path)
     card, builder = identify_artefact(path)
-    name = name or builder or _fastest()
+    name = name or builder or next(iter(installed_backends()), None)
+    if name is None:
+        raise BackendUnavailable(
+            "no backend is installed", hint="pip install 'esnet-deploy[cpu]', then: esnet-doctor"
+        )
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
@@ -129,15 +133,6 @@ def _check_kind(path: Path, name: str, builder: str | None) -> None:
         f"backend {name!r} does not run {path}, an engine of {builder}",
         hint="omit --backend; other backends take the ONNX file it was built from",
     )
-
-
-def _fastest() -> str:
-    names = installed_backends()
-    if not names:
-        raise BackendUnavailable(
-            "no backend is installed", hint="pip install 'esnet-deploy[cpu]', then: esnet-doctor"
-        )
-    return names[0]
 
 
 def _has(module: str) -> bool:

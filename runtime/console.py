@@ -26,7 +26,6 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     "safetensors": "export",
     "torch": "export",
-    "torchmetrics": "train",
 }
 # OpenCV and its FFmpeg read these when they load. We report unreadable files ourselves.
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
@@ -77,21 +76,23 @@ def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``HxW``, such as ``512x1024``.
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """Parse ``HxW``, such as ``512x1024``; hints name the command's ``option``.
 
     Raises:
         InvalidInput: Another format, or not multiples of 8.
     """
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if match is None:
-        raise InvalidInput(f"size {text!r} is not HEIGHTxWIDTH", hint="for example --size 512x1024")
+        raise InvalidInput(
+            f"size {text!r} is not HEIGHTxWIDTH", hint=f"for example {option} 512x1024"
+        )
     height, width = int(match[1]), int(match[2])
     if height < 8 or width < 8 or height % 8 or width % 8:
         near = f"{max(8, round(height / 8) * 8)}x{max(8, round(width / 8) * 8)}"
         raise InvalidInput(
             f"size {text} must be multiples of 8 in height and width: ESNet halves its input three times",
-            hint=f"the nearest is --size {near}",
+            hint=f"the nearest is {option} {near}",
         )
     return height, width
 

@@ -103,12 +103,13 @@ def segment_source(
 
         started = time.perf_counter()
         count = 0
-        with sink, _progress() as progress:
-            task = progress.add_task(source_path.name, total=source.num_frames)
-            for name, image in Pipeline(source, infer, paint):
-                sink.write(image, name)
+        with sink as write, _progress() as progress:
+            painted = Pipeline(source, infer, paint)
+            for name, image in progress.track(
+                painted, source.num_frames, description=source_path.name
+            ):
+                write(image, name)
                 count += 1
-                progress.advance(task)
             if count == 0:
                 raise InvalidInput(
                     f"no frame of {source_path} could be read: {'; '.join(source.skipped[:3])}"

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import operator
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,8 +89,7 @@ class MessageLog:
 
     def __init__(self, module: Any) -> None:
         """Create the logger; it must live as long as the module, or TensorRT-RTX crashes."""
-        self.lines: list[tuple[int, str]] = []
-        self._keeps_all = False
+        self._lines: deque[tuple[int, str]] | list[tuple[int, str]] = deque(maxlen=_KEPT_MESSAGES)
         self._error = int(module.ILogger.Severity.ERROR)
 
         class Logger(module.ILogger):  # type: ignore[misc]  # a class known at run time
@@ -97,30 +97,23 @@ class MessageLog:
                 module.ILogger.__init__(logger)
 
             def log(logger, severity: Any, message: str) -> None:
-                self.add(int(severity), str(message))
+                self._lines.append((int(severity), str(message)))
 
         self.logger = Logger()
 
-    def add(self, severity: int, message: str) -> None:
-        """Add a message."""
-        self.lines.append((severity, message))
-        if not self._keeps_all:
-            del self.lines[:-_KEPT_MESSAGES]
-
     def last_error(self) -> str | None:
         """Get the last error in one line; ``None`` if there was none."""
-        errors = [text for severity, text in self.lines if severity <= self._error]
+        errors = [text for severity, text in self._lines if severity <= self._error]
         return " ".join(errors[-1].split())[:400] if errors else None
 
     @contextmanager
     def watched(self) -> Iterator[list[tuple[int, str]]]:
         """Keep every message of a block; earlier messages are dropped."""
-        self.lines.clear()
-        self._keeps_all = True
+        lines = self._lines = []
         try:
-            yield self.lines
+            yield lines
         finally:
-            self._keeps_all = False
+            self._lines = deque(lines, maxlen=_KEPT_MESSAGES)
 
 
 def load_tensorrt(kind: str = "auto") -> TensorRt:
@@ -152,11 +145,6 @@ def load_tensorrt(kind: str = "auto") -> TensorRt:
         )
     installs = [f"pip install 'esnet-deploy[{KINDS[candidate][1]}]'" for candidate in kinds]
     raise BackendUnavailable(f"{wanted} is installed", hint="; or ".join(installs))
-
-
-def installed_kinds() -> tuple[str, ...]:
-    """List the installed kinds, without loading them."""
-    return tuple(kind for kind in KINDS if any(map(importlib.util.find_spec, KINDS[kind][0])))
 
 
 @functools.cache

@@ -54,11 +54,7 @@ class EngineRecord:
 
     def to_json(self) -> str:
         """Convert to indented JSON."""
-        names = [entry.name for entry in dataclasses.fields(self) if entry.name != "card"]
-        fields = {name: getattr(self, name) for name in names}
-        return json.dumps(
-            fields | {"card": json.loads(self.card.to_json())}, indent=2, default=dict
-        )
+        return json.dumps(dataclasses.asdict(self), indent=2)
 
 
 def record_path(engine_path: Path) -> Path:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from runtime.artefact.card import CONFIDENCE, FRAMES, LABELS, LOGITS, TENSOR, ModelCard
 from runtime.errors import InvalidInput, ModelFileError
-
-_Backend = TypeVar("_Backend", bound="Backend")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +45,7 @@ class TensorSpec:
         )
 
 
-class Backend(ABC):
+class Backend(AbstractContextManager["Backend"]):
     """An open artefact: host arrays in, host arrays out.
 
     Use it with ``with``. Subclasses implement ``_open``, ``_infer`` and ``_release``.
@@ -122,9 +120,6 @@ class Backend(ABC):
         if self._is_open:
             self._is_open = False
             self._release()
-
-    def __enter__(self: _Backend) -> _Backend:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

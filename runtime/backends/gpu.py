@@ -13,9 +13,6 @@ from runtime.backends.base import Backend
 from runtime.cuda.device import CudaDevice, Stream, open_device
 from runtime.cuda.ring import Slot, SlotLayout, SlotRing
 
-NUM_SLOTS = 3
-"""Batches in flight: one copied in, one computed, one copied out."""
-
 
 class GpuBackend(Backend):
     """A backend whose batches overlap through ``submit`` and ``collect``.
@@ -37,7 +34,7 @@ class GpuBackend(Backend):
         *,
         precision: str | None = None,
         threads: int | None = None,
-        num_slots: int = NUM_SLOTS,
+        num_slots: int = 3,
         device: CudaDevice | None = None,
         timing: bool = False,
     ) -> None:
@@ -48,7 +45,7 @@ class GpuBackend(Backend):
             card: Its card.
             precision: As for ``Backend``.
             threads: Ignored.
-            num_slots: Batches in flight.
+            num_slots: Batches in flight; 3 are one copied in, one computed and one copied out.
             device: The GPU; ``None`` opens the first. The backend owns it and closes it.
             timing: True to measure the ring's stages; see ``SlotRing.stage_times_ms``.
 

@@ -9,30 +9,10 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver
 
-from runtime.cuda.device import Created, CudaDevice
-from runtime.cuda.resources import DeviceMemory, PinnedMemory, cuda_error
+from runtime.cuda.device import CudaDevice
+from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, cuda_error
 from runtime.errors import BackendUnavailable
 from runtime.machine.machine import normalise_bus_id
-
-
-def open_bindings(index: int) -> BindingsDevice:
-    """Open a GPU.
-
-    Raises:
-        BackendUnavailable: No driver, or no such GPU.
-    """
-    try:
-        status = driver.cuInit(0)[0]
-        if int(status):
-            raise BackendUnavailable(f"cuInit: {_describe(status)[0]}: no NVIDIA driver or no GPU")
-        count = _call(driver.cuDeviceGetCount)
-    except RuntimeError as error:  # cuda-bindings finds no libcuda
-        if isinstance(error, BackendUnavailable):
-            raise
-        raise BackendUnavailable(f"no NVIDIA driver: {str(error).splitlines()[0]}") from error
-    if index >= count:
-        raise BackendUnavailable(f"no GPU {index}: the driver lists {count}")
-    return BindingsDevice(index)
 
 
 class BindingsDevice(CudaDevice):
@@ -41,7 +21,7 @@ class BindingsDevice(CudaDevice):
     library = "cuda-bindings"
 
     def __init__(self, index: int) -> None:
-        super().__init__()
+        super().__init__(index, _count_gpus())
         device = self._device = _call(driver.cuDeviceGet, index)
         self.name = _decode(_call(driver.cuDeviceGetName, 128, device))
         self.pci_bus_id = normalise_bus_id(_decode(_call(driver.cuDeviceGetPCIBusId, 32, device)))
@@ -60,9 +40,8 @@ class BindingsDevice(CudaDevice):
     def _copy_out(self, to: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None:
         _call(driver.cuMemcpyDtoHAsync, to.raw, source.address, size, stream)
 
-    def _memory_info(self) -> tuple[Any, Any]:
-        free, total = _call(driver.cuMemGetInfo)
-        return free, total
+    def _memory_info(self) -> Any:
+        return _call(driver.cuMemGetInfo)
 
     def _push_context(self) -> None:
         _call(driver.cuCtxPushCurrent, self._context)
@@ -121,6 +100,17 @@ class BindingsDevice(CudaDevice):
 
     def _launch(self, executable: Any, stream: Any) -> None:
         _call(driver.cuGraphLaunch, executable, stream)
+
+
+def _count_gpus() -> Any:
+    """Start the driver and count its GPUs; raise ``BackendUnavailable`` if there is none."""
+    try:
+        status = driver.cuInit(0)[0]
+        if int(status):
+            raise BackendUnavailable(f"cuInit: {_describe(status)[0]}: no NVIDIA driver or no GPU")
+        return _call(driver.cuDeviceGetCount)
+    except RuntimeError as error:  # cuda-bindings finds no libcuda
+        raise BackendUnavailable(f"no NVIDIA driver: {str(error).splitlines()[0]}") from error
 
 
 def _call(function: Any, *arguments: Any) -> Any:

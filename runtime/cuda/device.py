@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.cuda.resources import DeviceMemory, PinnedMemory, Resource, explain_out_of_memory
+from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, Resource
 from runtime.errors import BackendUnavailable, CudaError, InvalidInput
-
-Created = tuple[Any, Callable[[Any], object]]
-"""An object of the library, and the function that destroys it."""
 
 
 class _Library(Protocol):
@@ -35,7 +31,7 @@ class _Library(Protocol):
     def _allocate(self, num_bytes: int) -> Created: ...
     def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None: ...
     def _copy_out(self, to: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None: ...
-    def _memory_info(self) -> tuple[Any, Any]: ...
+    def _memory_info(self) -> Any: ...
     def _begin_capture(self, stream: Any) -> None: ...
     def _end_capture(self, stream: Any) -> Created: ...
     def _instantiate(self, graph: Any) -> Created: ...
@@ -57,7 +53,9 @@ class CudaDevice(_Library):
     pci_bus_id: str
     """PCI bus id, such as ``0000:3b:00.0``; see ``runtime.machine.machine.gpu_with_bus_id``."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int, num_gpus: int) -> None:
+        if index >= num_gpus:
+            raise BackendUnavailable(f"no GPU {index}: the driver lists {num_gpus}")
         self._resources = ExitStack()
         self._is_open = True
 
@@ -81,7 +79,7 @@ class CudaDevice(_Library):
     def pinned_buffer(self, num_bytes: int) -> PinnedMemory:
         """Allocate page-locked host memory."""
         array, created = self._allocate_pinned(num_bytes)
-        return PinnedMemory(self._resources, *created, array)
+        return PinnedMemory(self._resources, created, array)
 
     def device_buffer(self, num_bytes: int) -> DeviceMemory:
         """Allocate device memory.
@@ -89,9 +87,17 @@ class CudaDevice(_Library):
         Raises:
             CudaError: Out of memory, with the requested and the free size.
         """
-        with explain_out_of_memory(num_bytes, self.memory_bytes):
-            created = self._allocate(num_bytes)
-        return DeviceMemory(self._resources, *created, num_bytes)
+        try:
+            return DeviceMemory(self._resources, self._allocate(num_bytes))
+        except CudaError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            free, total = self.memory_bytes()
+            raise CudaError(
+                f"GPU memory is full: {num_bytes / 1e6:.1f} MB requested, "
+                f"{free / 1e6:.1f} of {total / 1e6:.0f} MB free",
+                hint=error.hint,
+            ) from error
 
     def copy_to_device(
         self, target: DeviceMemory, source: PinnedMemory, num_bytes: int, stream: Stream
@@ -151,7 +157,7 @@ class Stream(Resource):
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        super().__init__(device._resources, *device._create_stream())
+        super().__init__(device._resources, device._create_stream())
         self.handle = device._stream_handle(self.raw)
         """The driver's ``CUstream``, for libraries that enqueue on it."""
 
@@ -169,7 +175,7 @@ class Event(Resource):
 
     def __init__(self, device: CudaDevice, *, timing: bool) -> None:
         self._device = device
-        super().__init__(device._resources, *device._create_event(timing))
+        super().__init__(device._resources, device._create_event(timing))
 
     def record(self, stream: Stream) -> None:
         """Record the event after the work that the stream holds now."""
@@ -189,17 +195,17 @@ class Graph(Resource):
 
     def __init__(self, device: CudaDevice, captured: Any) -> None:
         self._device = device
-        super().__init__(device._resources, *device._instantiate(captured))
+        super().__init__(device._resources, device._instantiate(captured))
 
     def launch(self, stream: Stream) -> None:
         """Enqueue the captured work."""
         self._device._launch(self.raw, stream.raw)
 
 
-# Library -> its module and our opener. PyCUDA is the users' choice; cuda-bindings needs no compiler.
-CUDA_LIBRARIES: dict[str, tuple[str, str]] = {
-    "pycuda": ("pycuda", "runtime.cuda.pycuda_device:open_pycuda"),
-    "cuda-bindings": ("cuda.bindings", "runtime.cuda.bindings_device:open_bindings"),
+# Library -> module and class. PyCUDA is the users' choice; cuda-bindings needs no compiler.
+CUDA_LIBRARIES: dict[str, str] = {
+    "pycuda": "runtime.cuda.pycuda_device:PyCudaDevice",
+    "cuda-bindings": "runtime.cuda.bindings_device:BindingsDevice",
 }
 
 
@@ -220,25 +226,14 @@ def open_device(library: str | None = None, *, index: int = 0) -> CudaDevice:
         )
     reasons = []
     for name in [library] if library else CUDA_LIBRARIES:
-        module, opener_path = CUDA_LIBRARIES[name]
-        if not _has(module):
-            reasons.append(f"{name} is not installed")
-            continue
-        file, _, function = opener_path.partition(":")
+        module, _, class_name = CUDA_LIBRARIES[name].partition(":")
         try:
-            opener: Callable[[int], CudaDevice] = getattr(importlib.import_module(file), function)
-            return opener(index)
-        except (BackendUnavailable, ImportError) as error:
+            device: CudaDevice = getattr(importlib.import_module(module), class_name)(index)
+            return device
+        except ImportError as error:  # a missing library, or BackendUnavailable
             reasons.append(f"{name}: {error}")
     raise BackendUnavailable(
         f"no GPU can be used: {'; '.join(reasons)}",
         hint="esnet-doctor shows what is missing; pip install 'esnet-deploy[pycuda]', or pip install "
         "cuda-bindings, which needs no compiler",
     )
-
-
-def _has(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent package is missing
-        return False

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pycuda.driver as cuda
 
-from runtime.cuda.device import Created, CudaDevice
-from runtime.cuda.resources import DeviceMemory, PinnedMemory, cuda_error
+from runtime.cuda.device import CudaDevice
+from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, cuda_error
 from runtime.errors import BackendUnavailable
 from runtime.machine.machine import normalise_bus_id
 
@@ -28,29 +27,13 @@ _STATUS_NAMES = {
 }
 
 
-def open_pycuda(index: int) -> PyCudaDevice:
-    """Open a GPU.
-
-    Raises:
-        BackendUnavailable: No driver, or no such GPU.
-    """
-    try:
-        cuda.init()
-        count = cuda.Device.count()
-    except Exception as error:  # pycuda._driver.Error derives from no other exception type
-        raise BackendUnavailable(f"no NVIDIA driver or no GPU: {error}") from error
-    if index >= count:
-        raise BackendUnavailable(f"no GPU {index}: the driver lists {count}")
-    return PyCudaDevice(index)
-
-
 class PyCudaDevice(CudaDevice):
     """A GPU opened with PyCUDA."""
 
     library = "pycuda"
 
     def __init__(self, index: int) -> None:
-        super().__init__()
+        super().__init__(index, _count_gpus())
         device = cuda.Device(index)
         self.name = device.name()
         self.sm = tuple(device.compute_capability())
@@ -66,9 +49,8 @@ class PyCudaDevice(CudaDevice):
         array = to.array[:size]
         _call("cuMemcpyDtoHAsync", cuda.memcpy_dtoh_async, array, source.address, stream)
 
-    def _memory_info(self) -> tuple[Any, Any]:
-        free, total = cuda.mem_get_info()
-        return free, total
+    def _memory_info(self) -> Any:
+        return cuda.mem_get_info()
 
     def _push_context(self) -> None:
         _call("cuCtxPushCurrent", self._context.push)
@@ -138,23 +120,27 @@ def _free(memory: Any) -> None:
     memory.free()
 
 
-@contextmanager
-def translate_cuda_errors(call: str) -> Iterator[None]:
-    """Turn PyCUDA's errors into ``CudaError``, with the driver's text at the end."""
+def _count_gpus() -> Any:
+    """Start the driver and count its GPUs; raise ``BackendUnavailable`` if there is none."""
     try:
-        yield
-    except cuda.Error as error:
-        text = str(error)
-        name = next((name for part, name in _STATUS_NAMES.items() if part in text), "CUDA_ERROR")
-        if isinstance(error, cuda.MemoryError):
-            name = "CUDA_ERROR_OUT_OF_MEMORY"
-        raise cuda_error(call, name, text) from error
+        cuda.init()
+        return cuda.Device.count()
+    except Exception as error:  # pycuda._driver.Error derives from no other exception type
+        raise BackendUnavailable(f"no NVIDIA driver or no GPU: {error}") from error
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call PyCUDA; ``name`` is the driver function behind it, for error messages."""
-    with translate_cuda_errors(name):
+    try:
         return function(*arguments)
+    except cuda.Error as error:
+        text = str(error)
+        status = next(
+            (known for part, known in _STATUS_NAMES.items() if part in text), "CUDA_ERROR"
+        )
+        if isinstance(error, cuda.MemoryError):
+            status = "CUDA_ERROR_OUT_OF_MEMORY"
+        raise cuda_error(name, status, text) from error
 
 
 def _call_driver(name: str, *arguments: Any) -> None:

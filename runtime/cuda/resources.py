@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import CudaError
 
+Created = tuple[Any, Callable[[Any], object]]
+"""An object of the CUDA library, and the function that destroys it."""
+
 # Errors after which the process can no longer use the GPU. Source: cuda.h, CUresult.
-_STICKY = (
-    "ILLEGAL_ADDRESS",
-    "LAUNCH_FAILED",
-    "LAUNCH_TIMEOUT",
-    "HARDWARE_STACK_ERROR",
-    "ECC_UNCORRECTABLE",
-    "ASSERT",
-    "DEVICE_UNAVAILABLE",
-    "NOT_PERMITTED",
+_STICKY = re.compile(
+    "ILLEGAL_ADDRESS|LAUNCH_FAILED|LAUNCH_TIMEOUT|HARDWARE_STACK_ERROR|ECC_UNCORRECTABLE|ASSERT|"
+    "DEVICE_UNAVAILABLE|NOT_PERMITTED"
 )
 
 
 class Resource:
     """A driver object that is freed once, by its user or with its device."""
 
-    def __init__(self, owner: ExitStack, raw: Any, destroy: Callable[[Any], object]) -> None:
-        """Take the library's object ``raw``; ``owner`` frees it when it closes."""
-        self.raw, self._destroy = raw, destroy
+    def __init__(self, owner: ExitStack, created: Created) -> None:
+        """Take an object of the library; ``owner`` frees it when it closes."""
+        self.raw, self._destroy = created
         owner.callback(self.free)
 
     def free(self) -> None:
@@ -41,10 +39,8 @@ class Resource:
 class PinnedMemory(Resource):
     """Page-locked host memory."""
 
-    def __init__(
-        self, owner: ExitStack, raw: Any, destroy: Callable[[Any], object], array: np.ndarray
-    ) -> None:
-        super().__init__(owner, raw, destroy)
+    def __init__(self, owner: ExitStack, created: Created, array: np.ndarray) -> None:
+        super().__init__(owner, created)
         self.array = array
         """The whole memory, uint8 (num_bytes,): a view, valid until ``free``."""
 
@@ -52,14 +48,10 @@ class PinnedMemory(Resource):
 class DeviceMemory(Resource):
     """Device memory."""
 
-    def __init__(
-        self, owner: ExitStack, raw: Any, destroy: Callable[[Any], object], num_bytes: int
-    ) -> None:
-        super().__init__(owner, raw, destroy)
-        self.address = int(raw)
+    def __init__(self, owner: ExitStack, created: Created) -> None:
+        super().__init__(owner, created)
+        self.address = int(self.raw)
         """Device address."""
-        self.num_bytes = num_bytes
-        """Size in bytes."""
 
 
 def cuda_error(call: str, name: str, text: str) -> CudaError:
@@ -74,28 +66,10 @@ def cuda_error(call: str, name: str, text: str) -> CudaError:
         hint = (
             "free GPU memory (nvidia-smi lists the processes that use it), or use a smaller batch"
         )
-    elif any(word in name for word in _STICKY):
+    elif _STICKY.search(name):
         hint = (
             "this process can no longer use the GPU: restart it; dmesg shows the driver's messages"
         )
     else:
         hint = "esnet-doctor checks that the driver and the libraries fit together"
     return CudaError(f"{call} failed: {name}, {text}", hint=hint)
-
-
-@contextmanager
-def explain_out_of_memory(
-    num_bytes: int, free_and_total: Callable[[], tuple[int, int]]
-) -> Iterator[None]:
-    """Add the requested size and the free and total memory, in bytes, to an out-of-memory error."""
-    try:
-        yield
-    except CudaError as error:
-        if "OUT_OF_MEMORY" not in str(error):
-            raise
-        free, total = free_and_total()
-        raise CudaError(
-            f"GPU memory is full: {num_bytes / 1e6:.1f} MB requested, "
-            f"{free / 1e6:.1f} of {total / 1e6:.0f} MB free",
-            hint=error.hint,
-        ) from error

@@ -6,7 +6,7 @@ import importlib
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 
 from runtime.errors import InvalidInput
@@ -106,10 +106,6 @@ class Diagnosis:
         """True if a model can run here: OpenCV and at least one backend load."""
         working = {check.name for check in self.checks if check.is_ok}
         return _FRAMES in working and any(name.startswith("run on") for name in working)
-
-    def as_dict(self) -> dict[str, object]:
-        """Convert to plain data for JSON."""
-        return asdict(self)
 
 
 def diagnose(gpu: str | None = None) -> Diagnosis:

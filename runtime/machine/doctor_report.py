@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,7 @@ _FILE_WIDTH = 120
 def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     """Print the findings to standard output."""
     if as_json:
-        print(json.dumps(diagnosis.as_dict() | {"can_run": diagnosis.can_run}, indent=2))
+        print(json.dumps(asdict(diagnosis) | {"can_run": diagnosis.can_run}, indent=2))
         return
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,20 +15,8 @@ from runtime.media.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FrameSource
 
 _DEFAULT_FPS = 30.0
 
-
-class Sink(AbstractContextManager["Sink"]):
-    """Writes images in order. Use it with ``with``, so that an interrupted file is removed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        """File or folder that is written."""
-
-    @abstractmethod
-    def write(self, image: np.ndarray, name: str) -> None:
-        """Write one image: RGB uint8 (H, W, 3), or a map uint8 (H, W)."""
-
-    def __exit__(self, *_: Any) -> None:
-        """Do nothing: each image was written at once."""
+Sink = AbstractContextManager[Callable[[np.ndarray, str], None]]
+"""Yields ``write(image, name)``, which takes RGB uint8 (H, W, 3) or a map uint8 (H, W), in order."""
 
 
 def open_sink(path: Path, source: FrameSource) -> Sink:
@@ -38,6 +25,9 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
     Args:
         path: File or folder to write.
         source: Source of the frames; it must not be overwritten. A video takes its frame rate.
+
+    Returns:
+        A sink for ``with``. A folder gets one PNG file per frame, named after the frame.
 
     Raises:
         InvalidInput: A single image for many frames, or a file type that cannot be written.
@@ -51,7 +41,7 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
     suffix = path.suffix.lower()
     if path.is_dir() or not suffix:
         path.mkdir(parents=True, exist_ok=True)
-        return FolderSink(path)
+        return nullcontext(lambda image, name: write_image(path / f"{name}.png", image))
     if suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         raise InvalidInput(
             f"output {path.name!r} has the unknown suffix {suffix!r}",
@@ -68,64 +58,41 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
         raise InvalidInput(
             f"output folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
         )
-    return ImageSink(path) if suffix in IMAGE_SUFFIXES else VideoSink(path, source.fps)
+    if suffix in IMAGE_SUFFIXES:
+        return nullcontext(lambda image, name: write_image(path, image))
+    return _open_video(path, source.fps or _DEFAULT_FPS)
 
 
-class ImageSink(Sink):
-    """One image file."""
-
-    def write(self, image: np.ndarray, name: str) -> None:
-        """Write the image; ``name`` is ignored."""
-        write_image(self.path, image)
-
-
-class FolderSink(Sink):
-    """A folder with one PNG file per frame, named after the frame."""
-
-    def write(self, image: np.ndarray, name: str) -> None:
-        """Write ``<name>.png``."""
-        write_image(self.path / f"{name}.png", image)
-
-
-class VideoSink(Sink):
-    """An MP4 file that appears when the last frame is written; after an error or Ctrl-C there is none.
+@contextmanager
+def _open_video(path: Path, fps: float) -> Iterator[Callable[[np.ndarray, str], None]]:
+    """Write an MP4 file that appears when the block ends; after an error or Ctrl-C there is none.
 
     The codec halves the resolution of the colours: the last column or row of an odd width or height is lost.
     """
+    writer = cv2.VideoWriter()
+    size_hw: tuple[int, ...] = ()
 
-    def __init__(self, path: Path, fps: float | None) -> None:
-        super().__init__(path)
-        self._fps = fps or _DEFAULT_FPS
-        self._resources = ExitStack()
-        self._writer: cv2.VideoWriter | None = None
-        self._size_hw = (0, 0)
-
-    def __enter__(self) -> VideoSink:
-        self._temporary = self._resources.enter_context(atomic_path(self.path))
-        return self
-
-    def write(self, image: np.ndarray, name: str) -> None:
-        """Append a frame; all frames must have the size of the first."""
-        if self._writer is None:
-            self._size_hw = (image.shape[0], image.shape[1])
+    def write(image: np.ndarray, name: str) -> None:
+        nonlocal size_hw
+        if not size_hw:
+            size_hw = image.shape[:2]
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(
-                str(self._temporary), codec, self._fps, self._size_hw[::-1]
-            )
-            self._resources.callback(self._writer.release)
-            if not self._writer.isOpened():
+            if not writer.open(str(temporary), codec, fps, size_hw[::-1]):
                 raise InvalidInput(
-                    f"OpenCV cannot write {self.path}", hint="write to a folder of images instead"
+                    f"OpenCV cannot write {path}", hint="write to a folder of images instead"
                 )
-        if image.shape[:2] != self._size_hw:
+        if image.shape[:2] != size_hw:
             raise InvalidInput(
-                f"frame {name} is {image.shape[:2]}, the video's first was {self._size_hw}",
+                f"frame {name} is {image.shape[:2]}, the video's first was {size_hw}",
                 hint="write to a folder of images instead",
             )
-        self._writer.write(_bgr(image))
+        writer.write(_bgr(image))
 
-    def __exit__(self, *error: Any) -> None:
-        self._resources.__exit__(*error)
+    with atomic_path(path) as temporary:
+        try:
+            yield write
+        finally:
+            writer.release()
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def hide_library(monkeypatch: pytest.MonkeyPatch) -> Hide:
         )
 
     return hide
+
+
+@pytest.fixture
+def no_cuda_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make PyCUDA and cuda-bindings look as if they were not installed."""
+    for library, file in (("pycuda", "pycuda_device"), ("cuda.bindings", "bindings_device")):
+        monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.delitem(sys.modules, f"runtime.cuda.{file}", raising=False)
 
 
 @pytest.fixture

@@ -34,6 +34,16 @@ def test_a_size_that_is_no_multiple_of_8_gets_the_nearest(text, nearest):
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [("512", "for example --crop 512x1024"), ("510x1024", "the nearest is --crop 512x1024")],
+)
+def test_the_hint_names_the_option_of_the_command(text, hint):
+    with pytest.raises(InvalidInput) as refusal:
+        parse_size(text, "--crop")
+    assert refusal.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("text", "batch"), [("1:1:8", (1, 1, 8)), ("4", (4, 4, 4)), ("2:2:2", (2, 2, 2))]
 )
 def test_a_batch_is_a_range_or_a_number(text, batch):

@@ -53,12 +53,10 @@ def test_an_unknown_library_is_refused():
         open_device("cupy")
 
 
-def test_without_any_library_each_is_named(monkeypatch):
-    monkeypatch.setattr("runtime.cuda.device._has", lambda module: False)
-    with pytest.raises(
-        BackendUnavailable, match="pycuda is not installed; cuda-bindings is not installed"
-    ):
+def test_without_any_library_each_is_named(no_cuda_libraries):
+    with pytest.raises(BackendUnavailable, match=r"pycuda: .*pycuda.*; cuda-bindings: .*cuda") as e:
         open_device()
+    assert "pip install 'esnet-deploy[pycuda]'" in e.value.hint
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,6 @@ def driver(monkeypatch):
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, "runtime.cuda.bindings_device", raising=False)
-    monkeypatch.setattr("runtime.cuda.device._has", lambda module: True)
     yield fake
     sys.modules.pop("runtime.cuda.bindings_device", None)
 

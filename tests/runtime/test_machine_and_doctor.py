@@ -194,19 +194,13 @@ def cuda_device(monkeypatch):
     return device
 
 
-@pytest.fixture
-def no_cuda(monkeypatch):
-    """Hide the CUDA libraries."""
-    monkeypatch.setattr("runtime.cuda.device._has", lambda module: False)
-
-
 def test_the_first_gpu_is_the_one_that_cuda_opens(nvml, cuda_device):
     nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)))
     assert first_cuda_gpu() == ("NVIDIA Fake 3060", (9, 0))
     assert cuda_device.closed
 
 
-def test_without_a_cuda_library_the_first_gpu_is_that_of_nvml(nvml, no_cuda):
+def test_without_a_cuda_library_the_first_gpu_is_that_of_nvml(nvml, no_cuda_libraries):
     nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)), FakeGpu())
     assert first_cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
 
@@ -220,22 +214,22 @@ def test_a_gpu_that_cuda_cannot_open_is_described_by_nvml(nvml, monkeypatch):
     assert first_cuda_gpu() == ("NVIDIA GeForce RTX 3060", (8, 6))
 
 
-def test_no_first_gpu_without_a_gpu(no_cuda):
+def test_no_first_gpu_without_a_gpu(no_cuda_libraries):
     assert first_cuda_gpu() is None
 
 
-def test_a_capability_that_nvml_does_not_know_is_looked_up_by_name(card, no_cuda):
+def test_a_capability_that_nvml_does_not_know_is_looked_up_by_name(card, no_cuda_libraries):
     card("GeForce GTX 1080 Ti", "460.91.03")
     assert first_cuda_gpu() == ("GeForce GTX 1080 Ti", (6, 1))
 
 
-def test_a_gpu_that_is_not_in_the_table_is_named(card, no_cuda):
+def test_a_gpu_that_is_not_in_the_table_is_named(card, no_cuda_libraries):
     card("NVIDIA X9", "460.91.03")
     with pytest.raises(InvalidInput, match="unknown GPU 'NVIDIA X9'"):
         first_cuda_gpu()
 
 
-def test_the_capability_of_nvml_takes_precedence_over_the_table(card, no_cuda):
+def test_the_capability_of_nvml_takes_precedence_over_the_table(card, no_cuda_libraries):
     card("NVIDIA X9", capability="13.1")
     assert first_cuda_gpu() == ("NVIDIA X9", (13, 1))
 
