@@ -3,7 +3,8 @@
 #   scripts/gpu_rules.sh [PYTEST ARGUMENTS]
 # Needs Linux on x86-64, cc, c++, and Python 3.11 or later with this project's dev extra ($PYTHON, default
 # .venv/bin/python).
-# The environments lie in $GPU_RULES_CACHE. The first run makes them (2 GB, about 5 minutes, 2 of them for PyCUDA).
+# The environments lie in $GPU_RULES_CACHE (1.1GB). The first run makes them: about 8 minutes on two busy cores, half of
+# it for PyCUDA.
 set -eu
 cd "$(dirname "$0")/.."
 : "${PYTHON:=.venv/bin/python}"
