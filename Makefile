@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: demo test lint format types pytest setup clean
+.PHONY: demo test lint format types pytest gpu-rules setup clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,6 +32,10 @@ types: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist loadscope -m "not serial and not gpu"
 	$(BIN)/python -m pytest -q -m serial
+
+# The GPU code on real CUDA libraries over a stub driver; makes environments of its own (1.1 GB).
+gpu-rules: $(STAMP)
+	@PYTHON="$(BIN)/python" sh scripts/gpu_rules.sh
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
