@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from runtime.console import is_terminal, new_app, parse_batch, parse_bytes, parse_size, run_app
+from runtime.console import new_app, parse_batch, parse_bytes, parse_size, run_app
 from runtime.errors import InvalidInput
 
 app = new_app("Export ESNet weights to ONNX, quantize them, build engines, and inspect artefacts.")
@@ -90,7 +89,7 @@ def to_onnx(
 
 
 @app.command("quantize")
-def quantize(
+def run_quantize(
     model: Annotated[Path, typer.Argument(help="FP32 artefact of to-onnx.")],
     output: OutputFile = None,
     calibration: Annotated[
@@ -124,8 +123,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL to INT8, and check it on every installed backend before writing."""
     from export.quantization.check import open_labelled
-    from export.quantization.quantize import QuantizeOptions
-    from export.quantization.quantize import quantize as run_quantize
+    from export.quantization.quantize import QuantizeOptions, quantize
     from export.report import progress, text_from_quantization
 
     options = QuantizeOptions(
@@ -141,15 +139,15 @@ def quantize(
     )
     command = ["esnet-export", *sys.argv[1:]]
     labelled = open_labelled(model, data)
-    with progress(is_shown=is_terminal()) as on_frame:
-        report = run_quantize(
+    with progress() as on_frame:
+        report = quantize(
             model, output, options, labelled=labelled, command=command, on_frame=on_frame
         )
     typer.echo(text_from_quantization(report))
 
 
 @app.command("build-engine")
-def build_engine(
+def run_build_engine(
     model: Annotated[Path, typer.Argument(help="Artefact of to-onnx or quantize (.onnx).")],
     output: OutputFile = None,
     fp32: Annotated[bool, typer.Option("--fp32", help="FP32 without TF32.")] = False,
@@ -183,33 +181,30 @@ def build_engine(
     force: Annotated[bool, typer.Option("--force", help="Build even if up to date.")] = False,
 ) -> None:
     """Build a TensorRT engine from MODEL, and check the precision that it computes in."""
-    precision = _one_of(fp32=fp32, fp16=fp16, int8=int8)
-    batch_range = parse_batch(batch) if batch else None
-    workspace_bytes = parse_bytes(workspace) if workspace else None
-    from export.engine.build import build_engine as run_build
+    from export.engine.build import build_engine
     from export.engine.trt_builder import BuildOptions
     from export.report import text_from_engine, wait_for_build
     from runtime.machine.gpus import sm_of
 
     options = BuildOptions(
-        precision=precision,
+        precision=_one_of(fp32=fp32, fp16=fp16, int8=int8),
         tensorrt=tensorrt,
-        batch=batch_range,
-        workspace_bytes=workspace_bytes,
+        batch=parse_batch(batch) if batch else None,
+        workspace_bytes=parse_bytes(workspace) if workspace else None,
         sms=tuple(dict.fromkeys(sm_of(text) for text in target or ())),
         timing_cache_path=timing_cache,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         frames=frames,
     )
-    report = run_build(
+    report = build_engine(
         model,
         output,
         options,
         command=["esnet-export", *sys.argv[1:]],
         force=force,
         dry_run=dry_run,
-        wait=partial(wait_for_build, is_shown=is_terminal()),
+        wait=wait_for_build,
     )
     typer.echo(text_from_engine(report))
 
@@ -220,9 +215,6 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the card, inputs, outputs, operators and types of an ONNX file."""
-    from runtime.artefact.onnx_file import read_metadata
-
-    read_metadata(file)  # reports a bad file before heavy libraries are loaded
     from export.inspect import inspect_onnx
     from export.report import json_from_inspection, text_from_inspection
 

@@ -16,48 +16,42 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from esnet.model import FCU, PFCU, PFCU_DILATIONS, DownsamplerBlock, ESNet, UpsamplerBlock
-
-INPUT_NAME = "tensor"
-LOGITS_NAME = "logits"
-BATCH_AXIS = "N"
+from runtime.artefact.card import LOGITS, TENSOR, BatchRange
 
 
 def onnx_from_network(
-    network: ESNet, size_hw: tuple[int, int], *, batch: int | None = None, opset: int = 17
+    network: ESNet, size_hw: tuple[int, int], batch: BatchRange, opset: int
 ) -> onnx.ModelProto:
     """Write a network as ONNX, with one node for every convolution, BN and ReLU.
 
     Args:
         network: Weights and structure; written as in evaluation mode, without dropout.
         size_hw: Input height and width in pixels, multiples of 8.
-        batch: Fixed batch size, or ``None`` for a symbolic N.
+        batch: Batch sizes; a fixed range makes the batch axis fixed, any other gives a symbolic N.
         opset: ONNX operator set, 13 or later.
 
     Returns:
         A checked model: ``tensor`` (N, 3, H, W) float32 to ``logits`` (N, K, H, W) float32.
     """
     writer = _Writer()
-    x = INPUT_NAME
     encoder, decoder = network.encoder, network.decoder
-    x = _downsampler(writer, "encoder.initial_block", encoder.initial_block, x)
+    x = _downsampler(writer, "encoder.initial_block", encoder.initial_block, TENSOR)
     for path, layers in (("encoder.layers", encoder.layers), ("decoder.layers", decoder.layers)):
         for index, layer in enumerate(layers):
             x = _WRITERS[type(layer)](writer, f"{path}.{index}", layer, x)
     x = writer.conv("decoder.output_conv", decoder.output_conv, x)
     if network.config.head_kernel == 3:
         x = writer.relu("decoder.relu", writer.norm("decoder.output_bn", decoder.output_bn, x))
-    writer.nodes[-1].output[0] = LOGITS_NAME
+    writer.nodes[-1].output[0] = LOGITS
 
     height, width = size_hw
-    axis: int | str = BATCH_AXIS if batch is None else batch
-    info = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        writer.nodes,
-        "esnet",
-        [info(INPUT_NAME, TensorProto.FLOAT, [axis, 3, height, width])],
-        [info(LOGITS_NAME, TensorProto.FLOAT, [axis, network.config.num_classes, height, width])],
-        list(writer.initializers.values()),
+    axis: int | str = batch.min if batch.is_fixed else "N"
+    frames, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis, channels, height, width])
+        for name, channels in ((TENSOR, 3), (LOGITS, network.config.num_classes))
     )
+    constants = list(writer.initializers.values())
+    graph = helper.make_graph(writer.nodes, "esnet", [frames], [logits], constants)
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=opsets, producer_name="esnet-deploy")
     # IR 8 for opset 17, which TensorRT 8.6 reads.

@@ -22,15 +22,7 @@ def card_from_plan(
     source: Mapping[str, Any] | None = None,
     created: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """Make the card of an export.
-
-    Args:
-        plan: Settings of the graph.
-        labels: Classes of the network.
-        name: Name of the weights.
-        source: See ``ModelCard.source``.
-        created: See ``ModelCard.created``.
-    """
+    """Make the card of an export of the weights ``name``; the fields of ``ModelCard`` are described there."""
     return ModelCard(
         name=name,
         size_hw=plan.size_hw,

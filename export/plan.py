@@ -1,10 +1,8 @@
-"""Export settings, and the ordered list of graph transforms that they lead to."""
+"""Export settings, and the graph transforms that they lead to, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import onnx
 
@@ -17,8 +15,6 @@ from export.graph.head import append_labels, pad_classes, padded_width
 from export.graph.subpixel import upsample_to_subpixel
 from export.graph_builder import onnx_from_network
 from runtime.artefact.card import CONFIDENCE, FRAMES, LABELS, LOGITS, TENSOR, BatchRange
-
-Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 UPSAMPLES = ("transpose", "subpixel", "mixed")
 OPSETS = range(13, 22)
@@ -113,41 +109,13 @@ class ExportPlan:
             return Form(upsample=upsample)
         return replace(form, upsample=upsample)
 
-    def transforms(self) -> list[Transform]:
-        """List the transforms of the unfused graph, in order."""
-        form = self.form
-        pad = partial(pad_classes, multiple=form.class_multiple, at_least=form.least_classes)
-        steps: list[Transform] = [fold_batchnorm, pad]
-        if form.upsample != "transpose":
-            steps.append(partial(upsample_to_subpixel, last_only=form.upsample == "mixed"))
-        if self.input == FRAMES:
-            steps.append(partial(attach_frames_input, mean=self.mean, std=self.std))
-        if self.outputs != (LOGITS,):
-            steps.append(partial(append_labels, confidence=CONFIDENCE in self.outputs))
-        if self.precision == "fp16":
-            steps.append(convert_to_half)
-        return steps
-
-
-def unfused_graph(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
-    """Write the network as ONNX without any transform.
-
-    Args:
-        network: Any family, in evaluation mode.
-        plan: Gives size, batch and opset.
-
-    Returns:
-        ``tensor`` (N, 3, H, W) float32 to ``logits`` (N, K, H, W) float32.
-    """
-    batch = plan.batch.min if plan.batch.is_fixed else None
-    return onnx_from_network(network, plan.size_hw, batch=batch, opset=plan.opset)
-
 
 def transform_graph(unfused: onnx.ModelProto, plan: ExportPlan) -> onnx.ModelProto:
-    """Apply the plan's transforms to an unfused graph.
+    """Apply the plan's transforms, in order, to the graph of ``onnx_from_network``.
 
     Args:
-        unfused: Result of ``unfused_graph`` for a plan of the same size, batch and opset. Not modified.
+        unfused: Graph of the plan's size, batch and opset, ``tensor`` (N, 3, H, W) float32 to ``logits``
+            (N, K, H, W) float32. Not modified.
         plan: Gives the transforms.
 
     Returns:
@@ -156,11 +124,19 @@ def transform_graph(unfused: onnx.ModelProto, plan: ExportPlan) -> onnx.ModelPro
     Raises:
         GraphError: A transform cannot rewrite the graph.
     """
-    for transform in plan.transforms():
-        unfused = transform(unfused)
-    return unfused
+    form = plan.form
+    model = fold_batchnorm(unfused)
+    model = pad_classes(model, multiple=form.class_multiple, at_least=form.least_classes)
+    if form.upsample != "transpose":
+        model = upsample_to_subpixel(model, last_only=form.upsample == "mixed")
+    if plan.input == FRAMES:
+        model = attach_frames_input(model, mean=plan.mean, std=plan.std)
+    if plan.outputs != (LOGITS,):
+        model = append_labels(model, confidence=CONFIDENCE in plan.outputs)
+    return convert_to_half(model) if plan.precision == "fp16" else model
 
 
 def graph_from_network(network: ESNet, plan: ExportPlan) -> onnx.ModelProto:
-    """Write the network as ONNX and apply the plan's transforms; see ``transform_graph``."""
-    return transform_graph(unfused_graph(network, plan), plan)
+    """Write a network as ONNX and apply the plan's transforms; see ``transform_graph``."""
+    unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)
+    return transform_graph(unfused, plan)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runtime.artefact.card import FRAMES, ModelCard
+from runtime.console import is_terminal
 
 if TYPE_CHECKING:  # a command imports only what it needs
     from export.engine.build import EngineReport
@@ -26,35 +27,38 @@ if TYPE_CHECKING:  # a command imports only what it needs
 _REMOVED_OPS = ("BatchNormalization", "Pad", "Shape", "Dropout")
 _HEARTBEAT_SECONDS = 15.0
 _TICK_SECONDS = 0.1
+_LINE = textwrap.TextWrapper(
+    110, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False
+)
 
 Rows = list[tuple[str, str]]
 
 
 @contextmanager
-def progress(*, is_shown: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show a progress bar on stderr while the block runs.
+def progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal.
 
     Yields:
         A callback that takes a description, the number done, and the total (``None`` if unknown).
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, transient=True, console=console, disable=not is_shown) as display:
+    with Progress(*columns, transient=True, console=console, disable=not is_terminal()) as display:
         task = display.add_task("opening", total=None)
         yield lambda what, done, total: display.update(
             task, description=what, total=total, completed=done
         )
 
 
-def wait_for_build(thread: threading.Thread, *, is_shown: bool) -> None:
+def wait_for_build(thread: threading.Thread) -> None:
     """Wait for a build thread with a progress bar, or else with a line on stderr every 15 s."""
     started = last = time.monotonic()
-    with progress(is_shown=is_shown) as update:
+    with progress() as update:
         update("TensorRT is building the engine", 0, None)
         while thread.is_alive():
             thread.join(_TICK_SECONDS)
             now = time.monotonic()
-            if not is_shown and now - last >= _HEARTBEAT_SECONDS:
+            if not is_terminal() and now - last >= _HEARTBEAT_SECONDS:
                 last = now
                 print(f"building for {now - started:.0f} s", file=sys.stderr, flush=True)
 
@@ -62,14 +66,12 @@ def wait_for_build(thread: threading.Thread, *, is_shown: bool) -> None:
 def text_from_export(report: ExportReport) -> str:
     """Describe an export: input, output, parity, file, and the next command."""
     card, source = report.card, report.card.source
-    counts = report.counts_after
+    weights = f"{source['weights']}  {source['family']} layout  sha256 {source['sha256'][:12]}"
+    removed = (f"{name} {report.counts_after.get(name, 0)}" for name in _REMOVED_OPS)
     rows = [
-        (
-            "weights",
-            f"{source['weights']}  {source['family']} layout  sha256 {source['sha256'][:12]}",
-        ),
-        ("graph", _changes(report.counts_before, counts)),
-        ("", ", ".join(f"{name} {counts.get(name, 0)}" for name in _REMOVED_OPS)),
+        ("weights", weights),
+        ("graph", _changes(report.counts_before, report.counts_after)),
+        ("", ", ".join(removed)),
         ("parity", report.parity.as_text() if report.parity else "not checked (--no-verify)"),
         *_card_rows(card),
         ("wrote", _file_text(report)),
@@ -178,12 +180,9 @@ def json_from_inspection(inspection: Inspection) -> str:
 def _changes(before: dict[str, int], after: dict[str, int]) -> str:
     """List every operator whose count changed, the most frequent first."""
     pairs = {name: (before.get(name, 0), after.get(name, 0)) for name in {*before, *after}}
-    changed = [
-        f"{name} {old} -> {new}"
-        for name, (old, new) in sorted(pairs.items(), key=lambda item: (-max(item[1]), item[0]))
-        if old != new
-    ]
-    return f"{sum(before.values())} nodes -> {sum(after.values())}: {', '.join(changed)}"
+    ordered = sorted(pairs.items(), key=lambda item: (-max(item[1]), item[0]))
+    changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in ordered if old != new)
+    return f"{sum(before.values())} nodes -> {sum(after.values())}: {changed}"
 
 
 def _card_rows(card: ModelCard) -> Rows:
@@ -202,7 +201,7 @@ def _input_text(card: ModelCard) -> str:
     height, width = card.size_hw
     batch = card.batch.min if card.batch.is_fixed else f"{card.batch.min}..{card.batch.max}"
     is_plain = not any(card.mean) and set(card.std) == {1.0}
-    formula = "x / 255" if is_plain else f"(x / 255 - {_rgb(card.mean)}) / {_rgb(card.std)}"
+    formula = "x / 255" if is_plain else f"(x / 255 - {card.mean}) / {card.std}"
     if card.input == FRAMES:
         return f"frames  uint8 ({batch}, {height}, {width}, 3)  {card.color}; {formula} is in the graph"
     shape = f"{card.float_dtype} ({batch}, 3, {height}, {width})"
@@ -224,23 +223,10 @@ def _file_text(report: ExportReport | QuantizeReport) -> str:
     return f"{report.path}  {size}  sha256 {report.sha256[:12]}"
 
 
-def _rgb(values: tuple[float, float, float]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
 def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.2f} MB"
 
 
 def _block(rows: Rows) -> str:
     """Lay out labelled lines, wrapped at 110 columns."""
-    return "\n".join(
-        textwrap.fill(
-            f"{label:<10}{text}",
-            110,
-            subsequent_indent=" " * 10,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for label, text in rows
-    )
+    return "\n".join(_LINE.fill(f"{label:<10}{text}") for label, text in rows)

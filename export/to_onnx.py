@@ -18,8 +18,9 @@ from esnet.data.scenes import street_scene
 from esnet.labels import LABEL_SETS, LabelSet, label_set_for
 from export.errors import ExportError, require_folder
 from export.graph.editor import op_counts
+from export.graph_builder import onnx_from_network
 from export.metadata import card_from_plan, with_card
-from export.plan import ExportPlan, transform_graph, unfused_graph
+from export.plan import ExportPlan, transform_graph
 from export.verify import Parity, measure_parity, require_parity
 from runtime.artefact.card import LABELS, ModelCard
 from runtime.backend import installed_backends
@@ -83,18 +84,19 @@ def export_onnx(
     checkpoint = load_checkpoint(weights)
     mean, std = mean or checkpoint.family.mean, std or checkpoint.family.std
     plan = replace(plan or ExportPlan(), mean=mean, std=std)
-    labels = _label_set(checkpoint, label_set)
-    path = output or default_output(weights, checkpoint, plan)
+    labels, network = _label_set(checkpoint, label_set), checkpoint.network
+    # Artefacts of shipped weights are named after them and go to the working folder.
+    stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
+    path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
     _check_output(path, checkpoint.path)
     images, frames_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:
-        unfused = unfused_graph(checkpoint.network, plan)
+        unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)
         model = transform_graph(unfused, plan)
-        name, source, created = _name(weights, checkpoint), _source(checkpoint), _created(command)
-        card = card_from_plan(plan, labels, name=name, source=source, created=created)
+        source, created = _source(checkpoint), _created(command)
+        card = card_from_plan(plan, labels, name=stem.name, source=source, created=created)
         parity = None
         if verify:
-            network = checkpoint.network
             parity = measure_parity(network, unfused, model, plan, card, images, frames_name)
             require_parity(parity, plan.precision)
             card = replace(card, parity=asdict(parity))
@@ -109,17 +111,11 @@ def export_onnx(
     )
 
 
-def default_output(weights: str | Path, checkpoint: Checkpoint, plan: ExportPlan) -> Path:
-    """Name the artefact after weights, size, precision and form, in the folder of the weights.
-
-    Artefacts of shipped weights go to the working folder.
-    """
+def _suffix(plan: ExportPlan) -> str:
+    """Describe size, precision and form in the file name of an artefact."""
     height, width = plan.size_hw
-    folder = Path() if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.parent
-    parts = [_name(weights, checkpoint), f"{height}x{width}", plan.precision, plan.optimized_for]
-    if plan.outputs != (LABELS,):
-        parts.append("-".join(plan.outputs))
-    return folder / f"{'_'.join(parts)}.onnx"
+    outputs = "" if plan.outputs == (LABELS,) else f"_{'-'.join(plan.outputs)}"
+    return f"_{height}x{width}_{plan.precision}_{plan.optimized_for}{outputs}.onnx"
 
 
 def _label_set(checkpoint: Checkpoint, requested: str | None) -> LabelSet:
@@ -132,24 +128,16 @@ def _label_set(checkpoint: Checkpoint, requested: str | None) -> LabelSet:
 def _check_output(path: Path, weights_path: Path) -> None:
     """Refuse an unusable output path before any work is done."""
     require_folder(path)
-    if not path.exists():
-        return
     problems = {
         "is a folder": path.is_dir(),
-        "is not a regular file": not path.is_file(),
-        "is the weights file itself": path.samefile(weights_path),
+        "is not a regular file": path.exists() and not path.is_file(),
+        "is the weights file itself": path.exists() and path.samefile(weights_path),
     }
     if problem := next((text for text, is_true in problems.items() if is_true), None):
         raise ExportError(f"output {path} {problem}", hint="choose another file: -o model.onnx")
 
 
-def _name(weights: str | Path, checkpoint: Checkpoint) -> str:
-    """Get the name of shipped weights, or the stem of a weights file."""
-    return str(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.stem
-
-
 def _source(checkpoint: Checkpoint) -> dict[str, str]:
-    """Describe the weights: file name, hash, family, and the metadata of the file."""
     return {
         "weights": checkpoint.path.name,
         "sha256": checkpoint.sha256,
@@ -172,12 +160,7 @@ def _created(command: Sequence[str]) -> dict[str, str]:
 
 
 def _parity_frames(frames: Path | None, plan: ExportPlan) -> tuple[list[np.ndarray], str]:
-    """Read the first frames of the source, or generate some; with their origin.
-
-    Raises:
-        BackendUnavailable: No installed backend can run the comparison.
-        ExportError: No frame can be read.
-    """
+    """Read the first frames of the source, or generate some; with their origin."""
     if not installed_backends():
         raise BackendUnavailable(
             "no installed backend can run the exported graph for the comparison with torch",

@@ -22,7 +22,6 @@ from runtime.segmenter import Segmenter
 
 # Largest allowed logit difference over the largest logit, and smallest allowed share of equal labels.
 _LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.99)}
-_REFERENCE_BACKEND = "onnxruntime"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +65,7 @@ def measure_parity(
     Its logits tell rounding errors from wrong weights.
 
     Args:
-        network: The checkpoint's network.
+        network: The checkpoint's network, in evaluation mode.
         unfused: Its unfused graph.
         model: Graph of the artefact.
         plan: Settings of the artefact.
@@ -77,7 +76,7 @@ def measure_parity(
     logits_plan = replace(plan, outputs=(LOGITS,), upsample=plan.form.upsample)
     logits_model = transform_graph(unfused, logits_plan)
     installed = installed_backends()
-    backend = _REFERENCE_BACKEND if _REFERENCE_BACKEND in installed else installed[0]
+    backend = "onnxruntime" if "onnxruntime" in installed else installed[0]
     differences, largest, equal = [], [], []
     with tempfile.TemporaryDirectory(prefix="esnet-parity-") as folder:
         paths = Path(folder, "artefact.onnx"), Path(folder, "logits.onnx")
@@ -86,11 +85,13 @@ def measure_parity(
         with (
             Segmenter(open_backend(paths[0], backend, precision="fp32")) as artefact,
             open_backend(paths[1], backend, precision="fp32") as logits_backend,
+            torch.inference_mode(),
         ):
-            for frame in frames:
-                expected = torch_logits(network, frame, plan)
+            for frame in (resize_frame(frame, plan.size_hw) for frame in frames):
+                images_NHWC = torch.tensor(frame)[None]
+                expected = network(normalise(images_NHWC, plan.mean, plan.std))[0].numpy()
                 logits = logits_backend.infer(batch_from_frames([frame], card))[0][0]
-                labels = artefact.segment(resize_frame(frame, plan.size_hw))
+                labels = artefact.segment(frame)
                 differences.append(float(np.abs(logits.astype(np.float32) - expected).max()))
                 largest.append(float(np.abs(expected).max()))
                 equal.append(float((labels == expected.argmax(0)).mean()))
@@ -104,29 +105,8 @@ def measure_parity(
     )
 
 
-def torch_logits(network: ESNet, frame: np.ndarray, plan: ExportPlan) -> np.ndarray:
-    """Run one frame through the checkpoint.
-
-    Args:
-        network: In evaluation mode.
-        frame: RGB, uint8 (H, W, 3), any size.
-        plan: Gives size, mean and standard deviation.
-
-    Returns:
-        Logits (K, H, W) float32.
-    """
-    images_NHWC = torch.tensor(resize_frame(frame, plan.size_hw))[None]
-    with torch.inference_mode():
-        logits: np.ndarray = network(normalise(images_NHWC, plan.mean, plan.std))[0].numpy()
-    return logits
-
-
 def require_parity(parity: Parity, precision: str) -> None:
-    """Refuse an artefact that is out of tolerance.
-
-    Args:
-        parity: Result of ``measure_parity``.
-        precision: ``fp32`` or ``fp16``; determines the tolerance.
+    """Refuse an artefact that is out of the tolerance of its precision, ``fp32`` or ``fp16``.
 
     Raises:
         ParityError: The logits or the labels differ too much.

@@ -20,7 +20,7 @@ from export.errors import BuildError, PrecisionError, require_folder
 from export.graph.half import LARGEST_HALF, convert_to_half
 from export.metadata import with_card
 from runtime.artefact.card import ModelCard
-from runtime.artefact.engine_file import EngineRecord, read_record, record_path, write_engine
+from runtime.artefact.engine_file import EngineRecord, check_plan, read_record, write_engine
 from runtime.errors import EsnetError
 from runtime.files import cache_dir, sha256_of
 from runtime.machine.gpus import first_cuda_gpu
@@ -83,7 +83,7 @@ def build_engine(
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
     require_folder(path)
-    sms, gpu_name = _compute_capabilities(trt, options, first_cuda_gpu())
+    sms, gpu_name = _compute_capabilities(trt, options)
     fp32_nodes, notes = _overflowing_nodes(onnx_path, card, options)
     notes += tuple(filter(None, {advice_for(sm, options.precision) for sm in sms}))
     record = _new_record(onnx_path, card, trt, options, sms, gpu_name, fp32_nodes, command)
@@ -95,7 +95,12 @@ def build_engine(
     if options.precision == "fp16" and card.precision == "fp32":
         half = convert_to_half(model, fp32_nodes=fp32_nodes)
         model = with_card(half, replace(card, precision="fp16"))
-    options = replace(options, timing_cache_path=_timing_cache_path(trt, options, sms))
+    timings = options.timing_cache_path
+    if trt.cross_compiles:
+        timings = None  # TensorRT-RTX does not time kernels
+    elif timings is None:
+        timings = cache_dir() / "timing-{}-sm{}{}.cache".format(trt.version, *sms[0])
+    options = replace(options, timing_cache_path=timings)
     record = _build_and_write(path, trt, model, options, record, wait)
     return EngineReport(path=path, record=record, status="built", notes=notes)
 
@@ -150,10 +155,10 @@ def _check_request(card: ModelCard, trt: TensorRt, options: BuildOptions, onnx_p
 
 
 def _compute_capabilities(
-    trt: TensorRt, options: BuildOptions, gpu: tuple[str, tuple[int, int]] | None
+    trt: TensorRt, options: BuildOptions
 ) -> tuple[tuple[tuple[int, int], ...], str | None]:
     """Get the compute capabilities that the engine runs on, and the name of the GPU that builds it."""
-    name, sm = gpu or (None, None)
+    name, sm = first_cuda_gpu() or (None, None)
     if trt.cross_compiles:
         return options.sms or PORTABLE_SMS, name
     if sm is None:
@@ -254,22 +259,12 @@ def _build_and_write(
 
 def _unchanged(path: Path, record: EngineRecord) -> EngineRecord | None:
     """Get the record of an existing engine if it is up to date."""
-    if not (path.is_file() and record_path(path).is_file()):
-        return None
     try:
         found = read_record(path)
+        check_plan(path, found)
     except EsnetError:
-        return None  # damaged: build again
-    is_same = found.build.get("key") == record.build["key"]
-    return found if is_same and sha256_of(path) == found.plan_sha256 else None
-
-
-def _timing_cache_path(
-    trt: TensorRt, options: BuildOptions, sms: Sequence[tuple[int, int]]
-) -> Path | None:
-    """Choose the timing cache file; ``None`` for TensorRT-RTX, which does not time kernels."""
-    name = "timing-{}-sm{}{}.cache".format(trt.version, *sms[0])
-    return None if trt.cross_compiles else options.timing_cache_path or cache_dir() / name
+        return None  # missing or damaged: build again
+    return found if found.build.get("key") == record.build["key"] else None
 
 
 def _default_output(onnx_path: Path, card: ModelCard, options: BuildOptions, trt: TensorRt) -> Path:

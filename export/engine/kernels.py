@@ -6,9 +6,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 # The compiler's name of a type -> bytes per element, and the words that the engine inspectors use for it.
 _TYPES = {
@@ -22,12 +21,11 @@ _TYPES = {
     "Bool": (1, r"\bBool\b"),
     "FP8": (1, r"\bFP8\b"),
 }
-_COMPUTE_TYPES = ("Int8", "FP8", "Half", "BFloat16", "Float")  # narrowest first
+_COMPUTE_TYPES = ("Float", "BFloat16", "Half", "FP8", "Int8")  # widest first
 _CONVOLUTION = re.compile(r"conv|correlation", re.I)
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """A tensor that a kernel reads or writes."""
 
     type: str
@@ -36,8 +34,7 @@ class Edge:
     """Size at the shapes that the compiler optimized for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One kernel after fusion."""
 
     kind: str
@@ -50,25 +47,13 @@ class Kernel:
     """Tensors written."""
 
     @property
-    def is_convolution(self) -> bool:
-        """True if it is a convolution, fused with other nodes or not."""
-        return bool(_CONVOLUTION.search(self.kind) or _CONVOLUTION.search(self.name))
-
-    @property
     def num_bytes(self) -> int:
         """Bytes read and written, without weights."""
         return sum(edge.num_bytes for edge in (*self.inputs, *self.outputs))
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
-    """Parse the kernel list that TensorRT-RTX logs at DETAILED verbosity; this needs no GPU.
-
-    Args:
-        messages: All log messages of one build.
-
-    Returns:
-        The kernels of the engine; empty if the compiler did not list them.
-    """
+    """Parse the kernel list in TensorRT-RTX's log of a build at DETAILED verbosity; empty without one."""
     text = "\n".join(messages)
     start = text.rfind("Layers:\nName:")
     if start < 0:
@@ -98,11 +83,12 @@ def summarize_kernels(kernels: Sequence[Kernel]) -> dict[str, Any]:
 
 
 def convolution_types(kernels: Sequence[Kernel]) -> dict[str, int]:
-    """Count the convolutions by compute type, which is the widest type among their inputs."""
+    """Count the convolutions, fused or not, by compute type: the widest type among their inputs."""
     types: Counter[str] = Counter()
-    for kernel in filter(lambda kernel: kernel.is_convolution, kernels):
-        read = {edge.type for edge in kernel.inputs}
-        types[next((name for name in reversed(_COMPUTE_TYPES) if name in read), "?")] += 1
+    for kernel in kernels:
+        if _CONVOLUTION.search(f"{kernel.kind} {kernel.name}"):
+            read = {edge.type for edge in kernel.inputs}
+            types[next((name for name in _COMPUTE_TYPES if name in read), "?")] += 1
     return dict(types.most_common())
 
 

@@ -10,15 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from export.engine.kernels import Kernel, kernels_from_inspector, kernels_from_log
 from export.errors import BuildError
 from runtime.artefact.card import BatchRange
 from runtime.files import atomic_path
 from runtime.tensorrt_api import TensorRt
-
-NETWORK_NAME = "esnet"  # TensorRT's default name holds a counter, so that equal builds would differ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +44,7 @@ class BuildOptions:
     """fp16: frames for finding nodes that could overflow and stay fp32; ``None`` skips the check."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuiltPlan:
+class BuiltPlan(NamedTuple):
     """Result of a build."""
 
     plan: bytes
@@ -96,7 +93,9 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
     builder = trt.new_builder()
     with trt.log.watched() as messages:
         network = builder.create_network(_network_flags(trt))
-        network.name = NETWORK_NAME
+        network.name = (
+            "esnet"  # the default name holds a counter, so that equal builds would differ
+        )
         _parse(trt, network, model)
         config = builder.create_builder_config()
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
@@ -108,8 +107,8 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
         cache_path = options.timing_cache_path
         if cache_path is not None:
             content = cache_path.read_bytes() if cache_path.is_file() else b""
-            cache = config.create_timing_cache(content)
-            config.set_timing_cache(cache, False)  # False: reject timings of another GPU
+            # False: reject timings of another GPU
+            config.set_timing_cache(config.create_timing_cache(content), False)
         memory = builder.build_serialized_network(network, config)
         if memory is None:
             reason = trt.log.last_error()

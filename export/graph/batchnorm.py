@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from export.graph.editor import GraphEditor, attribute
+from export.graph.editor import GraphEditor, attributes
 
 Affine = tuple[np.ndarray, np.ndarray]
 """Scale and shift of a BN, y = scale * x + shift, float64 (C,) each."""
@@ -40,9 +40,8 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _affine_of(editor: GraphEditor, norm: onnx.NodeProto) -> Affine:
-    constants = (editor.array(name).astype(np.float64) for name in norm.input[1:5])
-    gamma, beta, mean, variance = constants
-    scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    gamma, beta, mean, variance = (editor.array(n).astype(np.float64) for n in norm.input[1:5])
+    scale = gamma / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
     return scale, beta - mean * scale
 
 
@@ -50,7 +49,7 @@ def _apply_affine(editor: GraphEditor, tensor: str, norm: onnx.NodeProto, affine
     """Compute ``scale * tensor + shift`` with as few new nodes as possible, and return its tensor."""
     source = editor.producer(tensor)
     if source is not None and not editor.consumers(tensor) and not editor.is_output(tensor):
-        if source.op_type in ("Conv", "ConvTranspose") and attribute(source, "group", 1) == 1:
+        if source.op_type in ("Conv", "ConvTranspose") and attributes(source).get("group", 1) == 1:
             _fold_into_conv(editor, source, affine)
             return tensor
         channels = _channels_of_parts(editor, source, len(affine[0]))
@@ -95,7 +94,7 @@ def _split_over_concat(
 
 def _channels_of_parts(editor: GraphEditor, node: onnx.NodeProto, total: int) -> list[int] | None:
     """Count the channels of each input of a Concat; ``None`` if unknown, or for another node."""
-    if node.op_type != "Concat" or attribute(node, "axis", 0) != 1:
+    if node.op_type != "Concat" or attributes(node).get("axis", 0) != 1:
         return None
     channels = [_channels_of_conv(editor, name) for name in node.input]
     unknown = channels.count(0)
@@ -112,7 +111,7 @@ def _channels_of_conv(editor: GraphEditor, tensor: str) -> int:
         return 0
     # Conv (Cout, Cin, k, k), ConvTranspose (Cin, Cout, k, k)
     shape = editor.array(node.input[1]).shape
-    return int(shape[0] if node.op_type == "Conv" else shape[1] * attribute(node, "group", 1))
+    return int(shape[0] if node.op_type == "Conv" else shape[1] * attributes(node).get("group", 1))
 
 
 def _move_before_concat(editor: GraphEditor, relu: onnx.NodeProto) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from export.errors import GraphError
-
-T = TypeVar("T")
 
 
 class GraphEditor:
@@ -145,10 +143,9 @@ class GraphEditor:
         return order
 
 
-def attribute(node: onnx.NodeProto, name: str, default: T) -> T:
-    """Read a node's attribute; ``default`` if it is not set."""
-    values: dict[str, T] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return values.get(name, default)
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Get the attributes of a node by name; those that are not set are missing."""
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -167,8 +164,7 @@ def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
 
 def op_counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
     """Count nodes by operator type, most frequent first."""
-    counts = Counter(node.op_type for node in nodes)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return dict(Counter(sorted(node.op_type for node in nodes)).most_common())
 
 
 def _unused(name: str, taken: Collection[str]) -> str:

@@ -9,9 +9,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.errors import GraphError
-from export.graph.editor import GraphEditor, attribute, dims_of
-
-FRAMES_NAME = "frames"
+from export.graph.editor import GraphEditor, attributes, dims_of
+from runtime.artefact.card import FRAMES
 
 
 def attach_frames_input(
@@ -43,7 +42,7 @@ def attach_frames_input(
     scale = 1.0 / (255.0 * np.asarray(std, np.float64))
     for reader in editor.consumers(tensor.name):
         _fold_scale(editor, reader, scale)
-    x = editor.add("Cast", "input.cast", [FRAMES_NAME], to=TensorProto.FLOAT)
+    x = editor.add("Cast", "input.cast", [FRAMES], to=TensorProto.FLOAT)
     if any(mean):
         offset = np.asarray(mean, np.float64) * 255.0
         offset_name = editor.add_array("input.mean_255", np.float32(offset))
@@ -51,12 +50,12 @@ def attach_frames_input(
     x = editor.add("Transpose", "input.nchw", [x], perm=[0, 3, 1, 2])
     editor.rewire(tensor.name, x)
     dims_NHWC = [dims[0], *dims[2:], 3]
-    tensor.CopyFrom(helper.make_tensor_value_info(FRAMES_NAME, TensorProto.UINT8, dims_NHWC))
+    tensor.CopyFrom(helper.make_tensor_value_info(FRAMES, TensorProto.UINT8, dims_NHWC))
     return editor.finish()
 
 
 def _fold_scale(editor: GraphEditor, reader: onnx.NodeProto, scale: np.ndarray) -> None:
-    if reader.op_type == "Conv" and attribute(reader, "group", 1) == 1:
+    if reader.op_type == "Conv" and attributes(reader).get("group", 1) == 1:
         weight = editor.array(reader.input[1]) * scale.reshape(1, -1, 1, 1)
         editor.set_node_array(reader, 1, reader.input[1], weight.astype(np.float32))
         return

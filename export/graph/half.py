@@ -32,11 +32,10 @@ def convert_to_half(model: onnx.ModelProto, *, fp32_nodes: Collection[str] = ())
     editor = GraphEditor(model)
     if unknown := sorted(set(fp32_nodes) - {node.name for node in editor.nodes}):
         raise GraphError(f"the graph has no node {unknown[0]!r} to keep in FP32")
-    floats = _float_tensors(model)
+    floats = float_tensors(model)
     kept = [node for node in editor.nodes if node.name in fp32_nodes]
     for node in kept:
-        _keep_inputs(editor, node, floats, fp32_nodes)
-        _keep_outputs(editor, node, floats, fp32_nodes)
+        _surround_with_casts(editor, node, floats, fp32_nodes)
     own = {name for node in kept for name in node.input}
     read = {name for node in editor.nodes for name in node.input} - own
     for tensor in list(editor.arrays.values()):
@@ -63,26 +62,19 @@ def _half_array(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _keep_inputs(
+def _surround_with_casts(
     editor: GraphEditor, node: onnx.NodeProto, floats: Collection[str], kept: Collection[str]
 ) -> None:
-    """Give an FP32 node its own float32 constants, and casts from float16 inputs."""
+    """Cast the tensors between an FP32 node and others; give it its own float32 constants."""
     for position, name in enumerate(node.input):
-        if name not in floats:
+        producer = editor.producer(name)
+        if name not in floats or (producer is not None and producer.name in kept):
             continue
         if name in editor.arrays:
             node.input[position] = editor.add_array(f"{name}/fp32", editor.array(name))
-            continue
-        producer = editor.producer(name)
-        if producer is None or producer.name not in kept:
+        else:
             cast = f"{node.name}/{position}{_TO_FLOAT}"
             node.input[position] = editor.add("Cast", cast, [name], to=TensorProto.FLOAT)
-
-
-def _keep_outputs(
-    editor: GraphEditor, node: onnx.NodeProto, floats: Collection[str], kept: Collection[str]
-) -> None:
-    """Cast the outputs of an FP32 node to float16 for other readers; FP32 readers get float32."""
     for position, name in enumerate(node.output):
         readers = editor.consumers(name)
         has_others = editor.is_output(name) or any(reader.name not in kept for reader in readers)
@@ -97,8 +89,8 @@ def _keep_outputs(
         editor.add("Cast", cast, [inner], output=name, to=TensorProto.FLOAT16)
 
 
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """List the names of all float32 tensors, including constants, inputs and outputs."""
+def float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Get the names of all float32 tensors, including constants, inputs and outputs."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     edges = (*inferred.value_info, *inferred.input, *inferred.output)
     names = {v.name for v in edges if v.type.tensor_type.elem_type == TensorProto.FLOAT}

@@ -7,9 +7,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.errors import GraphError
-from export.graph.editor import GraphEditor, attribute, dims_of, opset_of
-
-LABELS_NAME, CONFIDENCE_NAME = "labels", "confidence"
+from export.graph.editor import GraphEditor, attributes, dims_of, opset_of
+from runtime.artefact.card import CONFIDENCE, LABELS
 
 _PADDING_LOGIT = -1e4
 """Logit of a padding class: far below real logits, and finite in float16."""
@@ -100,9 +99,9 @@ def append_labels(model: onnx.ModelProto, *, confidence: bool = False) -> onnx.M
     scores, axis, flat_shape = _class_scores(editor, logits.name, sizes)
     del editor.graph.output[:]
     classes = editor.add("ArgMax", "head.argmax", [scores], axis=axis, keepdims=0)
-    maps = {LABELS_NAME: editor.add("Cast", "head.labels_float", [classes], to=TensorProto.FLOAT)}
+    maps = {LABELS: editor.add("Cast", "head.labels_float", [classes], to=TensorProto.FLOAT)}
     if confidence:
-        maps[CONFIDENCE_NAME] = _top_probability(editor, scores, axis)
+        maps[CONFIDENCE] = _top_probability(editor, scores, axis)
     for name, tensor in maps.items():
         if flat_shape is not None:
             shuffle = f"head.{name}_shuffle"
@@ -121,7 +120,10 @@ def _class_scores(
     shuffle = editor.producer(logits)
     if shuffle is None or shuffle.op_type != "DepthToSpace":
         return logits, 1, None
-    if attribute(shuffle, "blocksize", 1) != 2 or attribute(shuffle, "mode", b"DCR") != b"DCR":
+    if (
+        attributes(shuffle).get("blocksize", 1) != 2
+        or attributes(shuffle).get("mode", b"DCR") != b"DCR"
+    ):
         raise GraphError(f"the shuffle {shuffle.name!r} must be DCR with block size 2")
     editor.remove(shuffle)
     classes, height, width = sizes

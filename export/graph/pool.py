@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from export.graph.editor import GraphEditor, attribute
-from export.graph.frames import FRAMES_NAME
+from export.graph.editor import GraphEditor, attributes
+from runtime.artefact.card import FRAMES
 
 _MONOTONE = ("Cast", "Sub", "Transpose")
+_TWO_BY_TWO = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0] * 4}
 
 
 def pool_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -25,7 +26,7 @@ def pool_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
     editor = GraphEditor(model)
     for pool in editor.of_type("MaxPool"):
         chain = _chain_to_frames(editor, pool.input[0])
-        if chain is not None and _is_two_by_two(pool):
+        if chain is not None and {"pads": [0] * 4, **attributes(pool)} == _TWO_BY_TWO:
             _rewrite(editor, pool, chain)
     return editor.finish()
 
@@ -33,20 +34,13 @@ def pool_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _chain_to_frames(editor: GraphEditor, tensor: str) -> list[onnx.NodeProto] | None:
     """List the nodes from frames to a tensor, in order; ``None`` if one is not monotone."""
     chain: list[onnx.NodeProto] = []
-    while tensor != FRAMES_NAME:
+    while tensor != FRAMES:
         node = editor.producer(tensor)
         if node is None or node.op_type not in _MONOTONE:
             return None
         chain.insert(0, node)
         tensor = node.input[0]
     return chain
-
-
-def _is_two_by_two(pool: onnx.NodeProto) -> bool:
-    pads, dilations = attribute(pool, "pads", [0] * 4), attribute(pool, "dilations", [1, 1])
-    kernel, strides = attribute(pool, "kernel_shape", [0, 0]), attribute(pool, "strides", [1, 1])
-    sizes = [list(kernel), list(strides), list(pads), list(dilations)]
-    return sizes == [[2, 2], [2, 2], [0] * 4, [1, 1]] and not attribute(pool, "ceil_mode", 0)
 
 
 def _rewrite(editor: GraphEditor, pool: onnx.NodeProto, chain: list[onnx.NodeProto]) -> None:
@@ -58,13 +52,10 @@ def _rewrite(editor: GraphEditor, pool: onnx.NodeProto, chain: list[onnx.NodePro
         for column in (0, 1):
             name = f"{pool.name}.{row}{column}"
             start = editor.add_array(f"{name}.start", np.array([row, column], np.int64))
-            corners.append(editor.add("Slice", name, [FRAMES_NAME, start, ends, axes, steps]))
+            corners.append(editor.add("Slice", name, [FRAMES, start, ends, axes, steps]))
     tensor = editor.add("Max", pool.name, corners)
     for node in chain:
-        attributes = {
-            entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute
-        }
         name = f"{pool.name}.{node.name.rpartition('.')[2]}"
-        tensor = editor.add(node.op_type, name, [tensor, *node.input[1:]], **attributes)
+        tensor = editor.add(node.op_type, name, [tensor, *node.input[1:]], **attributes(node))
     editor.rewire(pool.output[0], tensor)
     editor.remove(pool)

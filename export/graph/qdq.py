@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -16,21 +16,18 @@ _WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1}
 _LEVELS = 127  # -128 is not used, so that TensorRT and CPU kernels agree
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scheme:
+class Scheme(NamedTuple):
     """Format of 8-bit activations. Weights are always int8, symmetric, with one scale per channel."""
 
     name: str
     """Name on the command line."""
     is_symmetric: bool
-    """True: int8 with zero-point 0, as TensorRT requires. False: uint8 with a zero-point."""
-    quantizes_skips: bool
-    """True if the skip input of a residual Add is quantized too, so that TensorRT fuses Conv + Add + ReLU
-    into one INT8 kernel."""
+    """True: int8 with zero-point 0, and the skip input of a residual Add is quantized too, so that TensorRT
+    fuses Conv + Add + ReLU into one INT8 kernel. False: uint8 with a zero-point."""
 
 
-TENSORRT_SCHEME = Scheme(name="tensorrt", is_symmetric=True, quantizes_skips=True)
-CPU_SCHEME = Scheme(name="cpu", is_symmetric=False, quantizes_skips=False)
+TENSORRT_SCHEME = Scheme("tensorrt", is_symmetric=True)
+CPU_SCHEME = Scheme("cpu", is_symmetric=False)
 SCHEMES = {scheme.name: scheme for scheme in (TENSORRT_SCHEME, CPU_SCHEME)}
 
 
@@ -64,18 +61,21 @@ def insert_qdq(
     editor = GraphEditor(model)
     if editor.of_type("QuantizeLinear", "DequantizeLinear"):
         raise GraphError("the graph is already quantized", hint="start from the FP32 ONNX file")
-    convolutions = [node for node in _convolutions(editor) if node.name not in keep]
     done: dict[str, str] = {}
-    for node in convolutions:
+    for node in _convolutions(editor):
+        if node.name in keep:
+            continue
         tensor = node.input[0]
         if tensor not in done:
             done[tensor] = _quantized(editor, tensor, ranges, scheme)
         node.input[0] = done[tensor]
         _quantize_weight(editor, node)
-    if scheme.quantizes_skips:
+    if scheme.is_symmetric:
         for node in editor.of_type("Add"):
             for position, tensor in enumerate(node.input):
-                if tensor in done and _is_residual(editor, node, position):
+                other = editor.producer(node.input[1 - position])
+                is_residual = other is not None and other.op_type in ("Conv", "Add")
+                if tensor in done and is_residual:
                     node.input[position] = done[tensor]
     return editor.finish()
 
@@ -83,13 +83,6 @@ def insert_qdq(
 def _convolutions(editor: GraphEditor) -> list[onnx.NodeProto]:
     """List the convolutions with constant weights."""
     return [node for node in editor.of_type(*_WEIGHT_AXIS) if node.input[1] in editor.arrays]
-
-
-def _is_residual(editor: GraphEditor, node: onnx.NodeProto, position: int) -> bool:
-    """Return True if this input of an Add is the skip connection of a residual block."""
-    others = [name for index, name in enumerate(node.input) if index != position]
-    makers = [editor.producer(name) for name in others]
-    return any(maker is not None and maker.op_type in ("Conv", "Add") for maker in makers)
 
 
 def _quantized(

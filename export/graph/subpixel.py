@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from export.errors import GraphError
-from export.graph.editor import GraphEditor, attribute
+from export.graph.editor import GraphEditor, attributes
 
 # (kernel, strides, pads, output_padding, dilations, group) -> kernel size.
 _KERNELS = {
@@ -75,11 +75,11 @@ def _kernel_of(deconv: onnx.NodeProto, weight: np.ndarray) -> int:
     """Get the kernel size, 2 or 3, of a supported geometry."""
     geometry = (
         tuple(weight.shape[2:]),
-        tuple(attribute(deconv, "strides", [1, 1])),
-        tuple(attribute(deconv, "pads", [0, 0, 0, 0])),
-        tuple(attribute(deconv, "output_padding", [0, 0])),
-        tuple(attribute(deconv, "dilations", [1, 1])),
-        attribute(deconv, "group", 1),
+        tuple(attributes(deconv).get("strides", [1, 1])),
+        tuple(attributes(deconv).get("pads", [0, 0, 0, 0])),
+        tuple(attributes(deconv).get("output_padding", [0, 0])),
+        tuple(attributes(deconv).get("dilations", [1, 1])),
+        attributes(deconv).get("group", 1),
     )
     if geometry not in _KERNELS:
         raise GraphError(

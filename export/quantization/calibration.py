@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from export.errors import CalibrationError, ExportError
+from export.graph.half import float_tensors
 from export.graph.qdq import TENSORRT_SCHEME, Range, activation_scale, quantizable_tensors
 from runtime.artefact.card import ModelCard
 from runtime.files import atomic_path
@@ -162,11 +163,12 @@ def measure_ranges(
         Ranges by tensor, number of batches, and SHA-256 of the batches.
 
     Raises:
-        CalibrationError: There are no batches, or an activation is not finite.
+        CalibrationError: Another method, no batches, or an activation that is not finite.
     """
+    if method not in METHODS:
+        raise CalibrationError(f"unknown method {method!r}", hint=f"methods: {', '.join(METHODS)}")
     tensors = list(quantizable_tensors(model))
-    session = cpu_session(_with_outputs(model, tensors, shape=None))
-    input_name = session.get_inputs()[0].name
+    run = open_on_cpu(_with_outputs(model, tensors))
     collector = HistogramCollector(
         method="entropy",
         symmetric=False,
@@ -180,8 +182,7 @@ def measure_ranges(
         values: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
         for batch in chunk:
             digest.update(batch.tobytes())
-            outputs = session.run(tensors, {input_name: batch})
-            for name, array in zip(tensors, outputs, strict=True):
+            for name, array in zip(tensors, run(batch), strict=True):
                 if not np.isfinite(array).all():
                     raise CalibrationError(
                         f"tensor {name!r} holds NaN or Inf", hint="check the weights and the frames"
@@ -213,19 +214,15 @@ def activation_peaks(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> d
     Raises:
         ExportError: There are no batches, or a tensor is not finite in float32.
     """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.value_info, *inferred.output)
-    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats = float_tensors(model)
     names = [name for node in model.graph.node for name in node.output if name in floats]
     nodes = []
     for name in names:  # reduced in the graph, so that no full activation is kept
-        nodes.append(helper.make_node("Abs", [name], [f"{name}/magnitude"]))
-        nodes.append(
-            helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"{name}/peak"], keepdims=0)
-        )
-    session = cpu_session(_with_outputs(model, [f"{n}/peak" for n in names], shape=[], nodes=nodes))
-    input_name = session.get_inputs()[0].name
-    rows = [np.array(session.run(None, {input_name: batch}), float) for batch in batches]
+        size, peak = f"{name}/magnitude", f"{name}/peak"
+        nodes.append(helper.make_node("Abs", [name], [size]))
+        nodes.append(helper.make_node("ReduceMax", [size], [peak], keepdims=0))
+    run = open_on_cpu(_with_outputs(model, [f"{name}/peak" for name in names], nodes))
+    rows = [np.array(run(batch), float) for batch in batches]
     if not rows:
         raise ExportError("no frames to measure activations on")
     peaks = np.max(rows, axis=0)
@@ -237,28 +234,23 @@ def activation_peaks(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> d
     return dict(zip(names, peaks.tolist(), strict=True))
 
 
-def cpu_session(model: onnx.ModelProto, *, is_optimized: bool = True) -> ort.InferenceSession:
-    """Open a graph in ONNX Runtime on the CPU, with warnings off.
-
-    Args:
-        model: Any graph.
-        is_optimized: False disables all graph optimisations.
-    """
+def open_on_cpu(
+    model: onnx.ModelProto, *, is_optimized: bool = True
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Open a graph with one input in ONNX Runtime, and get a function that computes its outputs."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if not is_optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(
+    session = ort.InferenceSession(
         model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
     )
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})
 
 
 def _with_outputs(
-    model: onnx.ModelProto,
-    names: Sequence[str],
-    *,
-    shape: list[int] | None,
-    nodes: Sequence[onnx.NodeProto] = (),
+    model: onnx.ModelProto, names: Sequence[str], nodes: Sequence[onnx.NodeProto] = ()
 ) -> onnx.ModelProto:
     """Copy a model, append nodes, and replace its outputs by these float32 tensors."""
     result = onnx.ModelProto()
@@ -266,7 +258,7 @@ def _with_outputs(
     del result.graph.output[:]
     result.graph.node.extend(nodes)
     result.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
     )
     return result
 

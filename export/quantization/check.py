@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from esnet.data.labelled import LabelledSplit
 from esnet.data.scenes import street_scene
 from esnet.metrics import confusion_from_pairs, label_agreement
 from export.errors import ExportError
-from export.quantization.calibration import cpu_session
+from export.quantization.calibration import open_on_cpu
 from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends, open_backend
 from runtime.errors import EsnetError
@@ -28,8 +28,7 @@ changes: rounding differences cost 0.2 % on frames of 360x480, and more on tiny 
 symmetric int8 wrongly and differs in 5 to 22 % there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackendCheck:
+class BackendCheck(NamedTuple):
     """Result of one backend on the quantized file."""
 
     backend: str
@@ -124,20 +123,12 @@ class BackendChecker:
 
 
 def run_unoptimized(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run a graph in ONNX Runtime with all optimisations disabled.
+    """Run a graph in ONNX Runtime without optimisations, and get its first output for each batch.
 
     Nothing is fused: quantized values are rounded as the graph says, and all arithmetic is in float.
-
-    Args:
-        model: Graph with one input.
-        batches: Inputs of the graph.
-
-    Returns:
-        The first output for each batch.
     """
-    session = cpu_session(model, is_optimized=False)
-    name = session.get_inputs()[0].name
-    return [session.run(None, {name: batch})[0] for batch in batches]
+    run = open_on_cpu(model, is_optimized=False)
+    return [run(batch)[0] for batch in batches]
 
 
 def open_labelled(model_path: Path, data_dir: Path | None) -> LabelledSplit | None:

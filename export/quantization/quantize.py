@@ -15,7 +15,6 @@ from export.graph.pool import pool_bytes
 from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions
 from export.metadata import with_card
 from export.quantization.calibration import (
-    METHODS,
     RangeTable,
     calibration_batches,
     measure_ranges,
@@ -59,12 +58,6 @@ class QuantizeOptions:
     sensitivity_path: Path | None = None
     """Image of the sensitivity of each block to write."""
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise CalibrationError(
-                f"unknown method {self.method!r}", hint=f"methods: {', '.join(METHODS)}"
-            )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeReport:
@@ -94,7 +87,7 @@ class QuantizeReport:
 def quantize(
     model_path: Path,
     output: Path | None,
-    options: QuantizeOptions | None = None,
+    options: QuantizeOptions,
     *,
     labelled: LabelledSplit | None = None,
     command: Sequence[str] = (),
@@ -105,7 +98,7 @@ def quantize(
     Args:
         model_path: fp32 artefact of this toolkit.
         output: File to write; ``None`` names it after the artefact.
-        options: Settings; ``None`` takes the defaults.
+        options: Settings.
         labelled: Labelled data. If mIoU drops too far on it, blocks go back to float, the most sensitive
             first. ``None`` checks the agreement with fp32 only.
         command: Command line, for the card.
@@ -116,7 +109,6 @@ def quantize(
         ExportError: The file is not an fp32 artefact.
         ParityError: A backend does not match the simulation, or mIoU drops too far; nothing is written.
     """
-    options = options or QuantizeOptions()
     card = ModelCard.from_file(model_path)
     _check_artefact(model_path, card)
     scheme = SCHEMES[options.scheme or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
@@ -125,7 +117,8 @@ def quantize(
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         model = pool_bytes(model)
-    path = output or _default_output(model_path, card, scheme)
+    stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
+    path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
     card = _int8_card(card, scheme, table, sha256_of(model_path), command)
     checker = BackendChecker(model_path, card, labelled, on_frame)
     search = _Search(model, table, scheme, card, checker, on_frame, kept)
@@ -136,7 +129,7 @@ def quantize(
     if options.trt_cache_path is not None:
         write_trt_cache(table, options.trt_cache_path)
     if options.sensitivity_path is not None:
-        draw_sensitivity(search.sensitivity, options.sensitivity_path, restored=search.restored)
+        draw_sensitivity(search.sensitivity, options.sensitivity_path, search.restored)
     return QuantizeReport(
         path=path,
         card=card,
@@ -198,13 +191,9 @@ class _Search:
 
     def measure_sensitivity(self) -> None:
         """Measure the sensitivity of each block on a few of the checker's frames."""
-        batches = self.checker.batches
+        batches = self.checker.batches[:: max(1, len(self.checker.batches) // CHECK_FRAMES)]
         self.sensitivity = block_sensitivity(
-            self.model,
-            self.table.ranges,
-            self.scheme,
-            batches[:: max(1, len(batches) // CHECK_FRAMES)],
-            on_block=lambda done, total: self.on_frame("measuring blocks", done, total),
+            self.model, self.table.ranges, self.scheme, batches, self.on_frame
         )
 
 
@@ -274,11 +263,6 @@ def _int8_card(
     }
     created = {**card.created, "quantized by": " ".join(command)}
     return replace(card, precision="int8", parity={}, created=created, quantization=quantization)
-
-
-def _default_output(model_path: Path, card: ModelCard, scheme: Scheme) -> Path:
-    stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
-    return model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
 
 
 def _convolutions_of(model: onnx.ModelProto, paths: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 
 from esnet.metrics import label_agreement
-from export.errors import ExportError
 from export.graph.qdq import Range, Scheme, insert_qdq
 from export.quantization.check import run_unoptimized
 from runtime.files import atomic_path
@@ -20,8 +19,7 @@ def block_sensitivity(
     ranges: Mapping[str, Range],
     scheme: Scheme,
     batches: Sequence[np.ndarray],
-    *,
-    on_block: Callable[[int, int], None] = lambda done, total: None,
+    on_frame: Callable[[str, int, int], None],
 ) -> dict[str, float]:
     """Quantize each block alone and measure the share of labels that change.
 
@@ -30,7 +28,7 @@ def block_sensitivity(
         ranges: Ranges of its activations.
         scheme: Format of 8-bit activations.
         batches: Inputs of the graph; a few are enough.
-        on_block: Called with the number of blocks done and the total.
+        on_frame: Called with a description, the number of blocks done and the total.
 
     Returns:
         Block, by module path, to the share of labels that differ from the float graph's, 0 to 1; the most
@@ -44,25 +42,14 @@ def block_sensitivity(
         others = [name for name in convolutions if _block_of(name) != block]
         labels = run_unoptimized(insert_qdq(model, ranges, scheme, keep=others), batches)
         losses[block] = 1 - label_agreement(labels, reference)
-        on_block(done, len(blocks))
+        on_frame("measuring blocks", done, len(blocks))
     return dict(sorted(losses.items(), key=lambda item: -item[1]))
 
 
-def draw_sensitivity(
-    shares: Mapping[str, float], path: Path, *, restored: Collection[str] = ()
-) -> None:
-    """Draw the sensitivity of each block as bars, the highest on top; restored blocks are grey.
+def draw_sensitivity(shares: Mapping[str, float], path: Path, restored: Collection[str]) -> None:
+    """Draw the sensitivity of each block as bars, the highest on top; restored blocks are grey."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        ExportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ExportError(
-            "--sensitivity draws with matplotlib, which is not installed",
-            hint="pip install matplotlib",
-        ) from error
     figure = Figure(figsize=(7, 0.6 + 0.28 * len(shares)), layout="constrained")
     axis = figure.add_subplot()
     names = list(shares)[::-1]

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from export.errors import GraphError
-from export.graph.editor import GraphEditor, attribute, dims_of, op_counts, opset_of
+from export.graph.editor import GraphEditor, attributes, dims_of, op_counts, opset_of
 
 
 def node(op: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
@@ -155,7 +155,7 @@ def test_constant_listed_among_the_inputs_is_no_input(editor):
     ],
 )
 def test_attribute_is_the_nodes_or_the_default(name, default, expected):
-    assert attribute(node("ArgMax", ["x"], "y", axis=3), name, default) == expected
+    assert attributes(node("ArgMax", ["x"], "y", axis=3)).get(name, default) == expected
 
 
 def test_unnamed_axis_is_shown_as_a_question_mark():

@@ -12,7 +12,8 @@ from onnx import TensorProto
 from esnet.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD
 from export.errors import ExportError
 from export.graph.editor import dims_of, op_counts
-from export.plan import FORMS, OPSETS, UPSAMPLES, ExportPlan, unfused_graph
+from export.graph_builder import onnx_from_network
+from export.plan import FORMS, OPSETS, UPSAMPLES, ExportPlan
 from runtime.artefact.card import CONFIDENCE, LABELS, LOGITS, BatchRange
 
 BOTH = (LABELS, CONFIDENCE)
@@ -24,7 +25,7 @@ each_upsample = pytest.mark.parametrize("upsample", UPSAMPLES)
 
 @each_family
 def test_published_graph_scores_as_torch_does(family, make_network, run_onnx, torch_logits, frames):
-    model = unfused_graph(make_network(family), ExportPlan(size_hw=(64, 128)))
+    model = onnx_from_network(make_network(family), (64, 128), BatchRange(1, 1, 8), opset=17)
     [logits] = run_onnx(model, tensor=(frames / np.float32(255)).transpose(0, 3, 1, 2))
     expected = torch_logits(family)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
@@ -32,7 +33,7 @@ def test_published_graph_scores_as_torch_does(family, make_network, run_onnx, to
 
 @each_family
 def test_published_graph_carries_no_size_arithmetic(family, make_network):
-    model = unfused_graph(make_network(family), ExportPlan(size_hw=(64, 128)))
+    model = onnx_from_network(make_network(family), (64, 128), BatchRange(1, 1, 8), opset=17)
     expected = {"Add", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "MaxPool", "Relu"}
     assert set(op_counts(model.graph.node)) == expected
 

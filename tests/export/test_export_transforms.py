@@ -11,7 +11,8 @@ from export.graph.frames import attach_frames_input
 from export.graph.half import convert_to_half
 from export.graph.head import append_labels, pad_classes
 from export.graph.subpixel import upsample_to_subpixel
-from export.plan import ExportPlan, unfused_graph
+from export.graph_builder import onnx_from_network
+from runtime.artefact.card import BatchRange
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from export.plan import ExportPlan, unfused_graph
     ids=lambda transform: getattr(transform, "func", transform).__name__,
 )
 def test_transform_changes_its_result_and_not_its_input(transform, make_network):
-    published = unfused_graph(make_network("zh320"), ExportPlan(size_hw=(64, 128)))
+    published = onnx_from_network(make_network("zh320"), (64, 128), BatchRange(1, 1, 8), opset=17)
     model = published if transform is fold_batchnorm else fold_batchnorm(published)
     before = model.SerializeToString()
     result = transform(model)
