@@ -90,12 +90,11 @@ def build_plan(
 
 def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
     module = trt.module
-    builder = trt.new_builder()
+    builder = trt.create("Builder")
     with trt.log.watched() as messages:
         network = builder.create_network(_network_flags(trt))
-        network.name = (
-            "esnet"  # the default name holds a counter, so that equal builds would differ
-        )
+        # The default name holds a counter, so that equal builds would differ.
+        network.name = "esnet"
         _parse(trt, network, model)
         config = builder.create_builder_config()
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
@@ -198,7 +197,7 @@ def _add_profile(builder: Any, config: Any, network: Any, batch: BatchRange | No
 
 def _inspected(trt: TensorRt, plan: bytes) -> tuple[Kernel, ...]:
     """List the kernels with the engine inspector, which loads the engine on this machine's GPU."""
-    engine = trt.new_runtime().deserialize_cuda_engine(plan)
+    engine = trt.create("Runtime").deserialize_cuda_engine(plan)
     if engine is None:
         return ()
     layout = trt.module.LayerInformationFormat.JSON

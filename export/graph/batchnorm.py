@@ -97,8 +97,7 @@ def _channels_of_parts(editor: GraphEditor, node: onnx.NodeProto, total: int) ->
     if node.op_type != "Concat" or attributes(node).get("axis", 0) != 1:
         return None
     channels = [_channels_of_conv(editor, name) for name in node.input]
-    unknown = channels.count(0)
-    if unknown > 1 or len(set(node.input)) < len(channels):
+    if channels.count(0) > 1 or len(set(node.input)) < len(channels):
         return None
     rest = total - sum(channels)
     return [count or rest for count in channels]

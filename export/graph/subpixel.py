@@ -73,13 +73,14 @@ def _rewrite(editor: GraphEditor, deconv: onnx.NodeProto) -> None:
 
 def _kernel_of(deconv: onnx.NodeProto, weight: np.ndarray) -> int:
     """Get the kernel size, 2 or 3, of a supported geometry."""
+    found = attributes(deconv)
     geometry = (
-        tuple(weight.shape[2:]),
-        tuple(attributes(deconv).get("strides", [1, 1])),
-        tuple(attributes(deconv).get("pads", [0, 0, 0, 0])),
-        tuple(attributes(deconv).get("output_padding", [0, 0])),
-        tuple(attributes(deconv).get("dilations", [1, 1])),
-        attributes(deconv).get("group", 1),
+        weight.shape[2:],
+        tuple(found.get("strides", [1, 1])),
+        tuple(found.get("pads", [0, 0, 0, 0])),
+        tuple(found.get("output_padding", [0, 0])),
+        tuple(found.get("dilations", [1, 1])),
+        found.get("group", 1),
     )
     if geometry not in _KERNELS:
         raise GraphError(
