@@ -55,8 +55,11 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     except (EsnetError, OSError) as error:
         if is_debug:
             raise
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         hint = getattr(error, "hint", _CHECK_PATH)
-        _fail(_one_line(error), hint, getattr(error, "exit_code", _BAD_INPUT))
+        _fail(message, hint, getattr(error, "exit_code", _BAD_INPUT))
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if is_debug or library not in _EXTRAS:
@@ -133,12 +136,6 @@ def parse_bytes(text: str) -> int:
             f"size {text!r} is not a number of bytes", hint="for example --workspace 2GiB"
         )
     return size
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 def is_terminal() -> bool:

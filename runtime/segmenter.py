@@ -60,8 +60,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         Raises:
             InvalidInput: Frames of another dtype, rank or number of channels, or an unknown channel order.
         """
-        labels, _ = self._maps(frames, color)
-        return labels
+        return self._maps(frames, color)[0]
 
     def segment_with_confidence(
         self, frames: np.ndarray, *, color: str = "rgb"

@@ -61,19 +61,12 @@ class TensorRt:
         """True if it can build for other GPUs than the installed one, and without a GPU."""
         return self.has("ComputeCapability") and self.has("IBuilderConfig.set_compute_capability")
 
-    def new_builder(self) -> Any:
-        """Create a builder.
+    def create(self, name: str) -> Any:
+        """Create a ``Builder`` or a ``Runtime``.
 
         Raises:
             BackendUnavailable: No driver or no GPU.
         """
-        return self._make("Builder")
-
-    def new_runtime(self) -> Any:
-        """Create a runtime; errors as for ``new_builder``."""
-        return self._make("Runtime")
-
-    def _make(self, name: str) -> Any:
         try:
             return getattr(self.module, name)(self.log.logger)
         except TypeError as error:  # pybind11's "factory function returned nullptr"

@@ -6,13 +6,8 @@ import shlex
 
 from runtime.artefact.card import ModelCard
 
-# Backend -> the engine whose graph form is fastest for it, as measured.
-_FORM_OF = {
-    "openvino": "openvino",
-    "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt",
-}
+# Backends whose fastest graph form is known, as measured; that of tensorrt-rtx is TensorRT's.
+_FORMS = ("openvino", "onnxruntime", "tensorrt")
 _EXECUTES_QDQ = ("openvino", "onnxruntime", "onnxruntime-cuda")
 
 
@@ -26,8 +21,8 @@ def form_advice(card: ModelCard, backend_name: str) -> str | None:
     Returns:
         The line; ``None`` if the graph suits this engine, or no better form is known.
     """
-    engine = _FORM_OF.get(backend_name)
-    if engine is None or engine in (card.optimized_for, *card.form.get("suits", ())):
+    engine = backend_name.removesuffix("-rtx")
+    if engine not in _FORMS or engine in (card.optimized_for, *card.form.get("suits", ())):
         return None
     command = shlex.join([*_export_command(card), "--optimize-for", engine])
     return f"the graph is optimized for {card.optimized_for}; for {backend_name}: {command}"

@@ -18,7 +18,7 @@ from runtime.files import atomic_path, sha256_of
 
 SUFFIXES = (".engine", ".plan")
 SCHEMA = 1
-_RTX_MAGIC, _RTX_HEADER_BYTES = b"vtrt", 64
+_RTX_MAGIC = b"vtrt"
 _BUILD = "build it with: esnet-export build-engine MODEL.onnx --fp16"
 
 
@@ -113,18 +113,16 @@ def check_plan(path: Path, record: EngineRecord) -> None:
     """
     if sha256_of(path) == record.plan_sha256:
         return
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(_RTX_HEADER_BYTES)
+    plan = path.read_bytes()
     problem = "is not the engine that its record describes: the sha256 differs"
-    if size == 0:
+    if not plan:
         problem = "is empty"
     elif record.tensorrt.get("kind") == "tensorrt-rtx":
-        expected = int.from_bytes(header[16:24], "little")
-        if header[:4] != _RTX_MAGIC:
-            problem = f"is not a TensorRT-RTX engine: it starts with {header[:4]!r}"
-        elif expected != size:
-            problem = f"is truncated or extended: {size} bytes, its header says {expected}"
+        size = int.from_bytes(plan[16:24], "little")
+        if plan[:4] != _RTX_MAGIC:
+            problem = f"is not a TensorRT-RTX engine: it starts with {plan[:4]!r}"
+        elif size != len(plan):
+            problem = f"is truncated or extended: {len(plan)} bytes, its header says {size}"
     raise _mismatch(f"{path} {problem}", record)
 
 
@@ -134,10 +132,9 @@ def check_library(path: Path, record: EngineRecord, *, kind: str, version: str) 
     Raises:
         EngineMismatch: Another kind or version.
     """
-    built = record.tensorrt
-    if (built.get("kind"), built.get("version")) != (kind, version):
-        builder = f"{built.get('kind')} {built.get('version')}"
-        raise _mismatch(f"{path} was built by {builder}, here is {kind} {version}", record)
+    built = f"{record.tensorrt.get('kind')} {record.tensorrt.get('version')}"
+    if built != f"{kind} {version}":
+        raise _mismatch(f"{path} was built by {built}, here is {kind} {version}", record)
 
 
 def check_gpu(path: Path, record: EngineRecord, *, gpu: str, sm: tuple[int, int]) -> None:

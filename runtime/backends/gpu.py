@@ -60,6 +60,7 @@ class GpuBackend(Backend):
 
     def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
         self._check(path, precision)
+        layout = SlotLayout(input=self.input, outputs=self.outputs, max_batch=self.card.batch.max)
         try:
             self._cuda = self._device or open_device()
             self._resources.callback(self._cuda.close)
@@ -68,9 +69,7 @@ class GpuBackend(Backend):
                 self._load(path)
                 self.ring = SlotRing(
                     self._cuda,
-                    SlotLayout(
-                        input=self.input, outputs=self.outputs, max_batch=self.card.batch.max
-                    ),
+                    layout,
                     self._enqueue,
                     num_slots=self._num_slots,
                     use_graphs=self._use_graphs,
@@ -91,8 +90,7 @@ class GpuBackend(Backend):
         return self.ring.collect(ticket)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        views = self.ring.collect(self.ring.submit(batch))
-        return tuple(view.copy() for view in views)
+        return tuple(view.copy() for view in self.ring.collect(self.ring.submit(batch)))
 
     def _release(self) -> None:
         self._resources.close()

@@ -61,10 +61,9 @@ class OnnxRuntimeCudaBackend(GpuBackend):
     def _bind(self, slot: Slot, num_frames: int) -> ort.IOBinding:
         """Bind a slot's device memory: once per slot and batch size, because its addresses never change."""
         binding = self._session.io_binding()
-        tensors = [(self.input, slot.input_buffer, binding.bind_input)]
-        for spec, buffer in zip(self.outputs, slot.output_buffers, strict=True):
-            tensors.append((spec, buffer, binding.bind_output))
-        for spec, buffer, bind in tensors:
+        specs, buffers = (self.input, *self.outputs), (slot.input_buffer, *slot.output_buffers)
+        binds = (binding.bind_input, *[binding.bind_output] * len(self.outputs))
+        for spec, buffer, bind in zip(specs, buffers, binds, strict=True):
             shape = (num_frames, *spec.shape[1:])
             bind(spec.name, "cuda", 0, spec.dtype, shape, buffer.address)
         return binding

@@ -66,8 +66,7 @@ class TensorRtBackend(GpuBackend):
 
 
 def _deserialize(trt: TensorRt, path: Path, record: EngineRecord) -> Any:
-    runtime = trt.new_runtime()
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = trt.create("Runtime").deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         reason = trt.log.last_error() or "no reason given"
         if "memory" in reason.lower():

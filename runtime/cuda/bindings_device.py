@@ -28,10 +28,8 @@ class BindingsDevice(CudaDevice):
         attribute = driver.CUdevice_attribute
         major = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         minor = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
-        self.sm = (
-            int(_call(driver.cuDeviceGetAttribute, major, device)),
-            int(_call(driver.cuDeviceGetAttribute, minor, device)),
-        )
+        value_of = partial(_call, driver.cuDeviceGetAttribute)
+        self.sm = value_of(major, device), value_of(minor, device)
         self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
 
     def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None:

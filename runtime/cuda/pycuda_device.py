@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _STATUS_NAMES = {
     "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
     "ECC": "CUDA_ERROR_ECC_UNCORRECTABLE",
 }
+_free = methodcaller("free")
 
 
 class PyCudaDevice(CudaDevice):
@@ -114,10 +116,6 @@ class PyCudaDevice(CudaDevice):
 
 def _drop_object(stream_or_event: Any) -> None:
     """Do nothing: PyCUDA destroys streams and events with their Python objects."""
-
-
-def _free(memory: Any) -> None:
-    memory.free()
 
 
 def _count_gpus() -> Any:

@@ -119,13 +119,12 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         self._failure: str | None = None
         self._resources = ExitStack()
         self._streams: list[Stream] = []
-        self._slots: list[Slot] = []
         self._last: Slot | None = None
         try:
             with device.current():
                 self._in, self._out = self._new_stream(), self._new_stream()
                 self._compute = compute_stream or self._new_stream()
-                self._slots += [
+                self._slots = [
                     Slot(device, layout, index, self._resources, timing=timing)
                     for index in range(num_slots)
                 ]

@@ -15,8 +15,6 @@ from runtime.machine.machine import NvidiaGpu, cpu_flags, cpu_name, nvidia_gpus,
 from runtime.machine.support import advice_for, limits_of
 from runtime.tensorrt_api import KINDS, TENSORRT, TENSORRT_RTX
 
-DISTRIBUTION = "esnet-deploy"
-
 _DISTRIBUTIONS = (
     "numpy",
     "opencv-python",
@@ -45,8 +43,6 @@ _TENSORRT_RTXS = ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings")
 # docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 _LOWEST_DRIVER = {12: 525, 13: 580}
 _LOWEST_DRIVER_TENSORRT_11 = 535
-_TURING: Sm = (7, 5)
-_ORIN: Sm = (8, 7)
 # The pins of requirements-gtx10xx.txt. tensorrt_libs on PyPI is a placeholder. cuDNN without a pin would be
 # version 9, which lacks libcudnn.so.8.
 _INSTALL_8_6 = (
@@ -76,13 +72,13 @@ class Check:
     """Command that fixes it; empty if it works."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class GpuAdvice:
     """Advice for one GPU."""
 
     support: str
     """Newest software that supports it, and precisions to avoid."""
-    installs: tuple[str, ...]
+    installs: tuple[str, ...] = ()
     """Commands that install a TensorRT for it; one of them is enough."""
 
 
@@ -130,7 +126,7 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
         "cpu": cpu_name(),
         "cpu features": ", ".join(flag for flag in _ISA if flag in cpu_flags()) or "unknown",
         "gpu": "; ".join(map(str, found)) or no_gpu,
-        "esnet-deploy": _version(DISTRIBUTION) or "not installed, run from its source folder",
+        "esnet-deploy": _version("esnet-deploy") or "not installed, run from its source folder",
     }
     return Diagnosis(
         machine=machine,
@@ -161,11 +157,8 @@ def _sm_of_gpu(gpu: NvidiaGpu) -> Sm | None:
 
 def _advice(name: str, sm: Sm | None) -> GpuAdvice:
     if sm is None:
-        return GpuAdvice(
-            support=f"{name}: neither its driver nor our table knows its compute capability; see "
-            "developer.nvidia.com/cuda-gpus",
-            installs=(),
-        )
+        problem = "neither its driver nor our table knows its compute capability"
+        return GpuAdvice(f"{name}: {problem}; see developer.nvidia.com/cuda-gpus")
     limits = limits_of(sm)
     bounds = (
         f"TensorRT {limits.tensorrt} at most, Python {limits.python} at most, driver {limits.driver} at most"
@@ -181,7 +174,7 @@ def _advice(name: str, sm: Sm | None) -> GpuAdvice:
 
 def _tensorrt_install(sm: Sm | None) -> str:
     """Get the command that installs the newest TensorRT for a GPU."""
-    if sm == _ORIN:
+    if sm == (8, 7):  # Jetson Orin
         return _INSTALL_JETSON
     if sm is None or not limits_of(sm).is_final:
         return _pip("gpu")
@@ -223,7 +216,7 @@ def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
 def _conflict_warnings(*, has_gpu: bool, sm: Sm | None) -> Iterator[str]:
     """Find distributions that overwrite each other's files."""
     onnxruntime = _pip("gpu" if has_gpu else "cpu")
-    if sm is not None and sm < _TURING:
+    if sm is not None and sm < (7, 5):  # older than Turing
         onnxruntime = f"pip install onnxruntime-gpu=={_LAST_ONNXRUNTIME_GPU}"
     installs = {"onnxruntime": onnxruntime, "cv2": "pip install opencv-python"}
     for module, names in _CONFLICTS.items():
@@ -276,7 +269,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _pip(extra: str) -> str:
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install 'esnet-deploy[{extra}]'"
 
 
 def _uninstall(*distributions: str) -> str:

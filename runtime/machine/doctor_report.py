@@ -11,8 +11,6 @@ from rich.text import Text
 
 from runtime.machine.doctor import Diagnosis
 
-_FILE_WIDTH = 120
-
 
 def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     """Print the findings to standard output."""
@@ -21,7 +19,7 @@ def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = _FILE_WIDTH
+        console.width = 120
     for key, value in diagnosis.machine.items():
         console.print(f"{key:>13}  {value}")
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -54,7 +54,7 @@ class GpuSpec:
 
     @property
     def _rates(self) -> tuple[float, float]:
-        return _NO_TENSOR_CORES if self.name.startswith("GTX 16") else _RATES[self.sm]
+        return (2, 4) if self.name.startswith("GTX 16") else _RATES[self.sm]
 
 
 # Compute capability -> FP16 and INT8 rate over FP32, dense, FP16 accumulation. Sources: CUDA C++ Programming
@@ -62,7 +62,6 @@ class GpuSpec:
 # DP4A, four INT8 MACs per instruction), and NVIDIA's architecture papers: Volta and Turing 8x FP16, Turing
 # 16x INT8; GA100 16x, 32x; GH100 989 TFLOPS and 1979 TOPS beside 67; GA10x, AD10x and GB20x 4x and 8x of
 # their doubled FP32; Orin 8x and 16x. GTX 16xx have no tensor cores: 2x and 4x.
-_NO_TENSOR_CORES = (2.0, 4.0)
 _RATES: dict[Sm, tuple[float, float]] = {
     (6, 1): (1 / 64, 4),
     (7, 0): (8, 4),
@@ -75,21 +74,13 @@ _RATES: dict[Sm, tuple[float, float]] = {
     (12, 0): (4, 8),
 }
 
-_TURING_ARTICLE = (
-    "https://www.bit-tech.net/features/tech/graphics/nvidias-turing-architecture-explained/1/"
-)
-_GTX_10 = (
-    "NVIDIA product pages, GeForce 10 series and Titan Xp; GTX 1070, 1080 and 1080 Ti also "
-    f"{_TURING_ARTICLE}"
-)
+_TURING = "https://www.bit-tech.net/features/tech/graphics/nvidias-turing-architecture-explained/1/"
+_GTX_10 = f"NVIDIA product pages, GeForce 10 series and Titan Xp; 1070, 1080, 1080 Ti: {_TURING}"
 _GTX_16 = (
     "NVIDIA product pages, GeForce 16 series; "
     "https://www.guru3d.com/review/gigabyte-gtx-1660-super-gaming-oc-review/page-5/"
 )
-_RTX_20 = (
-    "NVIDIA Turing GPU Architecture (WP-09183-001), reference clocks; RTX 2060: product page; "
-    f"{_TURING_ARTICLE}"
-)
+_RTX_20 = f"NVIDIA Turing GPU Architecture (WP-09183-001); RTX 2060: product page; {_TURING}"
 _RTX_30 = (
     "NVIDIA Ampere GA102 GPU Architecture and product pages, GeForce 30 series; "
     "https://www.nvidia.com/en-in/geforce/news/introducing-rtx-30-series-graphics-cards/"
@@ -103,9 +94,7 @@ _RTX_50 = (
 _V100 = "NVIDIA Tesla V100 GPU Architecture (WP-08608-001), SXM2"
 _A100 = "NVIDIA A100 datasheet, SXM4"
 _ADA = "NVIDIA L4 and L40S datasheets"
-_HOPPER = (
-    "NVIDIA H100 and H200 datasheets; clocks: https://glennklockwood.com/garden/processors/h100"
-)
+_HOPPER = "NVIDIA H100, H200 datasheets; clocks: https://glennklockwood.com/garden/processors/h100"
 _ORIN = "NVIDIA Jetson AGX Orin Series technical brief, Orin NX and Orin Nano Super datasheets"
 
 # Name, compute capability, cores, boost MHz, GB/s, GB. Reference clocks, not factory-overclocked ones. Jetson

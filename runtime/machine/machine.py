@@ -24,8 +24,6 @@ _Query = Callable[..., Any]
 class NvidiaGpu:
     """An NVIDIA GPU as NVML describes it. Text that NVML does not give is ``unknown``."""
 
-    index: int
-    """NVML's index. CUDA may number the GPUs in another order: match them by ``pci_bus_id``."""
     name: str
     """Name, such as ``NVIDIA GeForce RTX 3060``."""
     driver: str
@@ -35,7 +33,7 @@ class NvidiaGpu:
     compute_capability: str | None
     """Compute capability, such as ``8.6``; ``None`` if unknown."""
     pci_bus_id: str
-    """PCI bus id in the spelling of ``normalise_bus_id``."""
+    """PCI bus id in the spelling of ``normalise_bus_id``; CUDA and NVML number the GPUs differently."""
 
     def __str__(self) -> str:
         """Format as ``NAME, DRIVER, MEMORY``."""
@@ -115,8 +113,8 @@ def _import_nvml() -> Any | None:
         return None
 
 
-def _read_gpus(read: Callable[[int, Any, _Query], _T]) -> tuple[_T, ...]:
-    """Call ``read`` with index, handle and query function of each GPU, while NVML is started."""
+def _read_gpus(read: Callable[[Any, _Query], _T]) -> tuple[_T, ...]:
+    """Call ``read`` with handle and query function of each GPU, while NVML is started."""
     nvml = _import_nvml()
     if nvml is None:
         return ()
@@ -135,18 +133,17 @@ def _read_gpus(read: Callable[[int, Any, _Query], _T]) -> tuple[_T, ...]:
         return ()
     try:
         return tuple(
-            read(index, query("nvmlDeviceGetHandleByIndex", index), query)
+            read(query("nvmlDeviceGetHandleByIndex", index), query)
             for index in range(query("nvmlDeviceGetCount") or 0)
         )
     finally:
         nvml.nvmlShutdown()
 
 
-def _describe(index: int, handle: Any, query: _Query) -> NvidiaGpu:
+def _describe(handle: Any, query: _Query) -> NvidiaGpu:
     memory = query("nvmlDeviceGetMemoryInfo", handle)
     capability = query("nvmlDeviceGetCudaComputeCapability", handle)
     return NvidiaGpu(
-        index=index,
         name=query("nvmlDeviceGetName", handle) or _UNKNOWN,
         driver=query("nvmlSystemGetDriverVersion") or _UNKNOWN,
         memory_bytes=None if memory is None else int(memory.total),
@@ -155,7 +152,7 @@ def _describe(index: int, handle: Any, query: _Query) -> NvidiaGpu:
     )
 
 
-def _describe_state(index: int, handle: Any, query: _Query) -> str:
+def _describe_state(handle: Any, query: _Query) -> str:
     def text(value: float | None, form: str = "{}") -> str:
         return _UNKNOWN if value is None else form.format(value)
 

@@ -27,15 +27,12 @@ class Limits:
     @property
     def is_final(self) -> bool:
         """True if newer software no longer supports these GPUs."""
-        return self.driver != _NEWEST["driver"]
+        return self.driver != "newest"
 
 
-_MATRIX = (
-    "docs.nvidia.com/datacenter/tesla/drivers/cuda-toolkit-driver-and-architecture-matrix.html"
-)
-_TENSORRT = "docs.nvidia.com/deeplearning/tensorrt"
-_PREREQUISITES = f"{_TENSORRT}/11.4.0/installing-tensorrt/prerequisites.html"
-_NEWEST = {"tensorrt": "11.4", "driver": "newest", "python": "3.14"}
+_DOCS = "docs.nvidia.com"
+_MATRIX = f"{_DOCS}/datacenter/tesla/drivers/cuda-toolkit-driver-and-architecture-matrix.html"
+_TENSORRT = f"{_DOCS}/deeplearning/tensorrt"
 _PASCAL = Limits(
     tensorrt="8.6.1",
     driver="R580",
@@ -44,16 +41,20 @@ _PASCAL = Limits(
     source=f"{_TENSORRT}/archives/tensorrt-1010/support-matrix (SM 7.0 or higher); "
     f"NVIDIA/TensorRT issue 3826; {_MATRIX}; wheels of tensorrt_bindings 8.6.1",
 )
-_VOLTA = Limits(
+_VOLTA = replace(
+    _PASCAL,
     tensorrt="10.4",
-    driver="R580",
     python="3.12",
-    runs_rtx=False,
     source=f"{_TENSORRT}/latest/getting-started/release-notes-10/10.5.0.html; {_MATRIX}; "
     "wheels of tensorrt-cu12-bindings 10.4.0",
 )
 _CURRENT = Limits(
-    **_NEWEST, runs_rtx=True, source=f"{_PREREQUISITES}; ComputeCapability enum of TensorRT-RTX 1.7"
+    tensorrt="11.4",
+    driver="newest",
+    python="3.14",
+    runs_rtx=True,
+    source=f"{_TENSORRT}/11.4.0/installing-tensorrt/prerequisites.html; ComputeCapability enum of "
+    "TensorRT-RTX 1.7",
 )
 _NO_RTX = replace(_CURRENT, runs_rtx=False)
 _LIMITS: dict[Sm, Limits] = {

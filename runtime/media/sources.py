@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -27,7 +26,8 @@ class Frame:
     """File name without suffix (with it if names would repeat), or video name and frame number."""
 
 
-class FrameSource(Protocol):
+@dataclass(slots=True)
+class FrameSource:
     """Frames in order; each iteration starts again. Unreadable frames are skipped and listed."""
 
     path: Path
@@ -36,10 +36,14 @@ class FrameSource(Protocol):
     """Expected number of frames, ``None`` if unknown; the header of a video may be wrong."""
     fps: float | None
     """Frames per second of a video, ``None`` for images."""
-    skipped: list[str]
+    _decode: Callable[[list[str]], Iterator[Frame]]
+    """Decodes the frames; extends the list by one line for each that cannot be read."""
+    skipped: list[str] = field(default_factory=list)
     """One line for each frame that could not be read in the last iteration."""
 
-    def __iter__(self) -> Iterator[Frame]: ...
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped = []
+        return self._decode(self.skipped)
 
 
 def open_source(path: Path | str) -> FrameSource:
@@ -52,85 +56,67 @@ def open_source(path: Path | str) -> FrameSource:
     suffix = path.suffix.lower()
     if path.is_dir():
         files = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        return ImageSource(path, sorted(file for file in files if file.is_file()))
+        return _image_source(path, sorted(file for file in files if file.is_file()))
     if not path.is_file():
         raise InvalidInput(
             f"source {str(path)!r} does not exist", hint="give an image, a folder or a video"
         )
     if suffix in IMAGE_SUFFIXES:
-        return ImageSource(path, [path])
+        return _image_source(path, [path])
     if suffix in VIDEO_SUFFIXES:
-        return VideoSource(path)
+        return _video_source(path)
     raise InvalidInput(
         f"{path} is neither an image nor a video, by its suffix {path.suffix!r}",
         hint=f"images: {_listed(IMAGE_SUFFIXES)}; videos: {_listed(VIDEO_SUFFIXES)}",
     )
 
 
-class ImageSource:
-    """Image files, in the order given."""
+def _image_source(path: Path, files: list[Path]) -> FrameSource:
+    """Make a source of image files, in the order given."""
+    if not files:
+        raise InvalidInput(
+            f"folder {path} holds no images",
+            hint=f"images are files ending in {_listed(IMAGE_SUFFIXES)}",
+        )
+    stems_are_unique = len({file.stem for file in files}) == len(files)
 
-    fps: float | None = None
-
-    def __init__(self, path: Path, files: list[Path]) -> None:
-        if not files:
-            raise InvalidInput(
-                f"folder {path} holds no images",
-                hint=f"images are files ending in {_listed(IMAGE_SUFFIXES)}",
-            )
-        self.path = path
-        self.num_frames: int | None = len(files)
-        self.skipped: list[str] = []
-        self._files = files
-        self._stems_are_unique = len({file.stem for file in files}) == len(files)
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.skipped = []
-        for file in self._files:
+    def decode(skipped: list[str]) -> Iterator[Frame]:
+        for file in files:
             try:
-                yield Frame(read_image(file), file.stem if self._stems_are_unique else file.name)
+                yield Frame(read_image(file), file.stem if stems_are_unique else file.name)
             except InvalidInput as error:
-                self.skipped.append(str(error))
+                skipped.append(str(error))
+
+    return FrameSource(path, len(files), None, decode)
 
 
-class VideoSource:
-    """A video file, decoded frame by frame."""
+def _video_source(path: Path) -> FrameSource:
+    """Make a source of a video file; the file is opened to read its length and frame rate."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file once to read its length and frame rate.
-
-        Raises:
-            InvalidInput: OpenCV cannot decode it.
-        """
-        self.path = path
-        self.skipped: list[str] = []
-        capture = self._open()
-        count, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-        capture.release()
-        self.num_frames = int(count) if count > 0 else None
-        self.fps: float | None = float(fps) if fps > 0 else None
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.skipped = []
-        capture = self._open()
+    def decode(_: list[str]) -> Iterator[Frame]:
+        capture = _open_video(path)
         try:
             for index in itertools.count():
                 is_read, image = capture.read()
                 if not is_read:
                     return
-                yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), f"{self.path.stem}_{index:06d}")
+                yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), f"{path.stem}_{index:06d}")
         finally:
             capture.release()
 
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self.path))
-        if not capture.isOpened():
-            capture.release()
-            raise InvalidInput(
-                f"{self.path} cannot be decoded as a video",
-                hint="convert it, for example to H.264 in .mp4",
-            )
-        return capture
+    capture = _open_video(path)
+    count, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    return FrameSource(path, int(count) if count > 0 else None, fps if fps > 0 else None, decode)
+
+
+def _open_video(path: Path) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise InvalidInput(
+            f"{path} cannot be decoded as a video", hint="convert it, for example to H.264 in .mp4"
+        )
+    return capture
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -237,7 +237,7 @@ class TestEveryGeneration:
         trt = load_tensorrt("tensorrt")
         module.has_gpu = False
         with pytest.raises(BackendUnavailable, match="no NVIDIA driver or no GPU"):
-            trt.new_builder()
+            trt.create("Builder")
 
     def test_the_reason_of_a_failed_build_is_its_own(self, use_fake, artefact, generation):
         use_fake(
