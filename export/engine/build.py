@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx
 
-from export.engine.kernels import Kernel, convolution_types, summarize_kernels
+from export.engine.kernels import UNKNOWN, Kernel, convolution_types, summarize_kernels
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import BuildError, PrecisionError, require_folder
 from export.graph.half import LARGEST_HALF, convert_to_half
@@ -108,6 +108,8 @@ def build_engine(
 def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -> None:
     """Compare the compute types of the convolutions with the requested precision.
 
+    Convolutions of unknown type are not counted.
+
     Args:
         kernels: Compiled kernels; an empty list passes.
         precision: ``fp32``, ``fp16`` or ``int8``.
@@ -117,6 +119,7 @@ def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -
         PrecisionError: Too many convolutions compute in another type.
     """
     types = convolution_types(kernels)
+    types.pop(UNKNOWN, None)
     total, right = sum(types.values()), types.get(_CONVOLUTION_TYPES[precision], 0)
     # Post-training quantization keeps the first and the last layer in float.
     allowed = max(num_fp32, 4 if precision == "int8" else 0)

@@ -21,8 +21,13 @@ _TYPES = {
     "Bool": (1, r"\bBool\b"),
     "FP8": (1, r"\bFP8\b"),
 }
+UNKNOWN = "?"
+"""Type that the compiler does not report."""
 _COMPUTE_TYPES = ("Float", "BFloat16", "Half", "FP8", "Int8")  # widest first
 _CONVOLUTION = re.compile(r"conv|correlation", re.I)
+# Layer types of fused kernels; only their names tell whether they compute a convolution. Layers of other
+# types, such as Reformat, may be named after the convolution beside them.
+_FUSED = re.compile(r"fusion|gemm|myelin", re.I)
 
 
 class Edge(NamedTuple):
@@ -45,6 +50,8 @@ class Kernel(NamedTuple):
     """Tensors read, without weights."""
     outputs: tuple[Edge, ...]
     """Tensors written."""
+    weights: str = ""
+    """Type of the weights; empty if the compiler does not report it."""
 
     @property
     def num_bytes(self) -> int:
@@ -83,12 +90,16 @@ def summarize_kernels(kernels: Sequence[Kernel]) -> dict[str, Any]:
 
 
 def convolution_types(kernels: Sequence[Kernel]) -> dict[str, int]:
-    """Count the convolutions, fused or not, by compute type: the widest type among their inputs."""
+    """Count the convolutions, fused or not, by compute type.
+
+    It is the type of the weights, or the widest type of the inputs if that is not reported; ``?`` if unknown.
+    """
     types: Counter[str] = Counter()
     for kernel in kernels:
-        if _CONVOLUTION.search(f"{kernel.kind} {kernel.name}"):
-            read = {edge.type for edge in kernel.inputs}
-            types[next((name for name in _COMPUTE_TYPES if name in read), "?")] += 1
+        fused_name = kernel.name if _FUSED.search(kernel.kind) else ""
+        if _CONVOLUTION.search(f"{kernel.kind} {fused_name}"):
+            read = {kernel.weights} if kernel.weights else {edge.type for edge in kernel.inputs}
+            types[next((name for name in _COMPUTE_TYPES if name in read), UNKNOWN)] += 1
     return dict(types.most_common())
 
 
@@ -113,19 +124,26 @@ def _edges_from_text(text: str) -> tuple[Edge, ...]:
 
 
 def _kernel_from_layer(layer: dict[str, Any]) -> Kernel:
+    weights = layer.get("Weights")
     return Kernel(
         kind=str(layer.get("LayerType", "?")),
         name=f"{layer.get('Name', '')} {layer.get('TacticName', '')}".strip(),
         inputs=tuple(map(_edge_from_tensor, layer.get("Inputs", []))),
         outputs=tuple(map(_edge_from_tensor, layer.get("Outputs", []))),
+        weights=_type_named(str(weights.get("Type"))) if isinstance(weights, dict) else "",
     )
 
 
 def _edge_from_tensor(tensor: dict[str, Any]) -> Edge:
     keys = ("Datatype", "Format/Datatype", "Format")
     text = next((str(tensor[key]) for key in keys if tensor.get(key)), "")
+    return _edge(map(int, tensor.get("Dimensions", [])), _type_named(text))
+
+
+def _type_named(text: str) -> str:
+    """Get the type from the inspector's words; the format of a tensor with a dynamic batch may be unknown."""
     names = (name for name, (_, words) in _TYPES.items() if re.search(words, text, re.I))
-    return _edge(map(int, tensor.get("Dimensions", [])), next(names, text or "?"))
+    return next(names, UNKNOWN)
 
 
 def _edge(sizes: Iterable[int], type_name: str) -> Edge:

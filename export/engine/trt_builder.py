@@ -102,7 +102,7 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
         _set_compute_capabilities(trt, config, options.sms)
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-        _add_profile(builder, config, network, options.batch)
+        input_name, shape = _add_profile(builder, config, network, options.batch)
         cache_path = options.timing_cache_path
         if cache_path is not None:
             content = cache_path.read_bytes() if cache_path.is_file() else b""
@@ -120,7 +120,9 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
             with atomic_path(cache_path) as temporary:
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         plan = bytes(memory)
-        kernels = kernels_from_log(text for _, text in messages) or _inspected(trt, plan)
+        kernels = kernels_from_log(text for _, text in messages)
+        if not kernels:
+            kernels = _inspected(trt, plan, input_name, shape)
     return BuiltPlan(plan=plan, kernels=kernels)
 
 
@@ -179,8 +181,14 @@ def _set_compute_capabilities(trt: TensorRt, config: Any, sms: tuple[tuple[int, 
             )
 
 
-def _add_profile(builder: Any, config: Any, network: Any, batch: BatchRange | None) -> None:
-    """Set the batch range of a graph with a dynamic batch axis; a fixed one must match ``batch``."""
+def _add_profile(
+    builder: Any, config: Any, network: Any, batch: BatchRange | None
+) -> tuple[str, tuple[int, ...]]:
+    """Set the batch range of a graph with a dynamic batch axis; a fixed one must match ``batch``.
+
+    Returns:
+        Name of the input, and its shape at the optimal batch.
+    """
     assert batch is not None, "build_engine sets the batch range"
     tensor = network.get_input(0)
     shape = tuple(tensor.shape)
@@ -193,15 +201,23 @@ def _add_profile(builder: Any, config: Any, network: Any, batch: BatchRange | No
             f"the graph has a fixed batch of {shape[0]}, --batch asks for {batch}",
             hint=f"use --batch {shape[0]}, or export with --batch {batch}",
         )
+    return tensor.name, (batch.opt, *shape[1:])
 
 
-def _inspected(trt: TensorRt, plan: bytes) -> tuple[Kernel, ...]:
+def _inspected(
+    trt: TensorRt, plan: bytes, input_name: str, shape: tuple[int, ...]
+) -> tuple[Kernel, ...]:
     """List the kernels with the engine inspector, which loads the engine on this machine's GPU."""
     engine = trt.create("Runtime").deserialize_cuda_engine(plan)
     if engine is None:
         return ()
+    inspector = engine.create_engine_inspector()
+    context = engine.create_execution_context()
+    if context is not None and context.set_input_shape(input_name, shape):
+        # Without the shapes of a context, the formats of a dynamic batch are "N/A due to dynamic shapes".
+        inspector.execution_context = context
     layout = trt.module.LayerInformationFormat.JSON
-    return kernels_from_inspector(engine.create_engine_inspector().get_engine_information(layout))
+    return kernels_from_inspector(inspector.get_engine_information(layout))
 
 
 def _hint_for(reason: str) -> str:
