@@ -34,6 +34,25 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esnet-deploy"
 
 
+def read_cache(path: Path) -> bytes:
+    """Read a cache file; empty if there is none or it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def save_cache(path: Path, content: bytes) -> str | None:
+    """Write a cache file, and its folder if needed; get a warning in one line if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        return f"cannot write the cache {path}: {error.strerror}"
+    return None
+
+
 def sha256_of(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from runtime.backends.gpu import GpuBackend
 from runtime.cuda.device import Stream
 from runtime.cuda.ring import Slot
 from runtime.errors import CudaError, EngineMismatch, ModelFileError
-from runtime.files import atomic_path, cache_dir
+from runtime.files import cache_dir, read_cache, save_cache
 from runtime.tensorrt_api import TensorRt, load_tensorrt
 
 
@@ -91,8 +92,8 @@ def _make_context(trt: TensorRt, engine: Any, path: Path, resources: ExitStack) 
         # Kernels that TensorRT-RTX compiled on this machine, so that they are compiled once.
         cache_name = f"{trt.kind}-{trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
         cache, cache_path = config.create_runtime_cache(), cache_dir() / cache_name
-        if cache_path.is_file():
-            cache.deserialize(cache_path.read_bytes())
+        if content := read_cache(cache_path):
+            cache.deserialize(content)
         config.set_runtime_cache(cache)
         context, replays_graphs = engine.create_execution_context(config), True
         resources.callback(_save_runtime_cache, cache, cache_path)
@@ -106,9 +107,9 @@ def _make_context(trt: TensorRt, engine: Any, path: Path, resources: ExitStack) 
 
 
 def _save_runtime_cache(cache: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(bytes(cache.serialize()))
+    content = cache.serialize()
+    if content is not None and (problem := save_cache(path, bytes(content))):
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
 
 
 def _shapes(trt: TensorRt, engine: Any) -> dict[str, tuple[int | None, ...]]:
