@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from export.metadata import with_card
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, check_plan, read_record, write_engine
 from runtime.errors import EsnetError
-from runtime.files import cache_dir, sha256_of
+from runtime.files import cache_dir, save_cache, sha256_of
 from runtime.machine.gpus import first_cuda_gpu
 from runtime.machine.support import advice_for
 from runtime.media.frames import batch_from_frames
@@ -99,10 +100,11 @@ def build_engine(
     if trt.cross_compiles:
         timings = None  # TensorRT-RTX does not time kernels
     elif timings is None:
-        timings = cache_dir() / "timing-{}-sm{}{}.cache".format(trt.version, *sms[0])
+        gpu = re.sub(r"[^a-z0-9]+", "-", str(gpu_name).lower()).strip("-")
+        timings = cache_dir() / f"timing-{trt.version}-{gpu}.cache"
     options = replace(options, timing_cache_path=timings)
-    record = _build_and_write(path, trt, model, options, record, wait)
-    return EngineReport(path=path, record=record, status="built", notes=notes)
+    record, cache_note = _build_and_write(path, trt, model, options, record, wait)
+    return EngineReport(path=path, record=record, status="built", notes=(*notes, *cache_note))
 
 
 def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -> None:
@@ -240,8 +242,12 @@ def _build_and_write(
     options: BuildOptions,
     record: EngineRecord,
     wait: Callable[[threading.Thread], None],
-) -> EngineRecord:
-    """Build the plan, check its types, write it, and get its complete record."""
+) -> tuple[EngineRecord, tuple[str, ...]]:
+    """Build the plan, check its types, and write it, then its timings.
+
+    Returns:
+        The complete record, and a note if the timings could not be saved.
+    """
     started = time.perf_counter()
     built = build_plan(trt, model.SerializeToString(), options, wait=wait)
     seconds = time.perf_counter() - started
@@ -257,7 +263,9 @@ def _build_and_write(
         build={**record.build, "seconds": round(seconds, 2), "date": date},
     )
     write_engine(path, built.plan, record)
-    return record
+    timings_path = options.timing_cache_path
+    note = save_cache(timings_path, built.timings) if timings_path and built.timings else None
+    return record, () if note is None else (note,)
 
 
 def _unchanged(path: Path, record: EngineRecord) -> EngineRecord | None:

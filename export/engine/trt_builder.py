@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from export.engine.kernels import Kernel, kernels_from_inspector, kernels_from_log
 from export.errors import BuildError
 from runtime.artefact.card import BatchRange
-from runtime.files import atomic_path
+from runtime.files import read_cache
 from runtime.tensorrt_api import TensorRt
 
 
@@ -34,8 +34,8 @@ class BuildOptions:
     sms: tuple[tuple[int, int], ...] = ()
     """Compute capabilities to build for; empty for the GPU of this machine, or RTX's portable set."""
     timing_cache_path: Path | None = None
-    """File that keeps kernel timings between builds; ``None`` for one per TensorRT version and GPU in the
-    user's cache folder."""
+    """File that keeps kernel timings between builds; ``None`` for one per TensorRT version and GPU name in
+    the user's cache folder."""
     version_compatible: bool = False
     """True if later TensorRT versions must be able to load the engine."""
     hardware_compatible: bool = False
@@ -51,6 +51,8 @@ class BuiltPlan(NamedTuple):
     """Serialised engine."""
     kernels: tuple[Kernel, ...]
     """Compiled kernels; empty if they cannot be read."""
+    timings: bytes
+    """Content for the timing cache; empty if there is none."""
 
 
 def build_plan(
@@ -103,11 +105,8 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
         input_name, shape = _add_profile(builder, config, network, options.batch)
-        cache_path = options.timing_cache_path
-        if cache_path is not None:
-            content = cache_path.read_bytes() if cache_path.is_file() else b""
-            # False: reject timings of another GPU
-            config.set_timing_cache(config.create_timing_cache(content), False)
+        if options.timing_cache_path is not None:
+            _use_timings(config, read_cache(options.timing_cache_path))
         memory = builder.build_serialized_network(network, config)
         if memory is None:
             reason = trt.log.last_error()
@@ -115,15 +114,13 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
                 f"{trt.kind} {trt.version} cannot build the engine: {reason or 'no reason given'}",
                 hint=_hint_for(reason or ""),
             )
-        if cache_path is not None:
-            cache_path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(cache_path) as temporary:
-                temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        cache = None if options.timing_cache_path is None else config.get_timing_cache()
+        timings = None if cache is None else cache.serialize()
         plan = bytes(memory)
         kernels = kernels_from_log(text for _, text in messages)
         if not kernels:
             kernels = _inspected(trt, plan, input_name, shape)
-    return BuiltPlan(plan=plan, kernels=kernels)
+    return BuiltPlan(plan=plan, kernels=kernels, timings=b"" if timings is None else bytes(timings))
 
 
 def _network_flags(trt: TensorRt) -> int:
@@ -179,6 +176,14 @@ def _set_compute_capabilities(trt: TensorRt, config: Any, sms: tuple[tuple[int, 
                 f"{trt.kind} {trt.version} does not build for SM {major}.{minor}, but for {names}",
                 hint="for an H100, an H200 or a GTX 10xx, use --tensorrt tensorrt on that machine",
             )
+
+
+def _use_timings(config: Any, content: bytes) -> None:
+    """Set the timing cache; one that is damaged, or of another GPU or version, starts empty."""
+    for data in dict.fromkeys((content, b"")):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
 
 
 def _add_profile(

@@ -22,6 +22,7 @@ from runtime.artefact.card import BatchRange, ModelCard
 from runtime.artefact.engine_file import read_record, record_path
 from runtime.errors import BackendUnavailable
 from runtime.tensorrt_api import load_tensorrt
+from tests import fake_trt
 from tests.conftest import random_network
 from tests.fake_trt import GENERATIONS, fake_tensorrt
 
@@ -221,8 +222,52 @@ class TestEveryGeneration:
         use_fake(generation)
         for _ in range(2):
             build(artefact, tensorrt="tensorrt", force=True)
-        cache = tmp_path / "cache" / "esnet-deploy" / f"timing-{generation}-sm86.cache"
+        name = f"timing-{generation}-nvidia-geforce-rtx-3060.cache"
+        cache = tmp_path / "cache" / "esnet-deploy" / name
         assert cache.read_bytes() == b"timed;timed;"
+
+    def test_timings_that_cannot_be_saved_are_a_note(
+        self, use_fake, artefact, generation, tmp_path
+    ):
+        use_fake(generation)
+        (tmp_path / "cache").write_text("a file in place of the folder")
+        cache = tmp_path / "cache" / "timings"
+        report = build(artefact, tensorrt="tensorrt", timing_cache_path=cache)
+        assert read_record(report.path).precision["built"] == {"Half": 66}
+        assert report.notes[-1].startswith(f"cannot write the cache {cache}: ")
+
+    @pytest.mark.parametrize(
+        "missing",
+        [("get_timing_cache",), ("create_timing_cache", "get_timing_cache")],
+        ids=["no-result", "none-made"],
+    )
+    def test_a_builder_without_a_timing_cache_builds(
+        self, use_fake, artefact, generation, tmp_path, monkeypatch, missing
+    ):
+        use_fake(generation)
+        for method in missing:
+            monkeypatch.setattr(fake_trt._Config, method, lambda *arguments: None)
+        cache = tmp_path / "timings"
+        assert build(artefact, tensorrt="tensorrt", timing_cache_path=cache).status == "built"
+        assert not cache.exists()
+
+    def test_rejected_timings_are_measured_again(
+        self, use_fake, artefact, generation, tmp_path, monkeypatch
+    ):
+        """TensorRT refuses the timings of another GPU or version."""
+        set_timing_cache = fake_trt._Config.set_timing_cache
+
+        def refuse(config, cache, ignore_mismatch):
+            assert not ignore_mismatch
+            is_other = cache._data.startswith(b"other")
+            return not is_other and set_timing_cache(config, cache, ignore_mismatch)
+
+        use_fake(generation)
+        monkeypatch.setattr(fake_trt._Config, "set_timing_cache", refuse)
+        cache = tmp_path / "timings"
+        cache.write_bytes(b"other GPU")
+        build(artefact, tensorrt="tensorrt", timing_cache_path=cache)
+        assert cache.read_bytes() == b"timed;"
 
     def test_without_a_gpu_it_says_so(self, use_fake, artefact, generation):
         use_fake(generation, has_gpu=False)
