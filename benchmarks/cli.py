@@ -7,18 +7,13 @@ import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from benchmarks.errors import BenchmarkError, TargetMissed
-from runtime.console import is_terminal, new_app, parse_size, run_app
-
-if TYPE_CHECKING:
-    from runtime.segmenter import Segmenter
-
-_DEFAULT_COMMAND = "run"
+from runtime.console import new_app, parse_size, run_app
 
 
 class _DefaultGroup(TyperGroup):
@@ -26,7 +21,7 @@ class _DefaultGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
-            args = [_DEFAULT_COMMAND, *(args or ["--help"])]
+            args = ["run", *(args or ["--help"])]
         return super().parse_args(ctx, args)
 
 
@@ -44,7 +39,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the full re
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the tables here.")]
 
 
-@app.command(_DEFAULT_COMMAND)
+@app.command()
 def run(
     models: Annotated[
         list[Path], typer.Argument(help="Exported models; the first is the baseline.")
@@ -67,7 +62,9 @@ def run(
     ] = None,
     data: Data = None,
     miou: Annotated[bool, typer.Option(help="With --data: measure mIoU.")] = True,
-    target_fps: Annotated[float, typer.Option(help="Target of the end-to-end rate.")] = 63.0,
+    target_fps: Annotated[
+        float, typer.Option(min=0.1, help="Target of the end-to-end rate.")
+    ] = 63.0,
     must_meet: Annotated[
         bool, typer.Option("--assert", help="Exit with 1 unless every model meets the target.")
     ] = False,
@@ -84,7 +81,8 @@ def run(
     """Time MODELS on frames, engine and end to end, and compare with a target of 63 FPS."""
     from benchmarks.frames import load_frames
     from benchmarks.models import BenchOptions
-    from benchmarks.report import console, page, tables
+    from benchmarks.report import page, tables
+    from benchmarks.report.console import document_from_report, result_table
     from benchmarks.timing.latency import TimingConfig
     from benchmarks.timing.suite import bench_models
 
@@ -100,27 +98,23 @@ def run(
         config=TimingConfig(cap_seconds=max_seconds),
         target_fps=target_fps,
         reference=reference,
-        measure_miou=partial(_miou, data_dir=data) if data and miou else None,
+        data_dir=data if miou else None,
     )
     frame_set = load_frames(frames, None if size == "native" else parse_size(size))
-    with tables.progress_bar(is_terminal()) as progress:
+    with tables.progress_bar() as progress:
         task = progress.add_task("", total=1)
         report = bench_models(
             models,
             frame_set,
             options,
             on_part=lambda text, done: progress.update(task, description=text, completed=done),
-            on_open=_print_advice,
         )
-    document = console.document_from_report(report)
-    tables.print_document(document)
-    tables.write_outputs(
-        (json_file, lambda path: tables.write_json(path, report.as_dict())),
-        (csv_file, lambda path: tables.write_csv(path, console.result_table(report))),
-        (
-            markdown_file,
-            lambda path: tables.write_text(path, tables.markdown_from_document(document)),
-        ),
+    tables.publish(
+        document_from_report(report),
+        report.as_dict(),
+        json_file,
+        markdown_file,
+        (csv_file, lambda path: tables.write_csv(path, result_table(report))),
         (html_file, lambda path: tables.write_text(path, page.page_from_report(report))),
     )
     missed = [result.model.name for result in report.results if not report.meets_target(result)]
@@ -143,17 +137,14 @@ def roofline(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Compute a lower bound of MODEL's time on a GPU, and on this machine with the measured time."""
-    from benchmarks.roofline.report import run_roofline
+    from benchmarks.report.tables import check_folders, publish
+    from benchmarks.roofline.report import analyse_model, document_from_report
 
-    run_roofline(
-        model,
-        gpu=gpu,
-        size_hw=parse_size(size) if size else None,
-        measure=measure,
-        show_layers=layers,
-        json_path=json_file,
-        markdown_path=markdown_file,
-    )
+    check_folders(json_file, markdown_file)
+    size_hw = parse_size(size) if size else None
+    report = analyse_model(model, gpu=gpu, size_hw=size_hw, measure=measure)
+    document = document_from_report(report, show_layers=layers)
+    publish(document, report.as_dict(), json_file, markdown_file)
 
 
 @app.command()
@@ -165,24 +156,24 @@ def compare(
     calibration: Annotated[
         Path | None, typer.Option(help="Frames for INT8 calibration; default: shipped ranges.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds, at least 20.")] = 20,
+    rounds: Annotated[int, typer.Option(min=20, help="Interleaved rounds.")] = 20,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Compare WEIGHTS in torch, in a plain ONNX export and in the exported models of this toolkit."""
-    from benchmarks.baselines.run import run_comparison
+    from benchmarks.baselines.run import compare_pipelines, document_from_report
+    from benchmarks.report.tables import check_folders, publish
 
-    run_comparison(
+    check_folders(json_file, markdown_file)
+    report = compare_pipelines(
         weights,
         frames=frames,
         size_hw=parse_size(size),
         data_dir=data,
         calibration=calibration,
         rounds=rounds,
-        json_path=json_file,
-        markdown_path=markdown_file,
-        show_progress=is_terminal(),
     )
+    publish(document_from_report(report), report.as_dict(), json_file, markdown_file)
 
 
 @app.command()
@@ -193,13 +184,13 @@ def diff(
 ) -> None:
     """Compare two reports; exit with 1 if a result is slower than limit and chance allow."""
     from benchmarks.report.diff import diff_reports, diff_table
-    from benchmarks.report.tables import rich_table, wide_console
+    from benchmarks.report.tables import Document, print_document
 
     limit = _parse_percent(max_slower)
     changes, warnings = diff_reports(before, after, limit)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    wide_console().print(rich_table(diff_table(changes)))
+    print_document(Document({}, [diff_table(changes)], []))
     slower = [change for change in changes if change.verdict == "SLOWER"]
     if slower:
         worst = max(slower, key=lambda change: change.slower)
@@ -236,69 +227,53 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure mIoU, IoU per class and pixel accuracy of models on a dataset split."""
-    from benchmarks.accuracy import evaluate as accuracy
+    from benchmarks.accuracy.evaluate import evaluate as measure_accuracy
+    from benchmarks.accuracy.evaluate import open_predictor
     from benchmarks.accuracy.report import document_from_reports, draw_confusion
-    from benchmarks.report.tables import (
-        check_folders,
-        print_document,
-        progress_bar,
-        write_json,
-        write_outputs,
-    )
+    from benchmarks.models import precisions_of
+    from benchmarks.report.tables import check_folders, progress_bar, publish
+    from esnet.data.datasets import open_split
 
     check_folders(json_file, confusion)
-    runs = accuracy.expand_precisions(model, precision or [None])
+    runs = [
+        (name, own) for name in model for own in precisions_of(Path(name), precision or (None,))
+    ]
     if confusion is not None and len(runs) > 1:
         raise BenchmarkError(
             f"--confusion draws one model, got {len(runs)}", hint="give one --model"
         )
     size_hw = parse_size(size) if size else None
-    reports, notes = [], set[str]()
-    for name, run_precision in runs:
-        predictor = accuracy.open_predictor(
-            name, size_hw=size_hw, backend=backend, precision=run_precision
-        )
-        with closing(predictor), progress_bar(is_terminal()) as progress:
-            labelled = accuracy.open_split_for(predictor, data, dataset, split)
-            for note in set(labelled.notes) - notes:
-                print(f"note: {note}", file=sys.stderr)
-            notes |= set(labelled.notes)
+    reports, notes = [], dict[str, None]()
+    for name, own in runs:
+        predictor = open_predictor(name, size_hw=size_hw, backend=backend, precision=own)
+        with closing(predictor), progress_bar() as progress:
+            labelled = open_split(dataset or predictor.label_set, data, split)
             track = partial(progress.track, description=f"evaluating {name}")
-            report = accuracy.evaluate(predictor, labelled, max_images=max_images, track=track)
-            reports.append(report)
-    print_document(document_from_reports(reports))
+            reports.append(
+                measure_accuracy(predictor, labelled, max_images=max_images, track=track)
+            )
+            notes |= dict.fromkeys(labelled.notes)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     plain = [report.as_dict() for report in reports]
-    content = plain[0] if len(plain) == 1 else {"reports": plain}
-    write_outputs(
-        (json_file, lambda path: write_json(path, content)),
+    publish(
+        document_from_reports(reports),
+        plain[0] if len(plain) == 1 else {"reports": plain},
+        json_file,
+        None,
         (confusion, lambda path: draw_confusion(reports[0], path)),
     )
-
-
-def _miou(segmenter: Segmenter, path: Path, *, data_dir: Path) -> float:
-    """Measure mIoU on the val split of the dataset of the model's label set."""
-    from benchmarks.accuracy.evaluate import evaluate, open_split_for, predictor_from_segmenter
-
-    predictor = predictor_from_segmenter(segmenter, path)
-    return evaluate(predictor, open_split_for(predictor, data_dir, None, "val")).matrix.miou
-
-
-def _print_advice(segmenter: Segmenter) -> None:
-    from runtime.artefact.advice import form_advice, quantization_advice
-
-    for advise in (form_advice, quantization_advice):
-        if advice := advise(segmenter.card, segmenter.backend.name):
-            print(f"warning: {advice}", file=sys.stderr)
 
 
 def _parse_mode(text: str) -> tuple[str, float]:
     """Parse ``latency``, ``throughput``, ``camera`` or ``camera:FPS``."""
     match = re.fullmatch(r"(latency|throughput|camera)|(camera):(\d+(?:\.\d+)?)", text)
-    if match is None:
+    if match is None or not (fps := float(match[3] or 30)):
         raise BenchmarkError(
-            f"unknown mode {text!r}", hint="latency, throughput, or camera:30 for a 30 FPS camera"
+            f"unknown mode {text!r}",
+            hint="latency, throughput, or camera:30 for a 30 FPS camera; the rate must be above 0 FPS",
         )
-    return match[1] or match[2], float(match[3] or 30)
+    return match[1] or match[2], fps
 
 
 def _parse_percent(text: str) -> float:

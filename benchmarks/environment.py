@@ -14,23 +14,14 @@ from pathlib import Path
 from runtime.machine.machine import cpu_name, gpu_states, nvidia_gpus, source_revision
 
 _LIBRARIES = (
-    "esnet-deploy",
-    "numpy",
-    "opencv-python",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "torch",
+    *("esnet-deploy", "numpy", "opencv-python", "torch"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino"),
 )
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe_environment() -> dict[str, str]:
-    """Describe machine, load, libraries, source revision, date and command.
-
-    Returns:
-        Text by name, in display order.
-    """
+    """Describe machine, load, libraries, source revision, date and command, in display order."""
     return {
         "cpu": cpu_name(),
         "gpu": "; ".join(map(str, nvidia_gpus())) or "none",

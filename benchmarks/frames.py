@@ -30,11 +30,7 @@ class FrameSet:
     """Image, folder or video; ``None`` if the frames are generated."""
 
     def decode_again(self) -> Iterator[np.ndarray]:
-        """Decode the frames of the source, or JPEGs of the generated frames, in an endless cycle.
-
-        Yields:
-            RGB, uint8 (H, W, 3), in the size of the source.
-        """
+        """Decode the source, or JPEGs of the generated frames, endlessly: RGB, uint8 (H, W, 3)."""
         if self.source is not None:
             opened = open_source(self.source)
             while True:
@@ -47,11 +43,9 @@ class FrameSet:
 
 
 def load_frames(source: Path | None, size_hw: tuple[int, int] | None) -> FrameSet:
-    """Decode the first 16 frames of a source, or generate 16.
+    """Decode the first 16 frames of an image, folder or video; ``None`` generates street scenes.
 
-    Args:
-        source: Image, folder or video; ``None`` generates street scenes.
-        size_hw: Size that frames are resized to before timing; ``None`` keeps their size.
+    Frames are resized to ``size_hw``; ``None`` keeps their size.
 
     Raises:
         InvalidInput: The source cannot be opened.

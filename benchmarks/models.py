@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.accuracy.evaluate import ARTEFACT_SUFFIXES, evaluate, predictor_from_segmenter
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
 from benchmarks.timing.latency import TimingConfig
+from esnet.data.datasets import open_split
 from esnet.metrics import label_agreement
+from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.artefact.card import LOGITS, ModelCard
 from runtime.backend import identify_artefact
 from runtime.errors import EsnetError, ModelFileError
@@ -42,17 +45,8 @@ class BenchOptions:
     """Target of the end-to-end rate, frames per second."""
     reference: Path | None = None
     """fp32 artefact to compare labels with; ``None`` searches beside each model."""
-    measure_miou: Callable[[Segmenter, Path], float] | None = None
-    """Measures mIoU, 0 to 1; ``None`` skips it."""
-
-    def __post_init__(self) -> None:
-        if self.target_fps <= 0:
-            raise BenchmarkError(f"the target must be above 0 FPS, got {self.target_fps}")
-        if self.camera_fps <= 0:
-            raise BenchmarkError(
-                f"the camera rate must be above 0 FPS, got {self.camera_fps}",
-                hint="for example --mode camera:30",
-            )
+    data_dir: Path | None = None
+    """Dataset to measure mIoU on, on its val split; ``None`` skips it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +73,8 @@ class ModelIdentity:
     """Share of pixels with the same label as the reference in fp32, 0 to 1."""
     miou: float | None
     """mIoU on labelled data, 0 to 1; ``None`` if not measured."""
+    advice: tuple[str, ...]
+    """Warnings about the form of the graph and the INT8 check on this backend."""
 
 
 class OpenModel(NamedTuple):
@@ -93,21 +89,15 @@ class OpenModel(NamedTuple):
 
 
 def open_models(
-    models: Sequence[Path],
-    options: BenchOptions,
-    frames: FrameSet,
-    stack: ExitStack,
-    *,
-    on_open: Callable[[Segmenter], None] = lambda segmenter: None,
+    models: Sequence[Path], options: BenchOptions, frames: FrameSet, stack: ExitStack
 ) -> list[OpenModel]:
     """Open every model on every backend at every precision, check its labels and measure mIoU.
 
-    The stack closes the models; ``on_open`` is called with each opened segmenter.
+    The stack closes the models.
 
     Raises:
-        ModelFileError: A model cannot be opened.
-        InvalidInput: A backend or precision is not available.
-        BenchmarkError: The reference cannot run in fp32.
+        EsnetError: A model cannot be opened, a backend or precision is not available, or the reference cannot
+            run in fp32.
     """
     opened: list[tuple[Path, Segmenter]] = []
     for path in models:
@@ -115,7 +105,6 @@ def open_models(
             for precision in precisions_of(path, options.precisions):
                 segmenter = Segmenter.open(path, backend=backend, precision=precision, timing=True)
                 opened.append((path, stack.enter_context(segmenter)))
-                on_open(segmenter)
     references = {path: options.reference or find_reference(path) for path in models}
     expected = {path: _fp32_labels(path, frames) for path in {*references.values()} if path}
     result = []
@@ -124,19 +113,23 @@ def open_models(
         if reference is not None:
             labels = list(map(segmenter.segment, frames.frames))
             agreement = label_agreement(labels, expected[reference])
-        if options.measure_miou is not None:
-            miou = options.measure_miou(segmenter, path)
+        card, engine = segmenter.card, segmenter.backend
+        if options.data_dir is not None:
+            labelled = open_split(card.label_set, options.data_dir, "val")
+            miou = evaluate(predictor_from_segmenter(segmenter, path), labelled).matrix.miou
+        advice = (form_advice(card, engine.name), quantization_advice(card, engine.name))
         identity = ModelIdentity(
             file=path.name,
             sha256=sha256_of(path),
             name=name,
-            backend=segmenter.backend.name,
-            precision=segmenter.backend.precision,
-            device=segmenter.backend.device,
-            size_hw=segmenter.card.size_hw,
+            backend=engine.name,
+            precision=engine.precision,
+            device=engine.device,
+            size_hw=card.size_hw,
             reference=reference.name if reference else None,
             agreement=agreement,
             miou=miou,
+            advice=tuple(filter(None, advice)),
         )
         result.append(OpenModel(path, segmenter, identity))
     return result
@@ -144,6 +137,8 @@ def open_models(
 
 def precisions_of(path: Path, precisions: Sequence[str | None]) -> Sequence[str | None]:
     """Return the precisions to run a model at; INT8 artefacts and engines have only their own."""
+    if path.suffix.lower() not in ARTEFACT_SUFFIXES:
+        return precisions
     card, builder = identify_artefact(path)
     return [None] if card.precision == "int8" or builder is not None else precisions
 
@@ -154,14 +149,12 @@ def find_reference(path: Path) -> Path | None:
     if builder is None and card.precision == "fp32":
         return path
     weights = card.source.get("sha256")
-    for other in sorted(path.parent.glob("*.onnx")):
-        try:
+    for other in sorted(path.parent.glob("*.onnx")) if weights else ():
+        with suppress(ModelFileError):
             found = ModelCard.from_file(other)
-        except ModelFileError:
-            continue
-        is_same = found.source.get("sha256") == weights and found.size_hw == card.size_hw
-        if weights and is_same and found.precision == "fp32":
-            return other
+            is_same = found.source.get("sha256") == weights and found.size_hw == card.size_hw
+            if is_same and found.precision == "fp32":
+                return other
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from esnet.errors import CheckpointError
 from esnet.families import FAMILIES, Family
+from esnet.labels import LABEL_SETS, LabelSet, label_set_for
 from esnet.model import ESNet
 from runtime.files import sha256_of
 
@@ -44,6 +45,13 @@ class Checkpoint:
     """Path of the file."""
     sha256: str
     """SHA-256 of the file, hexadecimal."""
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Label set named in the file if it is known, else chosen by the number of classes."""
+        stored = self.metadata.get("label_set")
+        name = stored if stored in LABEL_SETS else None
+        return label_set_for(self.network.config.num_classes, name=name)
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
@@ -91,8 +99,7 @@ def resolve_weights(source: str | Path) -> Path:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(
             f"weights file {str(source)!r} {what}",
-            hint="give a .pt, .pth, .ckpt or .safetensors file, or shipped weights: "
-            + ", ".join(SHIPPED_WEIGHTS),
+            hint=f"use .pt, .pth, .ckpt, .safetensors or shipped weights: {', '.join(SHIPPED_WEIGHTS)}",
         )
     return path
 
@@ -195,8 +202,7 @@ def _fill(family: Family, tensors: Mapping[str, Tensor], path: Path) -> ESNet:
     """Build the family's network and load all keys, or list those that do not fit."""
     num_classes = _num_classes(family, tensors, path)
     expected = family.expected_shapes(num_classes)
-    problems = _key_problems(expected, tensors)
-    if problems:
+    if problems := _key_problems(expected, tensors):
         raise CheckpointError(
             f"{path} looks like an ESNet of the {family.name} layout with {num_classes} classes, "
             f"but its keys differ: {'; '.join(problems)}",

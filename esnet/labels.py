@@ -26,10 +26,9 @@ class LabelSet:
     """Label id stored in the dataset's files to train id; empty if they are equal."""
 
     def __post_init__(self) -> None:
-        if len(self.class_names) != len(self.palette):
-            raise ValueError(
-                f"{self.name}: {len(self.class_names)} names, {len(self.palette)} colours"
-            )
+        names, colours = len(self.class_names), len(self.palette)
+        if names != colours:
+            raise ValueError(f"{self.name}: {names} names, {colours} colours")
 
     @property
     def num_classes(self) -> int:
@@ -103,9 +102,9 @@ def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
     Raises:
         LabelSetError: The name is unknown, or the set has another size.
     """
+    fitting = {each.num_classes: each for each in LABEL_SETS.values()}.get(num_classes)
     if name is None:
-        sizes = {label_set.num_classes: label_set for label_set in LABEL_SETS.values()}
-        return sizes.get(num_classes) or LabelSet(
+        return fitting or LabelSet(
             name=f"{num_classes}-classes",
             class_names=tuple(f"class {index}" for index in range(num_classes)),
             palette=tuple(_distinct_colour(index) for index in range(num_classes)),
@@ -117,21 +116,16 @@ def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
         )
     label_set = LABEL_SETS[name]
     if label_set.num_classes != num_classes:
-        fitting = [s.name for s in LABEL_SETS.values() if s.num_classes == num_classes]
+        hint = "omit --label-set to get numbered classes"
         raise LabelSetError(
             f"label set {name!r} has {label_set.num_classes} classes, the checkpoint has {num_classes}",
-            hint=f"use --label-set {fitting[0]}"
-            if fitting
-            else "omit --label-set to get numbered classes",
+            hint=f"use --label-set {fitting.name}" if fitting else hint,
         )
     return label_set
 
 
 def _distinct_colour(index: int) -> tuple[int, int, int]:
-    """Get a distinct colour from the bits of the index.
-
-    Source: ``VOCcolormap`` of the Pascal VOC devkit.
-    """
+    """Get a distinct colour from the bits of the index, as ``VOCcolormap`` of the Pascal VOC devkit does."""
     bits = [(index + 1) >> position & 1 for position in range(24)]
     red, green, blue = (sum(bits[3 * i + c] << (7 - i) for i in range(8)) for c in range(3))
     return red, green, blue

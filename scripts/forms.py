@@ -11,7 +11,7 @@ import typer
 from benchmarks.frames import load_frames
 from benchmarks.models import BenchOptions
 from benchmarks.report.console import document_from_report
-from benchmarks.report.tables import print_document, write_json, write_outputs
+from benchmarks.report.tables import publish
 from benchmarks.timing.latency import TimingConfig
 from benchmarks.timing.suite import bench_models
 from export.plan import UPSAMPLES, ExportPlan
@@ -36,8 +36,7 @@ def main(
             plan = ExportPlan(optimized_for=backend, upsample=path.stem)
             export_onnx(weights, path, plan, verify=False)
         report = bench_models(paths, load_frames(frames, (512, 1024)), options)
-    print_document(document_from_report(report))
-    write_outputs((json_file, lambda path: write_json(path, report.as_dict())))
+    publish(document_from_report(report), report.as_dict(), json_file)
 
 
 if __name__ == "__main__":

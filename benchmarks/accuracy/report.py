@@ -20,7 +20,7 @@ def document_from_reports(reports: Sequence[AccuracyReport]) -> Document:
     facts = {"data": f"{split.dataset} {split.split}, {reports[0].num_images} images"}
     for number, report in zip(numbers, reports, strict=True):
         model = report.predictor
-        text = f"{model.description}, at {model.size_text}, sha256 {model.sha256}"
+        text = f"{model.description}, at {model.size}, sha256 {model.sha256}"
         facts[f"model {number}".rstrip()] = text
     names, pixels = split.label_set.class_names, first.counts.sum(1)
     columns = [pixels / max(1, pixels.sum()), *(report.matrix.iou_per_class for report in reports)]

@@ -44,7 +44,7 @@ CPU_PRECISIONS = {
 """Name of a CPU pipeline of this toolkit -> its precision."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class PipelineSetup:
     """Inputs shared by all pipelines of a comparison."""
 
@@ -139,11 +139,7 @@ def plain_onnx_pipeline(
 ) -> Pipeline:
     """Run a plain ``torch.onnx.export`` in ONNX Runtime; normalisation and argmax run in numpy.
 
-    Args:
-        checkpoint: Network and normalisation.
-        size_hw: Frame size, multiples of 8.
-        path: ONNX file, float32 (1, 3, H, W) in, logits out; written if it does not exist.
-        provider: Execution provider of ONNX Runtime.
+    The file at ``path``, float32 (1, 3, H, W) in, logits out, is written if it does not exist.
 
     Raises:
         BackendUnavailable: ONNX Runtime does not run the provider on this machine.
@@ -189,11 +185,13 @@ def _make_plain(
 
 def _make_ours(setup: PipelineSetup, *, backend: str, precision: str) -> tuple[Pipeline, Path]:
     """Export for a backend, quantize or build an engine where needed, and open the result."""
-    path = _artefact(
-        setup,
-        optimized_for="tensorrt" if backend in _GPU_VARIANTS else backend,
-        precision=precision if backend == "onnxruntime-cuda" else "fp32",
-    )
+    form = "tensorrt" if backend in _GPU_VARIANTS else backend
+    exported = precision if backend == "onnxruntime-cuda" else "fp32"
+    height, width = setup.size_hw
+    path = setup.folder / f"{form}_{exported}_{height}x{width}.onnx"
+    if not path.is_file():
+        plan = ExportPlan(size_hw=setup.size_hw, precision=exported, optimized_for=form)
+        export_onnx(setup.weights, path, plan, verify=False)
     if precision == "int8":
         path = _quantized(path, setup.calibration)
     if backend in KINDS:
@@ -233,22 +231,12 @@ def _export_plainly(checkpoint: Checkpoint, size_hw: tuple[int, int], path: Path
         )
 
 
-def _artefact(setup: PipelineSetup, *, optimized_for: str, precision: str) -> Path:
-    height, width = setup.size_hw
-    path = setup.folder / f"{optimized_for}_{precision}_{height}x{width}.onnx"
-    if not path.is_file():
-        plan = ExportPlan(size_hw=setup.size_hw, precision=precision, optimized_for=optimized_for)
-        export_onnx(setup.weights, path, plan, verify=False)
-    return path
-
-
 def _quantized(path: Path, calibration: Path | None) -> Path:
     """Quantize an artefact; measured activation ranges are reused for other backends and sizes."""
     output = path.with_name(f"{path.stem}_int8.onnx")
     if not output.is_file():
         table = None if calibration is None else path.with_name("ranges.json")
-        is_measured = table is not None and table.is_file()
-        source = None if is_measured else calibration
+        source = None if table is not None and table.is_file() else calibration
         options = QuantizeOptions(calibration=source, table_path=table, scheme="cpu")
         quantize(path, output, options)
     return output

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.baselines.pipelines import Pipeline, PipelineSetup, pipeline_makers
+from benchmarks.baselines.pipelines import PipelineSetup, pipeline_makers
 from benchmarks.errors import BenchmarkError
-from benchmarks.timing.latency import END_TO_END, TimedBlocks, Workload, cycle
 from runtime.files import sha256_of
 
 T = TypeVar("T")
@@ -32,12 +34,9 @@ class PipelineWorker(ProcessPoolExecutor):
     """mIoU, 0 to 1; ``None`` if not measured."""
 
     def __init__(self, name: str, setup: PipelineSetup, frames: Sequence[np.ndarray]) -> None:
-        """Start the process, make the pipeline in it and warm it up.
+        """Start the process, make the pipeline ``name`` in it and warm it up.
 
-        Args:
-            name: Key of ``pipeline_makers``.
-            setup: Inputs of the pipeline.
-            frames: Frames to time, RGB uint8 (H, W, 3), of size ``setup.size_hw``.
+        ``frames`` are timed: RGB uint8 (H, W, 3), of size ``setup.size_hw``.
 
         Raises:
             BenchmarkError: The pipeline cannot be made here; the message gives the reason.
@@ -56,9 +55,9 @@ class PipelineWorker(ProcessPoolExecutor):
             self.shutdown()
             raise
 
-    def time_block(self, seconds: float, min_calls: int) -> list[float]:
-        """Time calls in ms for at least ``seconds`` and ``min_calls``, after one untimed call."""
-        return self._run(_Server.time_block, seconds, min_calls)
+    def time_block(self) -> list[float]:
+        """Time at least two calls, and calls for 0.2 s, in ms, after one untimed call."""
+        return self._run(_Server.time_block)
 
     def segment(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Label frames (H, W, 3) of one size, any multiple of 8; returns uint8 labels (H, W)."""
@@ -79,29 +78,33 @@ class _Server:
     """State of the worker process: the pipeline at each frame size."""
 
     def __init__(self, name: str, setup: PipelineSetup, frames: Sequence[np.ndarray]) -> None:
-        self._name, self._setup, self._frame = name, setup, cycle(frames)
-        self._pipelines: dict[tuple[int, int], Pipeline] = {}
+        self._size_hw, self._frames = setup.size_hw, itertools.cycle(frames)
+        make = pipeline_makers()[name]
+        self._pipeline_at = cache(lambda size_hw: make(replace(setup, size_hw=size_hw)))
 
     def make(self) -> str | None:
         """Make and warm up the pipeline; returns the hash of its file, ``None`` for torch."""
-        pipeline, path = pipeline_makers()[self._name](self._setup)
-        self._pipelines[self._setup.size_hw] = pipeline
-        workload = Workload(
-            name=self._name, scope=END_TO_END, call=lambda index: pipeline(self._frame(index))
-        )
-        self._blocks = TimedBlocks(workload)
+        _, path = self._pipeline_at(self._size_hw)
+        for _ in range(3):
+            self._call_ms()
         return None if path is None else sha256_of(path)
 
-    def time_block(self, seconds: float, min_calls: int) -> list[float]:
-        return self._blocks.take(seconds, min_calls)
+    def time_block(self) -> list[float]:
+        self._call_ms()
+        times: list[float] = []
+        while len(times) < 2 or sum(times) < 200:
+            times.append(self._call_ms())
+        return times
 
     def segment(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        height, width, _ = frames[0].shape
-        size_hw = height, width
-        if size_hw not in self._pipelines:
-            setup = replace(self._setup, size_hw=size_hw)
-            self._pipelines[size_hw], _ = pipeline_makers()[self._name](setup)
-        return [self._pipelines[size_hw](frame) for frame in frames]
+        pipeline, _ = self._pipeline_at(frames[0].shape[:2])
+        return list(map(pipeline, frames))
+
+    def _call_ms(self) -> float:
+        pipeline, _ = self._pipeline_at(self._size_hw)
+        frame, started = next(self._frames), time.perf_counter_ns()
+        pipeline(frame)
+        return (time.perf_counter_ns() - started) / 1e6
 
 
 _server: _Server  # set in the worker process

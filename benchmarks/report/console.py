@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.models import TARGET_SOURCE
-from benchmarks.report import tables
-from benchmarks.report.tables import HINT, TextTable
+from benchmarks.report.tables import HINT, Document, TextTable
 from benchmarks.timing.camera import CameraResult
 from benchmarks.timing.latency import END_TO_END, ENGINE, TRANSFER
 from benchmarks.timing.statistics import MIN_SAMPLES_FOR_P99, Summary
@@ -61,25 +60,17 @@ def latency_results(report: BenchReport) -> list[LatencyResult]:
     return [result for result in report.results if isinstance(result, LatencyResult)]
 
 
-def report_facts(report: BenchReport) -> dict[str, str]:
-    """List the conditions of a measurement by name."""
-    reference = report.machine_reference.p50
-    return {
+def document_from_report(report: BenchReport) -> Document:
+    """Format a report: conditions, results and stages, notes and verdicts."""
+    facts = {
         **report.environment,
         "frames": report.frames,
         "peak RSS": f"{report.peak_memory_bytes / 1e9:.2f} GB",
-        "reference": f"{reference:.2f} ms for a 512x512 float32 matrix product",
+        "reference": f"{report.machine_reference.p50:.2f} ms for a 512x512 float32 matrix product",
         "overhead": f"{report.overhead_us:.1f} us per call, measured with the null backend",
     }
-
-
-def document_from_report(report: BenchReport) -> tables.Document:
-    """Format a report: conditions, results and stages, notes and verdicts."""
-    return tables.Document(
-        facts=report_facts(report),
-        tables=[result_table(report), *stage_tables(report)],
-        notes=[*notes(report), *verdicts(report)],
-    )
+    tables = [result_table(report), *stage_tables(report)]
+    return Document(facts, tables, [*notes(report), *verdicts(report)])
 
 
 def verdicts(report: BenchReport) -> list[str]:
@@ -138,25 +129,23 @@ def notes(report: BenchReport) -> list[str]:
                 f"unchecked: {name}: no fp32 artefact of the same weights and size in its folder; "
                 "select one with --reference."
             )
+        lines += [f"advice: {name}: {advice}" for advice in result.model.advice]
     return lines + int8_advice(report)
 
 
 def int8_advice(report: BenchReport) -> list[str]:
     """Advise against INT8 if half precision is as fast: one line, or none."""
-    timed = latency_results(report)
-    int8 = [result for result in timed if result.model.precision == "int8"]
-    half = [result for result in timed if result.model.precision in ("fp16", "bf16")]
-    if not int8 or not half:
+    timed = sorted(latency_results(report), key=lambda result: result.scopes[ENGINE].p50)
+    int8 = next((result for result in timed if result.model.precision == "int8"), None)
+    half = next((result for result in timed if result.model.precision in ("fp16", "bf16")), None)
+    if int8 is None or half is None:
         return []
-    best_int8, best_half = (
-        min(group, key=lambda result: result.scopes[ENGINE].p50) for group in (int8, half)
-    )
-    gain = best_half.scopes[ENGINE].p50 / best_int8.scopes[ENGINE].p50 - 1
+    gain = half.scopes[ENGINE].p50 / int8.scopes[ENGINE].p50 - 1
     if gain >= 0.05:
         return []
     return [
-        f"advice: {best_int8.model.name} is {100 * gain:+.1f} % faster than {best_half.model.name}, less "
-        f"than 5 %: use {best_half.model.precision}, which needs no calibration."
+        f"advice: {int8.model.name} is {100 * gain:+.1f} % faster than {half.model.name}, less "
+        f"than 5 %: use {half.model.precision}, which needs no calibration."
     ]
 
 

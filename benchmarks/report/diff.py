@@ -48,12 +48,9 @@ class Change(NamedTuple):
 
 
 def diff_reports(before: Path, after: Path, max_slower: float) -> tuple[list[Change], list[str]]:
-    """Compare two JSON reports of ``esnet-bench``.
+    """Compare timings that occur in both JSON reports, and warn about other differences.
 
     ``max_slower`` is the allowed relative slow-down, 0.05 for 5 %.
-
-    Returns:
-        Timings that occur in both reports, and warnings about other differences.
 
     Raises:
         BenchmarkError: A file is not a report, the modes differ, or no result is in both.
@@ -66,11 +63,11 @@ def diff_reports(before: Path, after: Path, max_slower: float) -> tuple[list[Cha
         )
     old, new = dict(_timings(first)), dict(_timings(second))
     machine = _machine_slower(first, second)
-    changes = []
-    for name in old:
-        if name in new:
-            verdict = _verdict(old[name], new[name], max_slower, machine)
-            changes.append(Change(name, old[name], new[name], verdict))
+    changes = [
+        Change(name, was, new[name], _verdict(was, new[name], max_slower, machine))
+        for name, was in old.items()
+        if name in new
+    ]
     if not changes:
         found = "; ".join(", ".join(list(names)[:3]) or "none" for names in (old, new))
         raise BenchmarkError(f"{before} and {after} have no result in common: {found}")
@@ -112,15 +109,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _timings(report: dict[str, Any]) -> Iterator[tuple[str, Timing]]:
     for result in report["results"]:
-        for key, values in result.items():
-            if isinstance(values, dict) and "p50" in values:
+        for scope, values in result["scopes"].items():
+            if "p50" in values:
                 times = [values[name] for name in ("p50", "p50_low", "p50_high")]
-            elif isinstance(values, dict) and "fps" in values:
-                times = [1e3 / values[name] for name in ("fps", "fps_high", "fps_low")]
             else:
-                continue
-            name = f"{result['name']}, {key.replace('_', ' ')}"
-            yield name, Timing(times[0], times[1], times[2], values.get("is_stable", True))
+                times = [1e3 / values[name] for name in ("fps", "fps_high", "fps_low")]
+            timing = Timing(times[0], times[1], times[2], values["is_stable"])
+            yield f"{result['model']['name']}, {scope}", timing
 
 
 def _machine_slower(first: dict[str, Any], second: dict[str, Any]) -> float:
@@ -148,8 +143,8 @@ def _warnings(
             yield f"{name}: unstable run, measure again"
     for name in sorted(old.keys() ^ new.keys()):
         yield f"{name}: only {'before' if name in old else 'after'}"
-    hashes = {result["name"]: result.get("sha256") for result in first["results"]}
-    for result in second["results"]:
-        was, now = hashes.get(result["name"]), result.get("sha256")
-        if was and now and was != now:
-            yield f"{result['name']}: different files: {was[:12]} before, {now[:12]} after"
+    hashes = {result["model"]["name"]: result["model"]["sha256"] for result in first["results"]}
+    for model in (result["model"] for result in second["results"]):
+        was, now = hashes.get(model["name"], model["sha256"]), model["sha256"]
+        if was != now:
+            yield f"{model['name']}: different files: {was[:12]} before, {now[:12]} after"

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import console
-from benchmarks.report.tables import HINT, TEXT_COLUMNS
+from benchmarks.report.tables import HINT, TEXT_COLUMNS, TextTable
 from benchmarks.timing.camera import CameraResult
 from benchmarks.timing.latency import END_TO_END
 from benchmarks.timing.stages import STAGES
@@ -28,11 +28,7 @@ _OFFSET = {"textcoords": "offset points", "xytext": (4, 0)}
 
 
 def require_page_libraries() -> None:
-    """Check that the libraries for the page are installed.
-
-    Raises:
-        BenchmarkError: A library is missing.
-    """
+    """Raise ``BenchmarkError`` if a library for the page is missing."""
     missing = [name for name in ("jinja2", "matplotlib") if not importlib.util.find_spec(name)]
     if missing:
         raise BenchmarkError(
@@ -48,47 +44,37 @@ def page_from_report(report: BenchReport) -> str:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True
     )
+    document = console.document_from_report(report)
     models = [result.model for result in report.results]
     hashes = "; ".join(f"{model.file} {model.sha256}" for model in models)
     return templates.get_template("report.html").render(
         title=f"{', '.join(dict.fromkeys(model.file for model in models))}: {report.mode}",
         subtitle=f"{report.environment['date']} on {models[0].device}; {report.frames}",
         verdicts=[line.split(": ", 1) for line in console.verdicts(report)],
-        sections=_sections(report),
+        sections=_sections(report, document.tables),
         notes=console.notes(report),
         command=report.environment["command"],
-        facts={**console.report_facts(report), "sha256": hashes},
+        facts={**document.facts, "sha256": hashes},
         text_columns=TEXT_COLUMNS,
         hint_column=HINT,
     )
 
 
-def _sections(report: BenchReport) -> list[dict[str, Any]]:
+def _sections(report: BenchReport, tables: Sequence[TextTable]) -> list[dict[str, Any]]:
     """Make the sections of the page: title, and a table, or a plot with or without text."""
-    tables = [console.result_table(report), *console.stage_tables(report)]
     sections: list[dict[str, Any]] = [{"title": table.title, "table": table} for table in tables]
-    timed = console.latency_results(report)
-    if timed:
+    if timed := console.latency_results(report):
+        text = "Share of frames completed within a time, end to end; outliers are included."
+        distribution = _plot_distribution(timed, report.target_ms)
         sections[1:1] = [
-            {
-                "title": "Latency distribution",
-                "plot": _svg(_plot_distribution(timed, report.target_ms), "distribution"),
-                "text": "Share of frames completed within a time, end to end; outliers are included.",
-            },
-            {
-                "title": "Stage breakdown",
-                "plot": _svg(_plot_stages(timed, report.target_ms), "stages"),
-            },
+            _plot_section("Latency distribution", distribution, text),
+            _plot_section("Stage breakdown", _plot_stages(timed, report.target_ms)),
         ]
     speeds = [result for result in report.results if not isinstance(result, CameraResult)]
     if len(speeds) > 1 and any(result.model.agreement is not None for result in speeds):
-        sections.append(
-            {
-                "title": "Precision, speed and accuracy",
-                "plot": _svg(_plot_accuracy(speeds), "accuracy"),
-                "text": "Up and to the right is better. Both axes are measured on the same file.",
-            }
-        )
+        text = "Up and to the right is better. Both axes are measured on the same file."
+        title = "Precision, speed and accuracy"
+        sections.append(_plot_section(title, _plot_accuracy(speeds), text))
     return sections
 
 
@@ -155,12 +141,12 @@ def _figure(height: float) -> tuple[Figure, Any]:
     return figure, axis
 
 
-def _svg(figure: Figure, salt: str) -> str:
+def _plot_section(title: str, figure: Figure, text: str = "") -> dict[str, Any]:
     """Render a figure as inline SVG; the salt keeps element ids of several figures apart."""
     import matplotlib as mpl
 
     stream = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+    svg = stream.getvalue()
+    return {"title": title, "plot": svg[svg.index("<svg") :], "text": text}

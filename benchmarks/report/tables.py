@@ -12,10 +12,11 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
+from runtime.console import is_terminal
 from runtime.files import atomic_path
 
 HINT = "how to reduce it"
@@ -49,47 +50,39 @@ class Document:
     """Lines below the tables."""
 
 
-def print_document(document: Document, console: Console | None = None) -> None:
-    """Print facts, tables and notes."""
-    console = wide_console(console)
+def print_document(document: Document) -> None:
+    """Print facts, tables and notes; the console is at least 128 columns wide, so that tables fit."""
+    console = Console(highlight=False)
+    console.width = max(console.width, _MIN_WIDTH)
     width = max(map(len, document.facts), default=0)
     for key, value in document.facts.items():
         console.print(f"{key:>{width}}  {value}", markup=False, soft_wrap=True)
     console.print()
     for table in document.tables:
-        console.print(rich_table(table))
+        console.print(_rich_table(table))
     for note in document.notes:
         console.print(note, markup=False, soft_wrap=True)
 
 
 def markdown_from_document(document: Document) -> str:
     """Format tables, notes and facts as Markdown."""
-    parts = [f"**{table.title}**\n\n{markdown_from_table(table)}" for table in document.tables]
+    parts = []
+    for table in document.tables:
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
+        first, *others = ["| " + " | ".join(row) + " |" for row in rows]
+        rule = "|---|" + "---:|" * (len(table.columns) - 1)
+        parts.append("\n".join([f"**{table.title}**\n", first, rule, *others]))
     facts = [f"{key}: {value}" for key, value in document.facts.items()]
     parts += ["\n".join(f"- {line}" for line in lines) for lines in (document.notes, facts)]
     return "\n\n".join(parts) + "\n"
 
 
-def wide_console(console: Console | None = None) -> Console:
-    """Return a console that is at least 128 columns wide, so that tables fit."""
-    console = console or Console(highlight=False)
-    if console.width < _MIN_WIDTH:
-        console = Console(highlight=False, width=_MIN_WIDTH, file=console.file)
-    return console
+def progress_bar() -> Progress:
+    """Return a progress display for a terminal; it disappears at the end."""
+    return Progress(transient=True, disable=not is_terminal())
 
 
-def progress_bar(is_shown: bool) -> Progress:
-    """Return a progress display with description, bar and elapsed time; it disappears at the end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        transient=True,
-        disable=not is_shown,
-    )
-
-
-def rich_table(table: TextTable) -> Table:
+def _rich_table(table: TextTable) -> Table:
     """Convert a table for the screen: text left-aligned, numbers right-aligned."""
     grid = Table(
         box=box.SIMPLE_HEAD,
@@ -112,19 +105,8 @@ def rich_table(table: TextTable) -> Table:
     return grid
 
 
-def markdown_from_table(table: TextTable) -> str:
-    """Convert a table to Markdown, without its title."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
-    lines = ["| " + " | ".join(row) + " |" for row in (table.columns, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(table.columns) - 1), *lines[1:]])
-
-
 def check_folders(*paths: Path | None) -> None:
-    """Check that the folders of output files exist; call it before a long measurement.
-
-    Raises:
-        BenchmarkError: A folder is missing.
-    """
+    """Raise ``BenchmarkError`` if the folder of an output file is missing; call it before measuring."""
     for path in paths:
         if path is not None and not path.parent.is_dir():
             raise BenchmarkError(
@@ -132,12 +114,24 @@ def check_folders(*paths: Path | None) -> None:
             )
 
 
-def write_outputs(*outputs: tuple[Path | None, Callable[[Path], object]]) -> None:
-    """Call each writer with its path, and print the path; skip outputs whose path is ``None``."""
-    for path, write in outputs:
+def publish(
+    document: Document,
+    content: Mapping[str, Any],
+    json_path: Path | None,
+    markdown_path: Path | None = None,
+    *others: tuple[Path | None, Callable[[Path], object]],
+) -> None:
+    """Print a report and write its files; ``others`` are paths and the functions that write them."""
+    print_document(document)
+    if json_path is not None:
+        write_json(json_path, content)
+    if markdown_path is not None:
+        write_text(markdown_path, markdown_from_document(document))
+    for path, write in others:
         if path is not None:
             write(path)
-            print(f"wrote {path}")
+    for path in filter(None, (json_path, markdown_path, *(path for path, _ in others))):
+        print(f"wrote {path}")
 
 
 def write_text(path: Path, text: str) -> None:

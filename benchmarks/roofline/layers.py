@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
@@ -50,10 +50,8 @@ class RooflineBound:
     """Share of ``ms`` in layers bound by memory, 0 to 1."""
     fps: float
     """Frames per second at ``ms``."""
-
-    def needed_efficiency(self, target_fps: float) -> float:
-        """Return the share of the bound's speed that an engine needs for a target; above 1 is impossible."""
-        return target_fps / self.fps
+    num_bytes: int
+    """Bytes read and written by all layers, per batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,18 +103,18 @@ class Network:
 
     def bound(self, device: Device, precision: str) -> RooflineBound:
         """Compute the minimum time of a batch on a device."""
-        compute_ms = [layer.flops / device.peak_tops[precision] / 1e9 for layer in self.layers]
-        memory_ms = [
-            layer.bytes_at(precision) / device.bandwidth_gb_s / 1e6 for layer in self.layers
+        flops_per_ms, bytes_per_ms = device.peak_tops[precision] * 1e9, device.bandwidth_gb_s * 1e6
+        pairs = [
+            (x.flops / flops_per_ms, x.bytes_at(precision) / bytes_per_ms) for x in self.layers
         ]
-        pairs = list(zip(compute_ms, memory_ms, strict=True))
         total_ms = sum(map(max, pairs))
         memory_bound_ms = sum(memory for compute, memory in pairs if memory > compute)
         return RooflineBound(
             ms=total_ms,
-            compute_ms=sum(compute_ms),
+            compute_ms=sum(compute for compute, _ in pairs),
             memory_share=memory_bound_ms / total_ms,
             fps=self.batch * 1e3 / total_ms,
+            num_bytes=self.bytes_at(precision),
         )
 
     def bounds(self, device: Device) -> dict[str, RooflineBound]:
@@ -128,10 +126,7 @@ class Network:
         grouped: dict[str, list[Layer]] = {}
         for layer in self.layers:
             grouped.setdefault(layer.name if by_layer else layer.block, []).append(layer)
-        return [
-            (name, Network(layers=tuple(layers), batch=self.batch))
-            for name, layers in grouped.items()
-        ]
+        return [(name, replace(self, layers=tuple(layers))) for name, layers in grouped.items()]
 
 
 def device_from_gpu(gpu: GpuSpec) -> Device:
@@ -149,9 +144,7 @@ def network_from_onnx(model: onnx.ModelProto, *, batch: int = 1) -> Network:
     A concat is free if nothing else reads its inputs: they are written side by side. Reshape, QuantizeLinear
     and DequantizeLinear are views.
 
-    Args:
-        model: Graph of an artefact, float or with Q/DQ nodes. Not modified.
-        batch: Size of a dynamic batch axis; a fixed axis keeps its size.
+    The graph is not modified; ``batch`` is the size of a dynamic batch axis.
 
     Raises:
         BenchmarkError: A shape cannot be inferred.

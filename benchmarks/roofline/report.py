@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import onnx
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
 from benchmarks.models import TARGET_FPS, TARGET_SOURCE
-from benchmarks.report import tables
 from benchmarks.report.tables import Document, TextTable
 from benchmarks.roofline.layers import (
     ITEM_BYTES,
@@ -27,7 +26,7 @@ from benchmarks.roofline.layers import (
 )
 from benchmarks.roofline.peak import measure_machine, measure_model
 from benchmarks.timing.statistics import Summary
-from export.plan import FORMS, ExportPlan
+from export.plan import ExportPlan
 from export.to_onnx import export_onnx
 from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.artefact.card import ModelCard
@@ -63,80 +62,55 @@ class AnalysedModel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """Measured peaks of this machine, and measured times of a model on it."""
+class DeviceBounds:
+    """Bounds of a model on a device, and measured times."""
 
     device: Device
-    """Peaks."""
-    model: AnalysedModel
-    """Measured model: the given one, or the shipped weights in the form that suits the backend."""
-    measured: Mapping[str, Summary]
-    """Precision -> time from input batch to outputs on the host, ms."""
-    notes: tuple[str, ...]
-    """Remarks for the user."""
+    """Published or measured peaks."""
+    bounds: dict[str, RooflineBound]
+    """Precision -> bound."""
+    measured: dict[str, Summary] = field(default_factory=dict)
+    """Precision -> time from input batch to outputs on the host, ms; empty if not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RooflineReport:
-    """Bounds of a model on devices."""
+    """Bounds of a model on GPUs and on this machine."""
 
     model: AnalysedModel
     """Model of the GPU bounds."""
-    devices: tuple[Device, ...]
-    """GPUs with published peaks."""
-    machine: Machine | None
-    """This machine; ``None`` if not measured."""
+    gpus: tuple[DeviceBounds, ...]
+    """Bounds by published peaks."""
+    model_here: AnalysedModel
+    """Model on this machine: the given one, or the shipped weights in the form that suits the backend."""
+    here: DeviceBounds | None
+    """Bounds by measured peaks; ``None`` if not measured."""
     notes: tuple[str, ...]
     """Remarks for the user."""
     environment: dict[str, str]
     """Machine, libraries, date and command."""
 
-    def analyses(self) -> list[tuple[Network, Device, Mapping[str, Summary]]]:
-        """List network, device and measured times for every device, this machine last."""
-        found: list[tuple[Network, Device, Mapping[str, Summary]]]
-        found = [(self.model.network, device, {}) for device in self.devices]
-        if here := self.machine:
-            found.append((here.model.network, here.device, here.measured))
-        return found
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        bounds = [
-            {
-                "device": device.name,
-                "precision": precision,
-                **dataclasses.asdict(bound),
-                "bytes": network.bytes_at(precision),
-                "needed_efficiency": bound.needed_efficiency(TARGET_FPS),
-            }
-            for network, device, _ in self.analyses()
-            for precision, bound in network.bounds(device).items()
-        ]
-        header = {"schema": 2, "mode": "roofline", "target_fps": TARGET_FPS, "bounds": bounds}
+        header = {"schema": 3, "mode": "roofline", "target_fps": TARGET_FPS}
         return {**header, **dataclasses.asdict(self)}
 
 
-def run_roofline(
-    model: Path | None,
-    *,
-    gpu: str,
-    size_hw: tuple[int, int] | None,
-    measure: bool,
-    show_layers: bool,
-    json_path: Path | None,
-    markdown_path: Path | None,
+def analyse_model(
+    model: Path | None, *, gpu: str, size_hw: tuple[int, int] | None, measure: bool
 ) -> RooflineReport:
-    """Compute, measure, print and write; the arguments are the options of ``esnet-bench roofline``.
+    """Compute the bounds of a model and measure it; the arguments are options of ``esnet-bench roofline``.
 
     Raises:
         InvalidInput: Unknown GPU.
         ModelFileError: The model is not an ONNX artefact.
-        BenchmarkError: ``size_hw`` differs from the model's size, or the folder of a report is missing.
+        BenchmarkError: ``size_hw`` differs from the model's size.
     """
-    tables.check_folders(json_path, markdown_path)
     gpus = list(GPUS.values()) if gpu.lower() == "all" else [gpu_named(gpu)]
+    advice = [advice_for(gpus[0].sm, precision) for precision in ITEM_BYTES]
+    notes = [f"{gpus[0].name}: {text}" for text in advice if text and len(gpus) == 1]
     with tempfile.TemporaryDirectory(prefix="esnet-roofline-") as temporary:
-        folder = Path(temporary)
+        folder, here = Path(temporary), None
         path = model or _export(folder, size_hw or _DEFAULT_SIZE, "tensorrt")
         analysed = _read_model(path, model.name if model else f"{_WEIGHTS}, shipped weights")
         if size_hw is not None and size_hw != analysed.card.size_hw:
@@ -144,45 +118,43 @@ def run_roofline(
                 f"{model} works at {_size(analysed.card.size_hw)}, --size asks for {_size(size_hw)}",
                 hint="omit --size; it applies to the shipped weights only",
             )
-        can_measure = measure and bool(installed_backends())
-        advice = [advice_for(gpus[0].sm, precision) for precision in ITEM_BYTES]
-        report = RooflineReport(
-            model=analysed,
-            devices=tuple(map(device_from_gpu, gpus)),
-            machine=_measure_here(analysed, model, folder) if can_measure else None,
-            notes=tuple(f"{gpus[0].name}: {text}" for text in advice if text and len(gpus) == 1),
-            environment=describe_environment(),
-        )
-    document = document_from_report(report, show_layers=show_layers)
-    tables.print_document(document)
-    tables.write_outputs(
-        (json_path, lambda path: tables.write_json(path, report.as_dict())),
-        (
-            markdown_path,
-            lambda path: tables.write_text(path, tables.markdown_from_document(document)),
-        ),
+        analysed_here = analysed
+        if not measure or not installed_backends():
+            notes.append("This machine: not measured (--no-measure, or no backend is installed).")
+        else:
+            if model is None:
+                path = _export(folder, analysed.card.size_hw, installed_backends()[0])
+                analysed_here = _read_model(path, analysed.name)
+            here = _measure_here(analysed_here, path, notes)
+    devices = map(device_from_gpu, gpus)
+    return RooflineReport(
+        model=analysed,
+        gpus=tuple(DeviceBounds(device=d, bounds=analysed.network.bounds(d)) for d in devices),
+        model_here=analysed_here,
+        here=here,
+        notes=tuple(notes),
+        environment=describe_environment(),
     )
-    return report
 
 
-def document_from_report(report: RooflineReport, *, show_layers: bool = False) -> Document:
-    """Format a report: model, target and this machine, tables and notes."""
+def document_from_report(report: RooflineReport, *, show_layers: bool) -> Document:
+    """Format a report: model, target and this machine; the tables of each device; notes."""
+    model, here = report.model, report.here
     facts = {
-        "model": str(report.model),
+        "model": str(model),
         "target": f"{TARGET_FPS:g} FPS ({_TARGET_MS:.2f} ms), {TARGET_SOURCE}",
     }
-    if machine := report.machine:
-        facts["here"] = f"{machine.device.name}, {machine.device.source}"
-        if machine.model is not report.model:
-            facts["runs here"] = str(machine.model)
-    return Document(facts, list(report_tables(report, show_layers=show_layers)), notes(report))
-
-
-def notes(report: RooflineReport) -> list[str]:
-    """Explain the bounds and their limits."""
-    largest = max(layer.written_values for layer in report.model.network.layers)
-    not_measured = ("This machine: not measured (--no-measure, or no backend is installed).",)
-    return [
+    if here:
+        facts["here"] = f"{here.device.name}, {here.device.source}"
+        if report.model_here is not model:
+            facts["runs here"] = str(report.model_here)
+    shown = [(model.network, report.gpus[0])] if len(report.gpus) == 1 else []
+    shown += [(report.model_here.network, here)] if here else []
+    parts = [] if len(report.gpus) == 1 else [gpus_table(report.gpus)]
+    for network, item in shown:
+        parts += [device_table(item), parts_table(network, item.device, by_layer=show_layers)]
+    largest = max(layer.written_values for layer in model.network.layers)
+    notes = [
         "Theoretical lower bound; real engines are slower. Every layer runs at peak compute or peak memory "
         "bandwidth, without launch overhead. GPU peaks are published values at the reference boost clock.",
         f"{TARGET_FPS:g} FPS needs: bound / {_TARGET_MS:.2f} ms, the share of the bound's speed that an "
@@ -191,44 +163,31 @@ def notes(report: RooflineReport) -> list[str]:
         f"{largest * 4 / 1e6:.1f} MB in fp32), only 'compute alone' is a bound. Not counted: host copies; "
         "TF32 (Ampere and newer) and Winograd, which can be faster than 'compute alone'.",
         "Blocks and layers: MB and FLOP/B in fp32; 'by': compute or memory bounds most of the time.",
-        *report.notes,
-        *(report.machine.notes if report.machine else not_measured),
     ]
+    return Document(facts, parts, [*notes, *report.notes])
 
 
-def report_tables(report: RooflineReport, *, show_layers: bool = False) -> Iterator[TextTable]:
-    """Make the tables: all GPUs, or bounds and parts of each device."""
-    analyses = report.analyses()
-    if len(report.devices) > 1:
-        yield gpus_table(report.model.network, report.devices)
-        if show_layers:
-            yield parts_table(report.model.network, by_layer=True)
-        analyses = analyses[len(report.devices) :]
-    for network, device, measured in analyses:
-        yield device_table(network, device, measured)
-        yield parts_table(network, device, by_layer=show_layers)
-
-
-def gpus_table(network: Network, devices: Sequence[Device]) -> TextTable:
+def gpus_table(gpus: Sequence[DeviceBounds]) -> TextTable:
     """Make a table with one row per GPU and three columns per precision."""
     columns = ["GPU"]
-    for precision in devices[0].peak_tops:
+    for precision in gpus[0].bounds:
         columns += [f"{precision} ms", "FPS", f"{TARGET_FPS:g} FPS needs"]
     rows = []
-    for device in devices:
-        row = [device.name]
-        for bound in network.bounds(device).values():
+    for item in gpus:
+        row = [item.device.name]
+        for bound in item.bounds.values():
             row += [_ms(bound.ms), f"{bound.fps:.0f}", _needed(bound)]
         rows.append(row)
     return TextTable("bounds by published peaks", tuple(columns), rows)
 
 
-def device_table(network: Network, device: Device, measured: Mapping[str, Summary]) -> TextTable:
+def device_table(item: DeviceBounds) -> TextTable:
     """Make a table with one row per precision of a device: bounds, and measured medians if there are any."""
+    device, measured = item.device, item.measured
     columns = ["precision", "peak TOPS", "GB/s", "bound ms", "FPS", "memory-bound", "compute alone"]
     columns += [f"{TARGET_FPS:g} FPS needs", *(["measured p50", "x bound"] if measured else [])]
     rows = []
-    for precision, bound in network.bounds(device).items():
+    for precision, bound in item.bounds.items():
         row = [
             precision,
             f"{device.peak_tops[precision]:.3g}",
@@ -246,13 +205,10 @@ def device_table(network: Network, device: Device, measured: Mapping[str, Summar
     return TextTable(f"bounds on {device.name}", tuple(columns), rows)
 
 
-def parts_table(
-    network: Network, device: Device | None = None, *, by_layer: bool = False
-) -> TextTable:
-    """Make a table with one row per block or layer: work, and the bound at each precision of a device."""
-    part_name = "layer" if by_layer else "block"
+def parts_table(network: Network, device: Device, *, by_layer: bool) -> TextTable:
+    """Make a table with one row per block or layer: work, and the bound at each precision of the device."""
+    part_name, totals = "layer" if by_layer else "block", network.bounds(device)
     columns = [part_name, "GFLOP", "MB", "FLOP/B"]
-    totals = network.bounds(device) if device else {}
     for precision in totals:
         columns += [f"{precision} ms", "share", "by"]
     rows = []
@@ -260,21 +216,18 @@ def parts_table(
         num_bytes = part.bytes_at("fp32")
         intensity = part.flops / num_bytes
         row = [name, f"{part.flops / 1e9:.3f}", f"{num_bytes / 1e6:.1f}", f"{intensity:.1f}"]
-        for precision, bound in part.bounds(device).items() if device else ():
+        for precision, bound in part.bounds(device).items():
             share = bound.ms / totals[precision].ms
             by = "mem" if bound.memory_share > 0.5 else "comp"
             row += [f"{bound.ms:.3f}", f"{100 * share:.1f}%", by]
         rows.append(row)
-    title = f"{part_name}s on {device.name}" if device else f"{part_name}s"
-    return TextTable(title, tuple(columns), rows)
+    return TextTable(f"{part_name}s on {device.name}", tuple(columns), rows)
 
 
 def _export(folder: Path, size_hw: tuple[int, int], optimized_for: str) -> Path:
     path = folder / f"{_WEIGHTS}_{optimized_for}.onnx"
-    if not path.exists():
-        plan = ExportPlan(size_hw=size_hw, optimized_for=optimized_for)
-        export_onnx(_WEIGHTS, path, plan, verify=False)
-    return path
+    plan = ExportPlan(size_hw=size_hw, optimized_for=optimized_for)
+    return export_onnx(_WEIGHTS, path, plan, verify=False).path
 
 
 def _read_model(path: Path, name: str) -> AnalysedModel:
@@ -289,32 +242,28 @@ def _read_model(path: Path, name: str) -> AnalysedModel:
     return AnalysedModel(name=name, card=card, network=network)
 
 
-def _measure_here(analysed: AnalysedModel, model: Path | None, folder: Path) -> Machine:
-    """Measure this machine, and the model; ``None`` exports the shipped weights for the backend."""
-    backends = installed_backends()
-    backend, path, load = backends[0], model, os.getloadavg()[0]
-    if path is None:
-        path = _export(folder, analysed.card.size_hw, backend if backend in FORMS else "tensorrt")
-        analysed = _read_model(path, analysed.name)
-    device = measure_machine(backends)
-    lines = [f"measured p50: {backend}, from input batch to outputs on the host."]
-    advice = (form_advice(analysed.card, backend), quantization_advice(analysed.card, backend))
-    lines += filter(None, advice)
+def _measure_here(model: AnalysedModel, path: Path, notes: list[str]) -> DeviceBounds:
+    """Measure this machine and the model, and add remarks to ``notes``."""
+    backend, load = installed_backends()[0], os.getloadavg()[0]
+    device = measure_machine(backend)
+    notes.append(f"measured p50: {backend}, from input batch to outputs on the host.")
+    advice = (form_advice(model.card, backend), quantization_advice(model.card, backend))
+    notes += filter(None, advice)
     if load > num_cores() / 2:
-        lines.append(
+        notes.append(
             f"load {load:.1f} on {num_cores()} cores before the run: other processes make peaks and speed "
             "too low, and their ratio uncertain."
         )
     measured: dict[str, Summary] = {}
     try:
-        measured = measure_model(path, backend, precisions=tuple(device.peak_tops))
+        measured = measure_model(path, backend, tuple(device.peak_tops))
     except EsnetError as error:
-        lines.append(f"the model does not run here: {error}")
-    return Machine(device=device, model=analysed, measured=measured, notes=tuple(lines))
+        notes.append(f"the model does not run here: {error}")
+    return DeviceBounds(device=device, bounds=model.network.bounds(device), measured=measured)
 
 
 def _needed(bound: RooflineBound) -> str:
-    efficiency = bound.needed_efficiency(TARGET_FPS)
+    efficiency = TARGET_FPS / bound.fps
     return f"{100 * efficiency:.{int(efficiency <= 0.095)}f} %" if efficiency <= 1 else "no"
 
 

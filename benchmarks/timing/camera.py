@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
-
-import numpy as np
 
 from benchmarks.frames import FrameSet
-from benchmarks.models import ModelIdentity
+from benchmarks.models import ModelIdentity, OpenModel
 from benchmarks.timing.latency import cycle
 from benchmarks.timing.statistics import Summary, summarize
-
-_WARMUP_CALLS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,62 +39,30 @@ class CameraResult:
 
 
 def measure_camera(
-    identity: ModelIdentity,
-    segment: Callable[[np.ndarray], object],
-    frames: FrameSet,
-    camera_fps: float,
-    *,
-    seconds: float = 10.0,
+    model: OpenModel, frames: FrameSet, camera_fps: float, seconds: float
 ) -> CameraResult:
-    """Send frames at a fixed rate to one thread that labels the newest.
+    """Label the newest frame of a camera again and again; frames that arrive meanwhile are dropped.
 
-    Args:
-        identity: Identity for the result.
-        segment: Takes a frame, RGB uint8 (H, W, 3), and returns when its class map is complete.
-        frames: Frames of the camera, used in a cycle.
-        camera_fps: Frame rate of the camera, above 0.
-        seconds: Length of the measurement.
+    The camera repeats ``frames`` at ``camera_fps`` frames per second for a number of seconds.
     """
+    segment = model.segmenter.segment
     images = cycle(frames.frames)
-    for index in range(_WARMUP_CALLS):
+    for index in range(5):  # warm-up
         segment(images(index))
-    arrivals: SimpleQueue[tuple[int, float] | None] = SimpleQueue()
-    ages: list[float] = []
-
-    def work() -> float:
-        """Label the newest frame until ``None`` arrives; return the time of the last result."""
-        finished, is_open = 0.0, True
-        while is_open:
-            items = [arrivals.get()]
-            while not arrivals.empty():  # this thread is the only consumer
-                items.append(arrivals.get())
-            waiting = [item for item in items if item is not None]
-            is_open = len(waiting) == len(items)
-            if waiting:
-                index, arrived = waiting[-1]
-                segment(images(index))
-                finished = time.perf_counter()
-                ages.append((finished - arrived) * 1e3)
-        return finished
-
     num_offered = max(1, round(seconds * camera_fps))
-    with ThreadPoolExecutor(1) as pool:
-        started = time.perf_counter()
-        worker = pool.submit(work)
-        try:
-            for index in range(num_offered):
-                # Relative to the start: a late wake-up does not shift the later frames.
-                due = started + index / camera_fps
-                time.sleep(max(0.0, due - time.perf_counter()))
-                if worker.done():
-                    break
-                arrivals.put((index, due))
-        finally:
-            arrivals.put(None)
+    started, index, ages = time.perf_counter(), -1, list[float]()
+    while index < num_offered - 1:
+        index += 1
+        time.sleep(max(0.0, started + index / camera_fps - time.perf_counter()))
+        newest = int((time.perf_counter() - started) * camera_fps)
+        index = min(max(index, newest), num_offered - 1)
+        segment(images(index))
+        finished = time.perf_counter() - started
+        ages.append((finished - index / camera_fps) * 1e3)
     return CameraResult(
-        model=identity,
+        model=model.identity,
         camera_fps=camera_fps,
-        seconds=worker.result() - started,
+        seconds=finished,
         offered=num_offered,
         done=len(ages),
         dropped=num_offered - len(ages),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.timing.statistics import Summary, summarize
+from runtime.backends.base import Backend
 
 ENGINE, TRANSFER, END_TO_END = "engine", "transfer", "end to end"
 _WINDOW, _SETTLED_WITHIN = 10, 1.02
@@ -93,21 +94,15 @@ class _Run:
 
 def measure_latency(
     workloads: Sequence[Workload],
-    config: TimingConfig | None = None,
+    config: TimingConfig,
     *,
     on_turn: Callable[[Workload, float], None] = lambda workload, progress: None,
 ) -> list[Summary]:
-    """Warm up all workloads, then time them in turns.
+    """Warm up all workloads, then time them in turns; return a summary for each, in order.
 
-    Args:
-        workloads: Functions to time.
-        config: Length of warm-up and measurement; ``None`` takes the defaults.
-        on_turn: Called after each turn with the workload and its progress, 0 to 1.
-
-    Returns:
-        A summary of all samples of each workload, in order.
+    ``on_turn`` is called after each turn with the workload and its progress, 0 to 1.
     """
-    runs = [_Run(workload, config or TimingConfig()) for workload in workloads]
+    runs = [_Run(workload, config) for workload in workloads]
     for run in runs:
         run.warm_up()
     while pending := [run for run in runs if run.progress < 1]:
@@ -115,28 +110,6 @@ def measure_latency(
             run.turn()
             on_turn(run.workload, run.progress)
     return [summarize(run.samples_ms) for run in runs]
-
-
-class TimedBlocks:
-    """Time a workload block by block, so that other workloads can run between the blocks."""
-
-    def __init__(self, workload: Workload) -> None:
-        """Make three warm-up calls."""
-        self._run = _Run(workload, TimingConfig())
-        for _ in range(3):
-            self._run.call()
-
-    def take(self, seconds: float, min_calls: int) -> list[float]:
-        """Make one untimed call, then timed calls for at least ``seconds`` and ``min_calls``.
-
-        Returns:
-            Milliseconds of each timed call.
-        """
-        self._run.call()
-        times = [self._run.call() for _ in range(min_calls)]
-        while sum(times) < seconds * 1e3:
-            times.append(self._run.call())
-        return times
 
 
 def machine_reference() -> Workload:
@@ -152,6 +125,11 @@ def machine_reference() -> Workload:
         scope=ENGINE,
         call=lambda index: np.matmul(left, right, out=result),
     )
+
+
+def engine_workload(backend: Backend, batch: np.ndarray) -> Workload:
+    """Return the inference of one batch, from the input on the host to the outputs on the host."""
+    return Workload(name=backend.name, scope=ENGINE, call=lambda index: backend.infer(batch))
 
 
 def cycle(items: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:

@@ -27,8 +27,6 @@ class Summary:
     """Arithmetic mean."""
     std: float
     """Standard deviation."""
-    cv: float
-    """Standard deviation / mean."""
     min: float
     """Minimum."""
     max: float
@@ -58,13 +56,9 @@ class Summary:
 
 
 def summarize(samples_ms: Sequence[float]) -> Summary:
-    """Summarize timings.
+    """Summarize at least one timing, in milliseconds and measurement order.
 
-    Args:
-        samples_ms: At least one sample, milliseconds, in measurement order.
-
-    Returns:
-        The summary. Percentiles are nearest-rank: each is a measured sample.
+    Percentiles are nearest-rank: each is a measured sample.
     """
     times = np.asarray(samples_ms, np.float64)
     low, high = median_interval(times)
@@ -74,7 +68,6 @@ def summarize(samples_ms: Sequence[float]) -> Summary:
         n=len(times),
         mean=float(times.mean()),
         std=float(times.std()),
-        cv=float(times.std() / times.mean()),
         min=quantiles[0],
         max=quantiles[100],
         p50=quantiles[50],

@@ -21,6 +21,7 @@ from benchmarks.timing.latency import (
     TimingConfig,
     Workload,
     cycle,
+    engine_workload,
     machine_reference,
     measure_latency,
 )
@@ -30,7 +31,7 @@ from benchmarks.timing.throughput import ThroughputResult, measure_throughput
 from runtime.media.frames import batch_from_frames
 from runtime.segmenter import Segmenter
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,52 +87,39 @@ class BenchReport:
         return result.keeps_up
 
     def as_dict(self) -> dict[str, Any]:
-        """Convert to plain data for JSON; identity and scopes of a model become fields of its result."""
-        content = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        for plain in content["results"]:
-            scopes = plain.pop("scopes").items()
-            plain |= plain.pop("model") | {scope.replace(" ", "_"): t for scope, t in scopes}
-        return {**content, "meets_target": [self.meets_target(result) for result in self.results]}
+        """Convert to plain data for JSON."""
+        meets_target = [self.meets_target(result) for result in self.results]
+        return {"schema": SCHEMA, **dataclasses.asdict(self), "meets_target": meets_target}
 
 
 def bench_models(
     models: Sequence[Path],
     frames: FrameSet,
-    options: BenchOptions | None = None,
+    options: BenchOptions,
     *,
     on_part: Callable[[str, float], None] = lambda text, progress: None,
-    on_open: Callable[[Segmenter], None] = lambda segmenter: None,
 ) -> BenchReport:
     """Measure every model on every backend at every precision.
 
-    ``on_part`` is called with the current part of the measurement and its progress, 0 to 1; ``on_open`` with
-    each opened segmenter.
-
-    Raises:
-        ModelFileError: A model cannot be opened.
-        InvalidInput: A backend or precision is not available.
-        BenchmarkError: The reference cannot run in fp32.
+    ``on_part`` is called with the current part of the measurement and its progress, 0 to 1. Errors are those
+    of ``open_models``.
     """
-    options = options or BenchOptions()
     environment = describe_environment()
     with ExitStack() as stack:
         on_part("opening models and checking labels", 0.0)
-        opened = open_models(models, options, frames, stack, on_open=on_open)
+        opened = open_models(models, options, frames, stack)
         config, results = options.config, list[Result]()
         if options.mode == "latency":
             results, reference = _measure_latencies(opened, frames, config, on_part)
         else:
             reference = measure_latency([machine_reference()], config)[0]
         if options.mode == "throughput":
-            results = [measure_throughput(m, frames, config, on_part=on_part) for m in opened]
+            results = [measure_throughput(m, frames, config, on_part) for m in opened]
         if options.mode == "camera":
-            seconds, fps = min(10.0, config.cap_seconds), options.camera_fps
+            seconds = min(10.0, config.cap_seconds)
             for model in opened:
                 on_part(f"{model.identity.name} behind a camera", 0.0)
-                segment = model.segmenter.segment
-                results.append(
-                    measure_camera(model.identity, segment, frames, fps, seconds=seconds)
-                )
+                results.append(measure_camera(model, frames, options.camera_fps, seconds))
     return BenchReport(
         mode=options.mode,
         results=tuple(results),
@@ -149,8 +137,7 @@ def measure_overhead_us(model: Path, frames: FrameSet) -> float:
     """Return the median time of a call to the null backend, microseconds."""
     with Segmenter.open(model, backend="null") as segmenter:
         batch = batch_from_frames(frames.frames[:1], segmenter.card)
-        infer = segmenter.backend.infer
-        workload = Workload(name="null", scope=ENGINE, call=lambda index: infer(batch))
+        workload = engine_workload(segmenter.backend, batch)
         config = TimingConfig(warmup_seconds=0.02, min_seconds=0.1, cap_seconds=0.5)
         return 1e3 * measure_latency([workload], config)[0].p50
 
@@ -163,11 +150,9 @@ def _measure_latencies(
 ) -> tuple[list[Result], Summary]:
     """Time all models and the machine reference in turns, then the stages of each model."""
     kernels_ms: list[list[float]] = [[] for _ in opened]
-    workloads = [
-        workload
-        for model, times in zip(opened, kernels_ms, strict=True)
-        for workload in _workloads(model, frames, times)
-    ]
+    workloads: list[Workload] = []
+    for model, times in zip(opened, kernels_ms, strict=True):
+        workloads += _workloads(model, frames, times)
     summaries = measure_latency(
         [*workloads, machine_reference()],
         config,

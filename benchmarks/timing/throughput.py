@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,13 +86,11 @@ def measure_throughput(
     model: OpenModel,
     frames: FrameSet,
     config: TimingConfig,
-    *,
-    on_part: Callable[[str, float], None] = lambda text, progress: None,
+    on_part: Callable[[str, float], None],
 ) -> ThroughputResult:
     """Find the fastest concurrency in short trials, then measure both scopes with it.
 
-    Streams open copies of the model; the samples of ``config`` are frames. ``on_part`` is called with the
-    current part of the measurement.
+    The samples of ``config`` are frames. ``on_part`` is called with the current part of the measurement.
     """
 
     def rate_of(concurrency: Concurrency, scope: str, config: TimingConfig) -> Rate:
@@ -113,14 +111,14 @@ def measure_throughput(
     )
 
 
-def possible_concurrencies(segmenter: Segmenter, *, cores: int | None = None) -> list[Concurrency]:
+def possible_concurrencies(segmenter: Segmenter) -> list[Concurrency]:
     """List the settings to try: batch sizes, and on a CPU several numbers of streams."""
     backend, slots = segmenter.backend, 1
     settings: list[tuple[int, int | None]] = [(1, None)]
     if (ring := getattr(backend, "ring", None)) is not None:
         slots = ring.num_slots
     elif backend.name != "null":
-        cores = cores or num_cores()
+        cores = num_cores()
         streams = sorted({1, max(1, cores // 4), max(1, cores // 2), cores})
         settings = [(number, max(1, cores // number)) for number in streams]
     return [
@@ -136,30 +134,24 @@ def measure_rate(pumps: Sequence[Pump], config: TimingConfig) -> Rate:
     The first batch of each pump is warm-up. An error in a pump stops the others and is raised.
     """
     marks: list[tuple[float, int]] = []
-    stop, barrier = threading.Event(), threading.Barrier(len(pumps) + 1)
+    stop = threading.Event()
 
     def work(pump: Pump) -> None:
         try:
             with closing(pump):
-                next(pump)
-                barrier.wait()
                 for num_frames in pump:
                     marks.append((time.perf_counter(), num_frames))
                     if stop.is_set():
                         return
-        except threading.BrokenBarrierError:
-            return  # another pump failed, or the main thread was interrupted
-        except BaseException:
-            barrier.abort()
+        finally:
             stop.set()
-            raise
 
+    for pump in pumps:
+        next(pump)
     with ThreadPoolExecutor(len(pumps)) as pool:
+        started = time.perf_counter()
         workers = [pool.submit(work, pump) for pump in pumps]
         try:
-            with suppress(threading.BrokenBarrierError):
-                barrier.wait()
-            started = time.perf_counter()
             while not stop.wait(0.02):
                 seconds = time.perf_counter() - started
                 num_frames = sum(count for _, count in list(marks))
@@ -168,7 +160,6 @@ def measure_rate(pumps: Sequence[Pump], config: TimingConfig) -> Rate:
                     stop.set()
         finally:
             stop.set()
-            barrier.abort()
     for worker in workers:
         worker.result()
     return _rate(started, sorted(marks))
@@ -199,7 +190,10 @@ def _rate(started: float, marks: Sequence[tuple[float, int]]) -> Rate:
 def _make_pumps(
     model: OpenModel, scope: str, concurrency: Concurrency, frames: FrameSet, stack: ExitStack
 ) -> list[Pump]:
-    """Make a pump for each stream; ``end to end`` includes making batches and resizing class maps."""
+    """Make a pump for each stream: with the open model, or with copies that use fewer threads.
+
+    ``end to end`` includes making batches and resizing class maps.
+    """
     card, size = model.segmenter.card, concurrency.batch
     image_at = cycle(frames.frames)
 
@@ -213,12 +207,14 @@ def _make_pumps(
                 resize_map(class_map(output, card), (image.shape[0], image.shape[1]))
 
     prepared = cycle([prepare(index) for index in range(4)])
-    return [
-        _keep_full(
-            segmenter.backend, concurrency, prepare if scope == END_TO_END else prepared, finish
-        )
-        for segmenter in _segmenters(model, concurrency, stack)
-    ]
+    next_batch = prepare if scope == END_TO_END else prepared
+    segmenters = [model.segmenter]
+    if concurrency.threads is not None:
+        own = model.identity
+        options: dict[str, Any] = {"backend": own.backend, "precision": own.precision}
+        open_copy = partial(Segmenter.open, model.path, threads=concurrency.threads, **options)
+        segmenters = [stack.enter_context(open_copy()) for _ in range(concurrency.streams)]
+    return [_keep_full(each.backend, concurrency, next_batch, finish) for each in segmenters]
 
 
 def _keep_full(
@@ -244,18 +240,3 @@ def _keep_full(
     finally:
         for _ in range(sent - taken):
             backend.collect()
-
-
-def _segmenters(model: OpenModel, concurrency: Concurrency, stack: ExitStack) -> list[Segmenter]:
-    """Return a segmenter for each stream: the open one, or copies that use fewer threads."""
-    if concurrency.threads is None:
-        return [model.segmenter]
-    backend, precision = model.identity.backend, model.identity.precision
-    open_copy = partial(
-        Segmenter.open,
-        model.path,
-        backend=backend,
-        precision=None if model.segmenter.card.precision == "int8" else precision,
-        threads=concurrency.threads,
-    )
-    return [stack.enter_context(open_copy()) for _ in range(concurrency.streams)]

@@ -24,5 +24,5 @@ def open_split(dataset: str, root: Path, split: str) -> LabelledSplit:
         DatasetError: The dataset is unknown, the split is missing, or an image has no labels.
     """
     if dataset not in DATASETS:
-        raise DatasetError(f"unknown dataset {dataset!r}", hint=f"datasets: {', '.join(DATASETS)}")
+        raise DatasetError(f"unknown dataset {dataset!r}", hint=f"--dataset {'|'.join(DATASETS)}")
     return DATASETS[dataset](root, split)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.accuracy.evaluate import evaluate, open_predictor, open_split_for, spread_indices
+from benchmarks.accuracy.evaluate import evaluate, open_predictor
 from benchmarks.errors import BenchmarkError
 from esnet.data.datasets import open_split
 from tests.conftest import random_network
@@ -102,14 +102,24 @@ def test_a_confusion_matrix_is_of_one_model(weights, small_camvid):
     assert done.stderr.startswith("error: --confusion draws one model, got 2")
 
 
-def test_some_images_are_spread_over_the_split():
-    assert spread_indices(101, 3) == [0, 50, 100]
-    assert spread_indices(3, 8) == [0, 1, 2]
-    assert spread_indices(4, None) == [0, 1, 2, 3]
+@pytest.mark.parametrize(
+    ("max_images", "expected"), [(2, [0, 2]), (3, [0, 1, 2]), (8, [0, 1, 2]), (None, [0, 1, 2])]
+)
+def test_some_images_are_spread_over_the_split(weights, small_camvid, max_images, expected):
+    seen: list[int] = []
+
+    def track(indices):
+        seen.extend(indices)
+        return indices
+
+    split = open_split("camvid", small_camvid, "val")
+    report = evaluate(open_predictor(weights), split, max_images=max_images, track=track)
+    assert seen == expected
+    assert report.num_images == len(expected)
 
 
-def test_the_dataset_is_told_by_the_model(weights, small_camvid):
-    assert open_split_for(open_predictor(weights), small_camvid, None, "val").dataset == "camvid"
+def test_the_dataset_is_told_by_the_model(weights):
+    assert open_predictor(weights).label_set == "camvid"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,7 @@ def test_the_dataset_is_told_by_the_model(weights, small_camvid):
         pytest.param(
             ["--backend", "openvino"], "--backend and --precision are for artefacts", id="backend"
         ),
-        pytest.param(["--dataset", "kitti"], "not that of a dataset", id="dataset"),
+        pytest.param(["--dataset", "kitti"], "unknown dataset 'kitti'", id="dataset"),
         pytest.param(
             ["--json", "nowhere/a.json"], "report folder nowhere does not exist", id="json"
         ),

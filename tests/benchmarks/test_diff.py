@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -15,12 +16,16 @@ from benchmarks.report.diff import diff_reports
 from benchmarks.timing.statistics import summarize
 
 
+def result_of(scopes: dict, sha256: str = "a" * 64) -> dict:
+    return {"model": {"name": "model", "sha256": sha256}, "scopes": scopes}
+
+
 def report_of(path: Path, ms: float, *, seed: int, mode: str = "latency", **more) -> Path:
     """Write a report of 300 noisy samples around a time."""
     noise = random.Random(seed)
     summary = summarize([ms * noise.gauss(1, 0.03) for _ in range(300)])
-    plain = {"p50": summary.p50, "p50_low": summary.p50_low, "p50_high": summary.p50_high}
-    result = {"name": "model", "sha256": "a" * 64, "engine": plain, "end_to_end": plain}
+    plain = dataclasses.asdict(summary)
+    result = result_of({"engine": plain, "end to end": plain})
     content = {"mode": mode, "frames": "f", "environment": {"cpu": "c"}, "results": [result]}
     path.write_text(json.dumps({**content, **more}))
     return path
@@ -68,7 +73,7 @@ def test_a_slower_machine_is_told_from_a_slower_model(tmp_path):
 
 def test_an_unstable_run_is_warned_of(tmp_path):
     shaky = {"p50": 100, "p50_low": 90, "p50_high": 110, "is_stable": False}
-    results = [{"name": "model", "engine": shaky}]
+    results = [result_of({"engine": shaky})]
     before = report_of(tmp_path / "a.json", 100, seed=1)
     after = report_of(tmp_path / "b.json", 100, seed=1, results=results)
     _, warnings = diff_reports(before, after, 0.05)
@@ -77,8 +82,8 @@ def test_an_unstable_run_is_warned_of(tmp_path):
 
 def test_a_rate_is_slower_when_it_falls(tmp_path):
     def rates(fps: float) -> list:
-        rate = {"fps": fps, "fps_low": fps * 0.99, "fps_high": fps * 1.01}
-        return [{"name": "model", "engine": rate}]
+        rate = {"fps": fps, "fps_low": fps * 0.99, "fps_high": fps * 1.01, "is_stable": True}
+        return [result_of({"engine": rate})]
 
     before = report_of(tmp_path / "a.json", 1, seed=1, mode="throughput", results=rates(100))
     after = report_of(tmp_path / "b.json", 1, seed=1, mode="throughput", results=rates(80))
@@ -92,6 +97,15 @@ def test_what_else_differs_is_said(tmp_path):
     after = report_of(tmp_path / "b.json", 100, seed=1, frames="g", environment={"cpu": "d"})
     _, warnings = diff_reports(before, after, 0.05)
     assert warnings == ["frames: f before, g after", "cpu: c before, d after"]
+
+
+def test_different_files_are_warned_of(tmp_path):
+    before = report_of(tmp_path / "a.json", 100, seed=1)
+    results = json.loads(before.read_text())["results"]
+    results[0]["model"]["sha256"] = "b" * 64
+    after = report_of(tmp_path / "b.json", 100, seed=1, results=results)
+    _, warnings = diff_reports(before, after, 0.05)
+    assert warnings == ["model: different files: aaaaaaaaaaaa before, bbbbbbbbbbbb after"]
 
 
 @pytest.mark.parametrize(
