@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+
+# Read when torch is first imported, here and in child processes: the workers of a run share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import numpy as np
@@ -28,6 +33,21 @@ from runtime.files import atomic_path
 
 SMALL_HW = (64, 128)
 ROOT = Path(__file__).parents[1]
+# Child processes in other folders import this checkout, too, not an installed copy.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+if find_spec("onnxruntime") is not None:  # the GPU checks run without it, too
+    import onnxruntime as ort
+
+    class SingleThreadOptions(ort.SessionOptions):
+        """Session options with one thread by default: idle threads of the pool spin."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    ort.SessionOptions = SingleThreadOptions
 
 
 @cache
@@ -53,6 +73,11 @@ def run_command(
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
 
 
+def obey_ctrl_c() -> None:
+    """Undo that a shell's background job ignores SIGINT; a ``preexec_fn`` of the Ctrl-C tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def invoke(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -65,6 +90,9 @@ def invoke(
         module, function = entry_points()[name].split(":")
         words = [name, *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(os, "environ", dict(os.environ))  # a command may set variables
+        # Otherwise the usage line would name it "python -m pytest.<command>".
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None)
         capsys.readouterr()
         monkeypatch.chdir(cwd or Path())
         with pytest.raises(SystemExit) as ended:

@@ -44,6 +44,7 @@ def test_the_public_names_need_no_heavy_library(name):
         pytest.param("runtime.cli", "doctor_main", [], id="esnet-doctor"),
         pytest.param("export.cli", "main", [], id="esnet-export"),
         pytest.param("export.cli", "main", ["to-onnx"], id="esnet-export-to-onnx"),
+        pytest.param("export.cli", "main", ["inspect"], id="esnet-export-inspect"),
         pytest.param("benchmarks.cli", "main", [], id="esnet-bench"),
     ],
 )

@@ -3,18 +3,16 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+
 DOCUMENTS = [
     path
     for path in sorted(ROOT.rglob("*.md"))
     if not {".venv", "build", "out", "node_modules"} & set(path.parts)
 ]
-BIN = Path(sys.executable).parent
 SUBCOMMANDS = ("to-onnx", "inspect", "build-engine", "quantize", "compare", "diff", "roofline")
 
 
@@ -32,16 +30,17 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_option_in_the_readme_exists(command):
+def test_every_option_in_the_readme_exists(command, invoke, monkeypatch):
+    for name, value in {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
     subcommand = [word for word in command[1:2] if word in SUBCOMMANDS]
-    program = [str(BIN / command[0]), *subcommand, "--help"]
-    environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": str(BIN)}
-    result = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
+    result = invoke(command[0], *subcommand, "--help")
     options = [word for word in command if re.match(r"--?[a-z]", word)]
+    assert result.returncode == 0
     assert [option for option in options if option not in result.stdout] == []
 
 
-def test_the_readme_commands_work_one_after_the_other(tmp_path):
+def test_the_readme_commands_work_one_after_the_other(tmp_path, invoke):
     from esnet.data.scenes import street_scene
     from runtime.media.sinks import write_image
 
@@ -60,8 +59,7 @@ def test_the_readme_commands_work_one_after_the_other(tmp_path):
         subcommand = "".join(command[1:2])
         is_bench = command[0] == "esnet-bench" and subcommand not in SUBCOMMANDS
         extra = bench if is_bench else small.get(subcommand, [])
-        program = [str(BIN / command[0]), *command[1:], *extra]
-        result = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+        result = invoke(*command, *extra, cwd=tmp_path)
         assert result.returncode == 0, f"{command}: {result.stderr}"
         if "today.json" in command:
             (tmp_path / "yesterday.json").write_bytes((tmp_path / "today.json").read_bytes())

@@ -20,8 +20,7 @@ from esnet.training.recipe import Recipe
 from esnet.training.run import train
 from esnet.training.run_log import RunLog
 from esnet.training.settings import RunSettings
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import command_line, obey_ctrl_c
 
 
 def settings(data: Path, run_dir: Path, **changes) -> RunSettings:
@@ -51,19 +50,13 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def command(data: Path, run_dir: Path, *options: str) -> list[str]:
+def options(data: Path, run_dir: Path) -> list[str]:
     words = ["--data", str(data), "-o", str(run_dir), "--batch-size", "2", "--crop", "32x48"]
-    machine = ["--accelerator", "cpu", "--precision", "fp32", "--workers", "0"]
-    return [sys.executable, "-m", "esnet.training.cli", *words, *machine, *options]
+    return [*words, "--accelerator", "cpu", "--precision", "fp32", "--workers", "0"]
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XDG_CACHE_HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
 
 
 @pytest.fixture(scope="module")
@@ -191,58 +184,50 @@ def test_a_machine_that_cannot_is_named(small_camvid, tmp_path, changes, message
         train(settings(small_camvid, tmp_path / "run", **changes))
 
 
-def test_killed_at_any_moment_a_run_goes_on(small_camvid, tmp_path):
+def test_killed_a_run_goes_on_and_ctrl_c_leaves_a_usable_last(small_camvid, tmp_path):
     run_dir = tmp_path / "run"
-    words = command(small_camvid, run_dir, "--epochs", "60", "--validate-every", "20")
-    env = environment(tmp_path)
-    reached = []
-    for _ in range(2):
+    words = [*options(small_camvid, run_dir), "--epochs", "200", "--validate-every", "20"]
+
+    def start_and_wait(num_epochs: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command_line("esnet-train", *words),
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=obey_ctrl_c,
         )
-        wanted = (reached[-1] if reached else 0) + 2
         deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and _epochs_in(run_dir) < wanted:
+        while time.monotonic() < deadline and epochs_in(run_dir) < num_epochs:
             time.sleep(0.02)
-        process.kill()
-        process.wait()
-        reached.append(_epochs_in(run_dir))
-    assert 2 <= reached[0] < reached[1] < 60
+        return process
+
+    first = start_and_wait(2)
+    first.kill()
+    first.communicate()
+    reached = epochs_in(run_dir)
+    second = start_and_wait(reached + 2)
+    second.send_signal(signal.SIGINT)
+    out, error = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "Traceback" not in error
+    assert "re-run the command to resume" in out + error
+    assert 2 <= reached < epochs_in(run_dir) < 200
     epochs = [int(row["epoch"]) for row in rows(run_dir)]
     assert epochs == list(range(1, len(epochs) + 1))
     assert load_checkpoint(run_dir / "last.ckpt").metadata["epoch"]
 
 
-def _epochs_in(run_dir: Path) -> int:
+def epochs_in(run_dir: Path) -> int:
     return len(rows(run_dir)) if (run_dir / "metrics.csv").is_file() else 0
-
-
-def test_ctrl_c_leaves_a_usable_last(small_camvid, tmp_path):
-    run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(small_camvid, run_dir, "--epochs", "200"),
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that starts the tests in the background makes its children ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and _epochs_in(run_dir) < 1:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in error
-    assert "re-run the command to resume" in out + error
-    load_checkpoint(run_dir / "last.ckpt")
 
 
 def test_two_processes_train_one_network(small_camvid, tmp_path):
     run_dir = tmp_path / "run"
+    words = [*options(small_camvid, run_dir), "--epochs", "2", "--validate-every", "1"]
     done = subprocess.run(
-        command(small_camvid, run_dir, "--epochs", "2", "--devices", "2", "--validate-every", "1"),
+        # Lightning runs the file in sys.argv[0] again for the second process.
+        [sys.executable, "-m", "esnet.training.cli", *words, "--devices", "2"],
         env=environment(tmp_path),
         capture_output=True,
         text=True,
@@ -256,7 +241,7 @@ def test_two_processes_train_one_network(small_camvid, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("changes", "message"),
     [
         pytest.param(["--crop", "30"], "error: size '30' is not HEIGHTxWIDTH", id="crop"),
         pytest.param(["--train-split", "dev"], "error: no CamVid split 'dev'", id="split"),
@@ -265,14 +250,8 @@ def test_two_processes_train_one_network(small_camvid, tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(small_camvid, tmp_path, options, message):
-    done = subprocess.run(
-        command(small_camvid, tmp_path / "run", *options),
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_bad_input_is_one_line_and_leaves_nothing(small_camvid, tmp_path, invoke, changes, message):
+    done = invoke("esnet-train", *options(small_camvid, tmp_path / "run"), *changes)
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr

@@ -18,12 +18,6 @@ from export.plan import ExportPlan, graph_from_network
 from tests.conftest import SMALL_HW, random_network
 
 
-@pytest.fixture(scope="session", autouse=True)
-def single_thread() -> None:
-    """Limit torch to one thread; more do not help at this size."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., ESNet]:
     """Make networks with random weights and non-trivial BN statistics, cached."""
@@ -63,9 +57,6 @@ def run_onnx() -> Callable[..., list[np.ndarray]]:
     def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = (
-            1  # idle threads of the default pool spin, and slow the tests down
-        )
         options.log_severity_level = 3
         session = ort.InferenceSession(model.SerializeToString(), options)
         return session.run(None, inputs)

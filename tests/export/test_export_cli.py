@@ -14,19 +14,18 @@ from onnx import helper
 
 from export.cli import main
 from runtime.artefact.card import ModelCard
+from tests.conftest import command_line, obey_ctrl_c, run_command
 
 SIZE = ("--size", "64x128")
 
 
 @pytest.fixture
-def esnet_export(monkeypatch, capsys):
+def esnet_export(invoke):
     """Run the command in this process; returns exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["esnet-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
+        done = invoke("esnet-export", *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
@@ -37,12 +36,12 @@ def model_path(make_artefact):
     return make_artefact()
 
 
-def test_to_onnx_writes_a_verified_artefact_and_says_so(esnet_export, checkpoint_path, tmp_path):
+def test_to_onnx_writes_a_verified_artefact_and_says_so(checkpoint_path, tmp_path):
     output = tmp_path / "model.onnx"
-    code, out, err = esnet_export("to-onnx", checkpoint_path, "-o", output, *SIZE)
-    assert (code, err) == (0, "")
-    assert "max |logit difference|" in out
-    assert f"esnet-bench {output}" in out
+    done = run_command("esnet-export", "to-onnx", checkpoint_path, "-o", output, *SIZE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "max |logit difference|" in done.stdout
+    assert f"esnet-bench {output}" in done.stdout
 
 
 def test_options_reach_the_card(esnet_export, checkpoint_path, tmp_path):
@@ -162,13 +161,13 @@ def test_debug_keeps_the_traceback(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_while_exporting_leaves_nothing_on_disk(checkpoint_path, tmp_path):
-    # The child of a shell that runs pytest in the background ignores SIGINT.
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from export.cli import main; main()"
+    child = subprocess.Popen(
+        command_line("esnet-export", "to-onnx", checkpoint_path, "-o", "model.onnx"),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=obey_ctrl_c,
     )
-    command = [sys.executable, "-c", script, "to-onnx", checkpoint_path, "-o", "model.onnx"]
-    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -228,16 +227,3 @@ def test_inspect_refuses_what_is_no_onnx_file(spoil, error, esnet_export, model_
     assert first.startswith("error: ")
     assert error in first
     assert second.startswith("hint: ")
-
-
-@pytest.mark.parametrize("command", [["--help"], ["to-onnx", "--help"], ["inspect", "--help"]])
-def test_help_loads_no_heavy_library(command):
-    script = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnxruntime'))); "
-        "from export.cli import main; main()"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, *command], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0
-    assert "Usage: " in ended.stdout

@@ -2,8 +2,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -435,13 +433,9 @@ class TestQuantize:
         ):
             run_quantize(path, calibration=folder)
 
-    def test_the_command_is_one_line_on_bad_input(self, artefact, tmp_path):
+    def test_the_command_is_one_line_on_bad_input(self, artefact, tmp_path, invoke):
         (tmp_path / "empty").mkdir()
-        code = "from export.cli import main; main()"
-        words = ["quantize", str(artefact), "--calibration", str(tmp_path / "empty")]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
-        )
+        done = invoke("esnet-export", "quantize", artefact, "--calibration", tmp_path / "empty")
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")
         assert "Traceback" not in done.stderr

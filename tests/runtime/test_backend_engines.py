@@ -93,8 +93,8 @@ def test_openvino_takes_the_number_of_threads(make_artefact):
 
 
 def test_onnxruntime_takes_the_number_of_threads(make_artefact):
-    with open_backend(make_artefact(), "onnxruntime", threads=1) as backend:
-        assert backend._session.get_session_options().intra_op_num_threads == 1
+    with open_backend(make_artefact(), "onnxruntime", threads=2) as backend:
+        assert backend._session.get_session_options().intra_op_num_threads == 2
 
 
 @ENGINES
