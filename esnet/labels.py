@@ -101,6 +101,10 @@ def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
 
     Raises:
         LabelSetError: The name is unknown, or the set has another size.
+
+    Example:
+        >>> label_set_for(19).class_names[:3], label_set_for(4).name
+        (('road', 'sidewalk', 'building'), '4-classes')
     """
     fitting = {each.num_classes: each for each in LABEL_SETS.values()}.get(num_classes)
     if name is None:

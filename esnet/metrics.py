@@ -87,6 +87,12 @@ def confusion_from_pairs(
 
     Raises:
         ValueError: A value is outside the classes.
+
+    Example:
+        >>> labels = np.array([[0, 1], [1, 1]], np.uint8)
+        >>> matrix = confusion_from_pairs([(labels, np.zeros_like(labels))], CAMVID)
+        >>> matrix.pixel_accuracy, matrix.iou_per_class[:2].tolist()
+        (0.25, [0.25, 0.0])
     """
     matrix = ConfusionMatrix(label_set.num_classes, label_set.ignore_index)
     for labels, predictions in pairs:

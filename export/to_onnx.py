@@ -80,6 +80,12 @@ def export_onnx(
         ParityError: The artefact is out of tolerance; nothing was written.
         BackendUnavailable: No installed backend can run the comparison.
         OSError: The output cannot be written.
+
+    Example:
+        >>> plan = ExportPlan(size_hw=(64, 128), optimized_for="openvino")
+        >>> report = export_onnx("camvid", Path("camvid.onnx"), plan)
+        >>> report.parity.equal_labels > 0.999, report.card.outputs
+        (True, ('labels',))
     """
     checkpoint = load_checkpoint(weights)
     mean, std = mean or checkpoint.family.mean, std or checkpoint.family.std

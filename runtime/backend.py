@@ -75,6 +75,12 @@ def open_backend(
         InvalidInput: Unknown backend, one for other artefacts, a precision that it cannot run, or fewer than
             one thread.
         BackendUnavailable: Its library is not installed, or does not load.
+
+    Example:
+        >>> with open_backend("model.onnx") as backend:
+        ...     (labels,) = backend.infer(frame[None])
+        >>> labels.shape, labels.dtype
+        ((1, 64, 128), dtype('uint8'))
     """
     path = Path(path)
     card, builder = identify_artefact(path)

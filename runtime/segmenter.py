@@ -21,8 +21,10 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
     Example:
         >>> with Segmenter.open("model.onnx") as segmenter:
-        ...     labels = segmenter.segment(frame)         # (H, W) uint8, the frame's own size
+        ...     labels = segmenter.segment(frame)
         ...     image = segmenter.overlay(frame, labels)
+        >>> labels.shape == frame.shape[:2], image.shape == frame.shape
+        (True, True)
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -147,6 +147,11 @@ class ModelCard:
 
         Raises:
             ModelFileError: Missing, empty, truncated, not ONNX, or without a valid card.
+
+        Example:
+            >>> card = ModelCard.from_file(Path("model.onnx"))
+            >>> card.size_hw, str(card.batch), card.class_names[:2]
+            ((64, 128), '1:1:8', ('sky', 'building'))
         """
         metadata = read_metadata(path)
         if CARD_KEY not in metadata:

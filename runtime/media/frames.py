@@ -70,6 +70,11 @@ def batch_from_frames(frames: Sequence[np.ndarray], card: ModelCard) -> np.ndarr
     Returns:
         uint8 (N, H, W, 3), or normalised float (N, 3, H, W); C-contiguous. A view if a single frame needs no
         change.
+
+    Example:
+        >>> card = ModelCard.from_file(Path("model.onnx"))
+        >>> batch_from_frames([frame, frame[::2, ::2]], card).shape
+        (2, 64, 128, 3)
     """
     resized = [resize_frame(frame, card.size_hw) for frame in frames]
     resized += [resized[-1]] * (card.batch.min - len(resized))

@@ -49,6 +49,12 @@ def draw_overlay(
 
     Raises:
         InvalidInput: Not a frame, sizes that differ, or alpha out of range.
+
+    Example:
+        >>> card = ModelCard.from_file(Path("model.onnx"))
+        >>> labels = np.zeros(frame.shape[:2], np.uint8)
+        >>> draw_overlay(frame, labels, card, alpha=1.0, legend=False)[0, 0].tolist()
+        [128, 128, 128]
     """
     check_frame(frame)
     if labels.shape != frame.shape[:2]:

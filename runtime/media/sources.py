@@ -51,6 +51,10 @@ def open_source(path: Path | str) -> FrameSource:
 
     Raises:
         InvalidInput: No such path, a folder without images, or a file that is neither image nor video.
+
+    Example:
+        >>> [(frame.name, frame.image.shape) for frame in open_source("photos")]
+        [('a', (64, 128, 3)), ('b', (64, 128, 3))]
     """
     path = Path(path)
     suffix = path.suffix.lower()

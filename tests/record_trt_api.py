@@ -1,6 +1,6 @@
 """Record the classes and members of each TensorRT's Python bindings; this needs no GPU.
 
-    python scripts/record_trt_api.py [-o tests/trt_api.json]
+    python tests/record_trt_api.py [-o tests/trt_api.json]
 
 The bindings are wheels of 1 MB on PyPI, but the libraries that they load take gigabytes. A stub library with
 the few C functions that the bindings look up makes them importable, and ``dir()`` lists their members. Needs
