@@ -51,12 +51,21 @@ class FakeDevice:
         self.fail_allocation_at: int | None = None
         self.allocations = 0
         self.can_capture = True
+        self.capture_fails: set[int] = set()
         self.capturing: list[Work] | None = None
         self.lost_after: int | None = None
         self.synchronised = 0
         self.captures = self.launches = 0
         self.history: list[Work] = []
         self.close_calls = 0
+        self.users: list[Callable[[], None]] = []
+
+    @property
+    def is_open(self) -> bool:
+        return not self.closed
+
+    def before_close(self, close: Callable[[], None]) -> None:
+        self.users.append(close)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -127,6 +136,8 @@ class FakeDevice:
         try:
             work()
             items = self.capturing
+            if self.captures in self.capture_fails:
+                raise CudaError("cuStreamEndCapture failed: CAPTURE_INVALIDATED", hint="none")
         finally:
             self.capturing = None
         return FakeGraph(self, items)
@@ -160,6 +171,8 @@ class FakeDevice:
     def close(self) -> None:
         self.close_calls += 1
         if not self.closed:
+            for close in self.users:
+                close()
             assert not self.alive, f"leaked: {self.alive}"
             self.closed = True
 
@@ -170,6 +183,10 @@ class _Freed:
         device.alive.add(self)
 
     def free(self) -> None:
+        with self.device.current():
+            self.release()
+
+    def release(self) -> None:
         if not self.is_free:
             assert self.device.depth, "no context is current"
             self.is_free = True

@@ -22,7 +22,6 @@ MEMBERS = {
     "Event": ["record", "synchronize", "time_since"],
     "DeviceAllocation": ["free"],
     "event_flags": ["DISABLE_TIMING"],
-    "PagelockedHostAllocation": ["free"],
 }
 
 

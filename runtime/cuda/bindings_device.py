@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import partial
 from typing import Any
 
@@ -77,10 +76,10 @@ class BindingsDevice(CudaDevice):
     def _elapsed_ms(self, start: Any, end: Any) -> float:
         return float(_call(driver.cuEventElapsedTime, start, end))
 
-    def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]:
-        address = int(_call(driver.cuMemHostAlloc, num_bytes, 0))
-        block = (ctypes.c_uint8 * num_bytes).from_address(address)
-        return np.ctypeslib.as_array(block), (address, partial(_call, driver.cuMemFreeHost))
+    def _register(self, memory: np.ndarray) -> Created:
+        address = memory.ctypes.data
+        _call(driver.cuMemHostRegister, address, memory.nbytes, 0)
+        return address, partial(_call, driver.cuMemHostUnregister)
 
     def _allocate(self, num_bytes: int) -> Created:
         return _call(driver.cuMemAlloc, num_bytes), partial(_call, driver.cuMemFree)

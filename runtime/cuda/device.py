@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ class _Library(Protocol):
     def _record(self, event: Any, stream: Any) -> None: ...
     def _synchronize_event(self, event: Any) -> None: ...
     def _elapsed_ms(self, start: Any, end: Any) -> float: ...
-    def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]: ...
+    def _register(self, memory: np.ndarray) -> Created: ...
     def _allocate(self, num_bytes: int) -> Created: ...
     def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None: ...
     def _copy_out(self, to: PinnedMemory, source: DeviceMemory, size: int, stream: Any) -> None: ...
@@ -56,12 +57,19 @@ class CudaDevice(_Library):
     def __init__(self, index: int, num_gpus: int) -> None:
         if index >= num_gpus:
             raise BackendUnavailable(f"no GPU {index}: the driver lists {num_gpus}")
-        self._resources = ExitStack()
-        self._is_open = True
+        self._resources, self._users = ExitStack(), ExitStack()
+        self.is_open = True
+        """False after ``close``."""
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the primary context current for the calling thread; may be nested."""
+        """Make the primary context current for the calling thread; may be nested.
+
+        Raises:
+            CudaError: The device is closed, or the GPU failed.
+        """
+        if not self.is_open:
+            raise CudaError(f"{self.name} is closed", hint="open the GPU or the artefact again")
         self._push_context()
         try:
             yield
@@ -77,9 +85,23 @@ class CudaDevice(_Library):
         return Event(self, timing=timing)
 
     def pinned_buffer(self, num_bytes: int) -> PinnedMemory:
-        """Allocate page-locked host memory."""
-        array, created = self._allocate_pinned(num_bytes)
-        return PinnedMemory(self._resources, created, array)
+        """Allocate page-locked host memory.
+
+        The array owns the memory: after ``free`` or ``close`` it is pageable, and still readable.
+
+        Raises:
+            CudaError: Out of host memory, with the requested size.
+        """
+        try:
+            array = np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
+            return PinnedMemory(self, self._register(array), array)
+        except (CudaError, OSError) as error:
+            if isinstance(error, CudaError) and "OUT_OF_MEMORY" not in str(error):
+                raise
+            raise CudaError(
+                f"no page-locked host memory: {num_bytes / 1e6:.1f} MB requested ({error})",
+                hint="free host memory (RAM), or use a smaller batch or fewer slots",
+            ) from error
 
     def device_buffer(self, num_bytes: int) -> DeviceMemory:
         """Allocate device memory.
@@ -88,7 +110,7 @@ class CudaDevice(_Library):
             CudaError: Out of memory, with the requested and the free size.
         """
         try:
-            return DeviceMemory(self._resources, self._allocate(num_bytes))
+            return DeviceMemory(self, self._allocate(num_bytes))
         except CudaError as error:
             if "OUT_OF_MEMORY" not in str(error):
                 raise
@@ -124,7 +146,8 @@ class CudaDevice(_Library):
             work()
         except BaseException:
             with suppress(CudaError):  # the error of the work is raised instead
-                self._end_capture(stream.raw)
+                graph, destroy = self._end_capture(stream.raw)
+                destroy(graph)
             raise
         graph, destroy = self._end_capture(stream.raw)
         try:
@@ -137,19 +160,24 @@ class CudaDevice(_Library):
         free, total = self._memory_info()
         return int(free), int(total)
 
+    def before_close(self, close: Callable[[], None]) -> None:
+        """Let ``close()`` call a function first, to wait for work that uses the device."""
+        self._users.callback(close)
+
     def close(self) -> None:
         """Free everything that was made and release the primary context; a second call does nothing.
 
         Everything is freed in reverse order, also after an error.
         """
-        if not self._is_open:
+        if not self.is_open:
             return
-        try:
-            with self.current():
-                self._resources.close()
-        finally:
-            self._is_open = False
-            self._release_context()
+        with ExitStack() as steps:
+            steps.callback(self._release_context)
+            steps.callback(setattr, self, "is_open", False)
+            self._push_context()
+            steps.callback(self._pop_context)
+            steps.callback(self._resources.close)
+            steps.callback(self._users.close)
 
 
 class Stream(Resource):
@@ -157,7 +185,7 @@ class Stream(Resource):
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        super().__init__(device._resources, device._create_stream())
+        super().__init__(device, device._create_stream())
         self.handle = device._stream_handle(self.raw)
         """The driver's ``CUstream``, for libraries that enqueue on it."""
 
@@ -175,7 +203,7 @@ class Event(Resource):
 
     def __init__(self, device: CudaDevice, *, timing: bool) -> None:
         self._device = device
-        super().__init__(device._resources, device._create_event(timing))
+        super().__init__(device, device._create_event(timing))
 
     def record(self, stream: Stream) -> None:
         """Record the event after the work that the stream holds now."""
@@ -195,7 +223,7 @@ class Graph(Resource):
 
     def __init__(self, device: CudaDevice, captured: Any) -> None:
         self._device = device
-        super().__init__(device._resources, device._instantiate(captured))
+        super().__init__(device, device._instantiate(captured))
 
     def launch(self, stream: Stream) -> None:
         """Enqueue the captured work."""

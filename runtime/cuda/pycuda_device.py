@@ -1,11 +1,14 @@
-"""CUDA through PyCUDA. CUDA graphs, which PyCUDA lacks, call the driver by ctypes on its streams' handles."""
+"""CUDA through PyCUDA.
+
+CUDA graphs, which PyCUDA lacks, and page-locking, which crashes in PyCUDA 2026.1, call the driver by ctypes.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import partial
-from operator import methodcaller
+from contextlib import ExitStack
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import pycuda.driver as cuda
 
 from runtime.cuda.device import CudaDevice
 from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, cuda_error
-from runtime.errors import BackendUnavailable
+from runtime.errors import BackendUnavailable, CudaError
 from runtime.machine.machine import normalise_bus_id
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, cuda.h
@@ -26,7 +29,6 @@ _STATUS_NAMES = {
     "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
     "ECC": "CUDA_ERROR_ECC_UNCORRECTABLE",
 }
-_free = methodcaller("free")
 
 
 class PyCudaDevice(CudaDevice):
@@ -36,12 +38,12 @@ class PyCudaDevice(CudaDevice):
 
     def __init__(self, index: int) -> None:
         super().__init__(index, _count_gpus())
-        device = cuda.Device(index)
-        self.name = device.name()
-        self.sm = tuple(device.compute_capability())
-        self.pci_bus_id = normalise_bus_id(device.pci_bus_id())
+        device = _call("cuDeviceGet", cuda.Device, index)
+        self.name = _call("cuDeviceGetName", device.name)
+        self.sm = tuple(_call("cuDeviceComputeCapability", device.compute_capability))
+        self.pci_bus_id = normalise_bus_id(_call("cuDeviceGetPCIBusId", device.pci_bus_id))
         # TensorRT and torch use the primary context; a new context would share nothing with them.
-        self._context = device.retain_primary_context()
+        self._context = _call("cuDevicePrimaryCtxRetain", device.retain_primary_context)
 
     def _copy_in(self, to: DeviceMemory, source: PinnedMemory, size: int, stream: Any) -> None:
         array = source.array[:size]
@@ -52,16 +54,30 @@ class PyCudaDevice(CudaDevice):
         _call("cuMemcpyDtoHAsync", cuda.memcpy_dtoh_async, array, source.address, stream)
 
     def _memory_info(self) -> Any:
-        return cuda.mem_get_info()
+        return _call("cuMemGetInfo", cuda.mem_get_info)
 
     def _push_context(self) -> None:
         _call("cuCtxPushCurrent", self._context.push)
 
     def _pop_context(self) -> None:
-        self._context.pop()
+        _call("cuCtxPopCurrent", self._context.pop)
 
     def _release_context(self) -> None:
-        self._context.detach()
+        """Release the context, and leave none current.
+
+        PyCUDA releases only a context of the calling thread, or the one that it believes is current, and it
+        leaves the destroyed context on the driver's stack. So the driver's stack is popped in between.
+        """
+        with ExitStack() as steps:
+            steps.callback(_call, "cuDevicePrimaryCtxRelease", self._context.detach)
+            pop = partial(_call_driver, "cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+            try:
+                self._push_context()
+            except CudaError:
+                self._push_context()  # otherwise detach() pushes the context, and leaves it there
+                pop()
+                raise
+            pop()
 
     def _create_stream(self) -> Created:
         return _call("cuStreamCreate", cuda.Stream, _NON_BLOCKING), _drop_object
@@ -88,12 +104,15 @@ class PyCudaDevice(CudaDevice):
     def _elapsed_ms(self, start: Any, end: Any) -> float:
         return float(_call("cuEventElapsedTime", end.time_since, start))
 
-    def _allocate_pinned(self, num_bytes: int) -> tuple[np.ndarray, Created]:
-        array = _call("cuMemHostAlloc", cuda.pagelocked_empty, num_bytes, np.uint8)
-        return array, (array.base, _free)
+    def _register(self, memory: np.ndarray) -> Created:
+        address = ctypes.c_void_p(memory.ctypes.data)
+        size = ctypes.c_size_t(memory.nbytes)
+        _call_driver("cuMemHostRegister_v2", address, size, ctypes.c_uint(0))
+        return address, partial(_call_driver, "cuMemHostUnregister")
 
     def _allocate(self, num_bytes: int) -> Created:
-        return _call("cuMemAlloc", cuda.mem_alloc, num_bytes), _free
+        memory = _call("cuMemAlloc", cuda.mem_alloc, num_bytes)
+        return memory, lambda raw: _call("cuMemFree", raw.free)
 
     def _begin_capture(self, stream: Any) -> None:
         _call_driver("cuStreamBeginCapture_v2", ctypes.c_void_p(int(stream.handle)), _THREAD_LOCAL)
@@ -141,9 +160,14 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise cuda_error(name, status, text) from error
 
 
+@cache
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
 def _call_driver(name: str, *arguments: Any) -> None:
     """Call libcuda directly."""
-    driver = ctypes.CDLL("libcuda.so.1")
+    driver = _libcuda()
     status = getattr(driver, name)(*arguments)
     if status:
         texts = ctypes.c_char_p(), ctypes.c_char_p()

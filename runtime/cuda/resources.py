@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,17 +21,45 @@ _STICKY = re.compile(
 )
 
 
+class Owner(Protocol):
+    """The device that frees what is left when it closes."""
+
+    _resources: ExitStack
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the context current."""
+
+
 class Resource:
     """A driver object that is freed once, by its user or with its device."""
 
-    def __init__(self, owner: ExitStack, created: Created) -> None:
-        """Take an object of the library; ``owner`` frees it when it closes."""
-        self.raw, self._destroy = created
-        owner.callback(self.free)
+    def __init__(self, owner: Owner, created: Created) -> None:
+        self._owner = owner
+        self._raw, self._destroy = created
+        owner._resources.callback(self.release)
+
+    @property
+    def raw(self) -> Any:
+        """The object of the CUDA library.
+
+        Raises:
+            CudaError: It was freed.
+        """
+        if self._raw is None:
+            raise CudaError(
+                f"this {type(self).__name__} was freed", hint="open the GPU or the artefact again"
+            )
+        return self._raw
 
     def free(self) -> None:
-        """Free it; a second call does nothing."""
-        raw, self.raw = self.raw, None
+        """Free it, from any thread; a second call does nothing."""
+        if self._raw is not None:
+            with self._owner.current():
+                self.release()
+
+    def release(self) -> None:
+        """Do the same as ``free`` while the context is current."""
+        raw, self._raw = self._raw, None
         if raw is not None:
             self._destroy(raw)
 
@@ -39,16 +67,16 @@ class Resource:
 class PinnedMemory(Resource):
     """Page-locked host memory."""
 
-    def __init__(self, owner: ExitStack, created: Created, array: np.ndarray) -> None:
+    def __init__(self, owner: Owner, created: Created, array: np.ndarray) -> None:
         super().__init__(owner, created)
         self.array = array
-        """The whole memory, uint8 (num_bytes,): a view, valid until ``free``."""
+        """The whole memory, uint8 (num_bytes,); it stays readable after ``free``."""
 
 
 class DeviceMemory(Resource):
     """Device memory."""
 
-    def __init__(self, owner: ExitStack, created: Created) -> None:
+    def __init__(self, owner: Owner, created: Created) -> None:
         super().__init__(owner, created)
         self.address = int(self.raw)
         """Device address."""

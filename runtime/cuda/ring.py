@@ -66,7 +66,6 @@ class Slot:
         self.num_frames = 0
         self.ticket = -1
         self.graphs: dict[int, Graph] = {}
-        self.warm_sizes: set[int] = set()
 
 
 Enqueue = Callable[[Slot, int, Stream], None]
@@ -99,8 +98,8 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             layout: Tensors of a slot.
             enqueue: Enqueues the engine's work on a stream.
             num_slots: Batches in flight.
-            use_graphs: True to replay each batch size as a CUDA graph from its third run on.
-            compute_stream: Stream of the engine; ``None`` creates one.
+            use_graphs: True to replay each batch size as a CUDA graph from the second run of a slot on.
+            compute_stream: Stream of the engine, which the ring does not free; ``None`` creates one.
             timing: True to measure ``stage_times_ms``.
 
         Raises:
@@ -111,9 +110,10 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             raise InvalidInput(f"a ring needs at least 1 slot, got {num_slots}")
         self.layout, self.num_slots = layout, num_slots
         self.notes: list[str] = []
-        """Messages for the user: that CUDA graphs are not used, and why."""
+        """Messages for the user: batch sizes that run without a CUDA graph, and why."""
         self._device, self._enqueue = device, enqueue
         self._use_graphs, self._timing = use_graphs, timing
+        self._sizes_without_graph: set[int] = set()
         self._lock = threading.RLock()
         self._next_ticket = 0
         self._failure: str | None = None
@@ -124,10 +124,13 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             with device.current():
                 self._in, self._out = self._new_stream(), self._new_stream()
                 self._compute = compute_stream or self._new_stream()
+                if compute_stream:
+                    self._streams.append(compute_stream)
                 self._slots = [
                     Slot(device, layout, index, self._resources, timing=timing)
                     for index in range(num_slots)
                 ]
+            device.before_close(self.close)
         except BaseException:
             self.close()
             raise
@@ -180,7 +183,8 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             ticket: Ticket of ``submit``; ``None`` takes the oldest batch.
 
         Returns:
-            One view per output, (frames, ...), valid until its slot is submitted again.
+            One view per output, (frames, ...), valid until its slot is submitted again; after ``close`` the
+            views stay readable.
 
         Raises:
             InvalidInput: No batch, or none with this ticket, is in flight.
@@ -213,16 +217,16 @@ class SlotRing(AbstractContextManager["SlotRing"]):
     def close(self) -> None:
         """Wait for the batches in flight and free everything; a second call does nothing.
 
-        Everything is freed in reverse order, also after an error.
+        Everything is freed in reverse order, also after an error. Closing the device does the same.
 
         Raises:
             CudaError: A CUDA call failed.
         """
         with self._lock:
             streams, self._streams, self._slots = self._streams, [], []
-            if not streams:
-                return
             self._failure = "it is closed"
+            if not streams or not self._device.is_open:
+                return
             with self._device.current():
                 for stream in streams:  # registered last, so they run before anything is freed
                     self._resources.callback(stream.synchronize)
@@ -250,16 +254,13 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         slot.copied_out.record(self._out)
 
     def _run(self, slot: Slot, count: int) -> None:
-        """Run the engine: directly the first time, captured the second, replayed from then on."""
-        if not self._use_graphs:
-            self._enqueue(slot, count, self._compute)
-        elif count in slot.graphs:
+        """Run the engine: directly the first time, which is the warm-up of the capture, then replayed."""
+        if count in slot.graphs:
             slot.graphs[count].launch(self._compute)
-        elif count not in slot.warm_sizes:
-            self._enqueue(slot, count, self._compute)
-            self._compute.synchronize()  # a library may allocate in its first run of a shape
-            slot.warm_sizes.add(count)
-        else:
+            return
+        self._enqueue(slot, count, self._compute)
+        if self._use_graphs and count not in self._sizes_without_graph:
+            self._compute.synchronize()  # libraries allocate and compile in their first run of a shape
             self._capture(slot, count)
 
     def _capture(self, slot: Slot, count: int) -> None:
@@ -267,12 +268,10 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         try:
             graph = self._device.capture(self._compute, work)
         except CudaError as error:
-            self._use_graphs = False
-            self.notes.append(f"CUDA graphs are not used: {error}")
-            work()
+            self._sizes_without_graph.add(count)
+            self.notes.append(f"batches of {count} run without a CUDA graph: {error}")
         else:
             slot.graphs[count] = _freed_by(self._resources, graph)
-            graph.launch(self._compute)
 
     def _fill(self, slot: Slot, batch: np.ndarray | None, num_frames: int | None) -> int:
         """Check a batch and copy it into the slot; return its number of frames."""
@@ -323,8 +322,8 @@ class SlotRing(AbstractContextManager["SlotRing"]):
 
 
 def _freed_by(owner: ExitStack, item: _Resource) -> _Resource:
-    """Free ``item`` when ``owner`` closes."""
-    owner.callback(item.free)
+    """Free ``item`` when ``owner`` closes, while the context is current."""
+    owner.callback(item.release)
     return item
 
 

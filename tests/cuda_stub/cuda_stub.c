@@ -84,7 +84,8 @@ struct span {
     uintptr_t base;
     size_t bytes;
     enum { DEVICE, PINNED } type;
-    uint8_t *host; /* address of the bytes on the host */
+    bool is_registered; /* PINNED memory of the host, which outlives its registration */
+    uint8_t *host;      /* address of the bytes on the host */
     struct context *ctx;
     struct span *next;
 };
@@ -337,7 +338,7 @@ static CUresult allocate(struct context *ctx, size_t bytes, int type, uintptr_t 
     if (host == MAP_FAILED || base == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
     if (bytes <= 64 << 20) memset(host, POISON, bytes);
     struct span *s = malloc(sizeof *s);
-    *s = (struct span){(uintptr_t)base, bytes, type, host, ctx, spans};
+    *s = (struct span){(uintptr_t)base, bytes, type, false, host, ctx, spans};
     spans = s;
     if (type == DEVICE) used_bytes[ctx->device] += held;
     *address = s->base;
@@ -352,7 +353,7 @@ static void forget(struct span *gone) {
     size_t held = ALIGN_UP(gone->bytes, 4096);
     if (gone->type == DEVICE) used_bytes[gone->ctx->device] -= held;
     if (gone->type == DEVICE) munmap(gone->host, held);
-    else
+    else if (!gone->is_registered)
         mmap((void *)gone->base, held, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     free(gone);
 }
@@ -790,9 +791,10 @@ static bool has_queued_work(const struct context *ctx) {
     return false;
 }
 
-static CUresult release(uintptr_t address, int type) {
+static CUresult release(uintptr_t address, int type, bool is_registered) {
     struct span *s = span_at(address);
-    if (!s || s->base != address || (int)s->type != type) return CUDA_ERROR_INVALID_VALUE;
+    if (!s || s->base != address || (int)s->type != type || s->is_registered != is_registered)
+        return is_registered ? CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED : CUDA_ERROR_INVALID_VALUE;
     if (has_queued_work(current())) say("memory is freed before queued work has run");
     run_all(current()); /* as the driver does before it frees memory */
     if (current()->error) return current()->error;
@@ -800,7 +802,7 @@ static CUresult release(uintptr_t address, int type) {
     return CUDA_SUCCESS;
 }
 
-API(UNSAFE, cuMemFree, (CUdeviceptr pointer), (pointer)) { return pointer ? release(pointer, DEVICE) : CUDA_SUCCESS; }
+API(UNSAFE, cuMemFree, (CUdeviceptr pointer), (pointer)) { return pointer ? release(pointer, DEVICE, false) : CUDA_SUCCESS; }
 
 API(UNSAFE, cuMemHostAlloc, (void **pointer, size_t bytes, unsigned flags), (pointer, bytes, flags)) {
     REQUIRE(flags < 8, CUDA_ERROR_INVALID_VALUE);
@@ -810,7 +812,19 @@ API(UNSAFE, cuMemHostAlloc, (void **pointer, size_t bytes, unsigned flags), (poi
     return result;
 }
 
-API(UNSAFE, cuMemFreeHost, (void *pointer), (pointer)) { return release((uintptr_t)pointer, PINNED); }
+API(UNSAFE, cuMemFreeHost, (void *pointer), (pointer)) { return release((uintptr_t)pointer, PINNED, false); }
+
+API(UNSAFE, cuMemHostRegister, (void *pointer, size_t bytes, unsigned flags), (pointer, bytes, flags)) {
+    REQUIRE(pointer && bytes && flags < 16, CUDA_ERROR_INVALID_VALUE);
+    for (struct span *s = spans; s; s = s->next)
+        if ((uintptr_t)pointer < s->base + s->bytes && s->base < (uintptr_t)pointer + bytes) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+    struct span *s = malloc(sizeof *s);
+    *s = (struct span){(uintptr_t)pointer, bytes, PINNED, true, pointer, current(), spans};
+    spans = s;
+    return CUDA_SUCCESS;
+}
+
+API(UNSAFE, cuMemHostUnregister, (void *pointer), (pointer)) { return release((uintptr_t)pointer, PINNED, true); }
 
 API(CTX, cuPointerGetAttribute, (void *data, CUpointer_attribute which, CUdeviceptr pointer), (data, which, pointer)) {
     struct span *s = span_at(pointer);

@@ -10,6 +10,7 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cuda.bindings import driver as cu
 
@@ -61,6 +62,23 @@ class Room:
 @pytest.fixture
 def room(context):
     return Room()
+
+
+def test_registered_memory_is_page_locked_until_it_is_unregistered(context, room):
+    own = np.zeros(64, np.uint8)
+    address = own.ctypes.data
+    fails(cu.cuMemHostUnregister(address), "HOST_MEMORY_NOT_REGISTERED")
+    ok(cu.cuMemHostRegister(address, 64, 0))
+    fails(cu.cuMemHostRegister(address + 8, 8, 0), "HOST_MEMORY_ALREADY_REGISTERED")
+    room.host[:] = [7] * 64
+    ok(room.send())
+    ok(cu.cuMemcpyDtoHAsync(address, room.memory, 64, room.stream))
+    assert own.sum() == 0, "the copy waited, as for pageable memory"
+    ok(cu.cuStreamSynchronize(room.stream))
+    fails(cu.cuMemFreeHost(address), "INVALID_VALUE")
+    ok(cu.cuMemHostUnregister(address))
+    assert own.sum() == 7 * 64
+    ok(cu.cuMemcpyDtoHAsync(address, room.memory, 64, room.stream))  # pageable again
 
 
 def test_calls_need_a_context(context):
@@ -201,6 +219,7 @@ def test_captured_work_runs_only_when_launched(room):
         lambda room: cu.cuStreamQuery(room.stream),
         lambda room: cu.cuMemAlloc(4),
         lambda room: cu.cuMemHostAlloc(4, 0),
+        lambda room: cu.cuMemHostRegister(room.address + 4096, 4, 0),
         lambda room: cu.cuMemFree(room.memory),
         lambda room: cu.cuCtxSynchronize(),
         lambda room: cu.cuMemcpyHtoD(room.memory, room.address, 4),

@@ -45,7 +45,13 @@ def _answer(library: str, request: dict[str, Any]) -> dict[str, Any]:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    crashed = {"error": f"the process ended with status {code}", "left": {}, "current": False}
+    crashed = {
+        "result": None,
+        "error": f"the process ended with status {code}",
+        "left": {},
+        "current": False,
+        "log": [],
+    }
     return json.loads(text) if text else crashed
 
 

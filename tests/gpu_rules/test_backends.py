@@ -239,7 +239,7 @@ def test_a_fall_back_to_the_cpu_is_refused(library, onnx_file):
 
 
 @pytest.mark.parametrize(
-    "name", ["cuMemHostAlloc", "cuMemAlloc", "cuEventCreate", "cuStreamCreateWithPriority"]
+    "name", ["cuMemHostRegister", "cuMemAlloc", "cuEventCreate", "cuStreamCreateWithPriority"]
 )
 @on_stub(log=".", environment=AMPERE)
 def test_a_failure_while_opening_frees_everything(library, engines, onnx_file, name):
@@ -247,7 +247,7 @@ def test_a_failure_while_opening_frees_everything(library, engines, onnx_file, n
         for nth in (1, 3):
             extra = ("10.3.0",) if opener is open_tensorrt else ()
             before = stub.left()
-            stub.fail(name, nth, 2 if "Alloc" in name else 999, times=2)
+            stub.fail(name, nth, 2 if "Mem" in name else 999, times=2)
             with pytest.raises(EsnetError) as caught:
                 opener(library, argument, *extra)
             stub.fail_never()

@@ -20,28 +20,26 @@ from tests.cuda_stub import stub
 from tests.gpu_rules.rules import LAYOUT, drive, enqueue, in_environments, on_stub, opened, untyped
 
 OUT_OF_MEMORY, UNKNOWN, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 999, 700, 719
-_RAW = pytest.mark.defect("PyCUDA's own error reaches the caller", library="pycuda")
-_GRAPH = pytest.mark.defect("a capture whose work raises does not destroy its graph")
 CALLS = (
     "cuInit",
     "cuDeviceGetCount",
-    pytest.param("cuDeviceGet", marks=_RAW),
-    pytest.param("cuDeviceGetName", marks=_RAW),
-    pytest.param("cuDeviceGetPCIBusId", marks=_RAW),
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetPCIBusId",
     "cuDeviceGetAttribute",
-    pytest.param("cuDeviceComputeCapability", marks=_RAW),
-    pytest.param("cuDevicePrimaryCtxRetain", marks=_RAW),
+    "cuDeviceComputeCapability",
+    "cuDevicePrimaryCtxRetain",
     "cuCtxPushCurrent",
     "cuStreamCreateWithPriority",
     "cuEventCreate",
-    "cuMemHostAlloc",
+    "cuMemHostRegister",
     "cuMemAlloc",
-    pytest.param("cuMemGetInfo", marks=_RAW),
+    "cuMemGetInfo",
     "cuMemcpyHtoDAsync",
     "cuMemcpyDtoHAsync",
     "cuEventRecordWithFlags",
     "cuStreamWaitEvent",
-    pytest.param("cuLaunchHostFunc", marks=_GRAPH),
+    "cuLaunchHostFunc",
     "cuStreamBeginCapture",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
@@ -49,16 +47,15 @@ CALLS = (
     "cuEventSynchronize",
     "cuStreamSynchronize",
     "cuEventElapsedTime",
-    pytest.param("cuCtxPopCurrent", marks=_RAW),
+    "cuCtxPopCurrent",
     "cuGraphDestroy",
     "cuGraphExecDestroy",
     "cuStreamDestroy",
     "cuEventDestroy",
     "cuMemFree",
-    "cuMemFreeHost",
+    "cuMemHostUnregister",
     "cuDevicePrimaryCtxRelease",
 )
-NAMES = [name if isinstance(name, str) else name.values[0] for name in CALLS]
 
 
 def use(library: str) -> tuple[list[BaseException], int, list[str]]:
@@ -72,7 +69,9 @@ def use(library: str) -> tuple[list[BaseException], int, list[str]]:
         notes = ring.notes
         with device.current():
             device.memory_bytes()
-        wrong = drive(ring, 5, count=2)  # each slot runs a batch directly and captures, one replays
+        wrong = drive(
+            ring, 5, count=2
+        )  # each slot runs a batch directly and captures it, then replays
         ring.stage_times_ms()
     except Exception as error:
         errors.append(error)
@@ -120,7 +119,7 @@ _answers: dict[tuple[object, str], list[dict[str, Any]]] = {}
 def sweep(gpu: Any, name: str) -> list[dict[str, Any]]:
     """Let each call of a function fail in turn, once for each environment, and get what happened."""
     if (gpu, name) not in _answers:
-        code = OUT_OF_MEMORY if name in ("cuMemAlloc", "cuMemHostAlloc") else UNKNOWN
+        code = OUT_OF_MEMORY if name in ("cuMemAlloc", "cuMemHostRegister") else UNKNOWN
         count = gpu.check(count_calls, {"name": name})
         _answers[gpu, name] = [
             gpu.check(fail_once, {"name": name, "nth": nth, "code": code})
@@ -141,9 +140,8 @@ def test_a_failing_call_is_told_and_leaves_nothing(gpu, name):
 
 
 @in_environments(once=True)
-@pytest.mark.defect("detach() makes the destroyed primary context current", library="pycuda")
 def test_no_context_stays_current_after_a_failure(gpu):
-    assert [name for name in NAMES if any(a["is_current"] for a in sweep(gpu, name))] == []
+    assert [name for name in CALLS if any(a["is_current"] for a in sweep(gpu, name))] == []
 
 
 @on_stub(log=".", environment={"CUDA_STUB_TRACE": "1"})
@@ -157,7 +155,7 @@ def test_every_call_is_in_the_sweep(gpu):
     lines = [re.fullmatch(r"\[cuda_stub \d+\] (cu\w+?)(_v\d)?", line) for line in log]
     called = {line[1] for line in lines if line} - {"cuCtxGetCurrent"}
     other = {"pycuda": "cuDeviceGetAttribute", "cuda-bindings": "cuDeviceComputeCapability"}
-    assert called == set(NAMES) - {other[gpu.library]}
+    assert called == set(CALLS) - {other[gpu.library]}
 
 
 @pytest.mark.parametrize("code", [ILLEGAL_ADDRESS, LAUNCH_FAILED])

@@ -24,6 +24,29 @@ def test_every_result_is_right(library, num_slots, use_graphs):
 
 
 @on_stub
+def test_the_first_run_of_a_size_is_the_warm_up_of_its_capture(library):
+    names = ("cuLaunchHostFunc", "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphLaunch")
+    with opened(library, num_slots=1) as (_, ring):
+        assert is_right(ring.collect(ring.submit(batch(2))), batch(2))
+        assert [stub.calls(name) for name in names] == [2, 1, 1, 0]
+        assert is_right(ring.collect(ring.submit(batch(2, 1))), batch(2, 1))
+        assert [stub.calls(name) for name in names] == [2, 1, 1, 1]
+
+
+@on_stub(log="cuStreamBeginCapture")
+def test_a_failed_capture_costs_the_graph_of_its_size_alone(library):
+    with opened(library, num_slots=1) as (_, ring):
+        stub.fail("cuStreamBeginCapture")
+        for seed in range(4):
+            for count in (2, 3):
+                frames = batch(count, seed)
+                assert is_right(ring.collect(ring.submit(frames)), frames)
+        assert len(ring.notes) == 1
+        assert "batches of 2 run without a CUDA graph: cuStreamBeginCapture" in ring.notes[0]
+        assert stub.calls("cuGraphLaunch") == 3
+
+
+@on_stub
 def test_a_batch_is_submitted_without_waiting_for_the_gpu(library):
     with opened(library, use_graphs=False) as (_, ring):
         for seed in range(3):
@@ -35,7 +58,7 @@ def test_a_batch_is_submitted_without_waiting_for_the_gpu(library):
 
 @on_stub
 def test_nothing_is_allocated_after_the_first_batches(library):
-    names = ("cuMemAlloc", "cuMemHostAlloc", "cuEventCreate", "cuStreamCreate")
+    names = ("cuMemAlloc", "cuMemHostRegister", "cuEventCreate", "cuStreamCreate")
     with opened(library) as (_, ring):
         assert drive(ring, 60) == 0
         before = [stub.calls(name) for name in names]

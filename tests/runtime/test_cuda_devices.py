@@ -1,5 +1,6 @@
 """The CUDA libraries: our calls exist in the real modules, and errors are reported with hints."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -131,11 +132,10 @@ class FakeDriver(types.ModuleType):
     def _cuMemGetInfo(self):
         return 0, 1_000_000, 8_000_000
 
-    def _cuMemHostAlloc(self, size, flags):
-        array = np.zeros(size, np.uint8)
-        self.host[array.ctypes.data] = array
-        self.live.add(array.ctypes.data)
-        return 0, array.ctypes.data
+    def _cuMemHostRegister(self, address, size, flags):
+        self.host[address] = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        self.live.add(address)
+        return (0,)
 
     def _cuMemAlloc(self, size):
         status, address = self._made()
@@ -154,7 +154,7 @@ class FakeDriver(types.ModuleType):
         self.live.remove(item)
         return (0,)
 
-    _cuMemFree = _cuMemFreeHost = _cuStreamDestroy = _cuEventDestroy = _gone
+    _cuMemFree = _cuMemHostUnregister = _cuStreamDestroy = _cuEventDestroy = _gone
     _cuGraphDestroy = _cuGraphExecDestroy = _gone
 
     def _done(self, *arguments):
@@ -244,8 +244,8 @@ def test_resources_are_freed_in_reverse_order_even_after_an_error(driver):
     driver.calls.clear()
     with pytest.raises(CudaError, match="cuMemFree failed"):
         device.close()
-    freed = [name for name in driver.calls if "Free" in name or "Destroy" in name]
-    assert freed == ["cuMemFreeHost", "cuEventDestroy", "cuMemFree", "cuStreamDestroy"]
+    freed = [n for n in driver.calls if "Free" in n or "Destroy" in n or "Unregister" in n]
+    assert freed == ["cuMemHostUnregister", "cuEventDestroy", "cuMemFree", "cuStreamDestroy"]
     assert "context" not in driver.live
     device.close()
 
@@ -262,14 +262,15 @@ def test_out_of_memory_reports_requested_and_free_memory(driver):
 
 def test_work_that_fails_while_captured_ends_the_capture(driver):
     device = open_device("cuda-bindings")
-    ended = []
-    driver._cuStreamEndCapture = lambda stream: (0, ended.append(stream))
 
     def work():
         raise CudaError("refused")
 
     with device.current(), pytest.raises(CudaError, match="refused"):
         device.capture(device.new_stream(), work)
+    assert driver.calls[-3:] == ["cuStreamEndCapture", "cuGraphDestroy", "cuCtxPopCurrent"]
+    device.close()
+    assert driver.live == set()
 
 
 def test_a_machine_without_a_gpu_is_told(driver):

@@ -151,7 +151,19 @@ class TestGraphs:
                 batch = batch_of(2, index)
                 assert same(ring.collect(ring.submit(batch)), batch)
             assert len(ring.notes) == 1
+            assert "batches of 2 run without a CUDA graph" in ring.notes[0]
             assert "STREAM_CAPTURE_UNSUPPORTED" in ring.notes[0]
+
+    def test_a_failed_capture_leaves_the_other_sizes_their_graphs(self):
+        device = FakeDevice()
+        device.capture_fails = {1}
+        with ring_on(device, num_slots=1) as ring:
+            for seed in range(4):
+                for count in (1, 2):
+                    batch = batch_of(count, seed)
+                    assert same(ring.collect(ring.submit(batch)), batch)
+            assert len(ring.notes) == 1
+        assert (device.captures, device.launches) == (2, 3)
 
     def test_without_graphs_none_is_captured(self):
         device = FakeDevice()
