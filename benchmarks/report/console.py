@@ -80,10 +80,9 @@ def verdicts(report: BenchReport) -> list[str]:
     for result in report.results:
         place = f"on {result.model.device} with {result.model.name}"
         if isinstance(result, CameraResult):
-            counts = (
-                f"{result.done} of {result.offered} frames of a {result.camera_fps:g} FPS camera"
-            )
-            text = f"{counts} labelled, {result.missed} late, {place}"
+            counts = f"{result.done} of {result.offered} frames"
+            camera = f"a {result.camera_fps:g} FPS camera"
+            text = f"{counts} of {camera} labelled, {result.missed} late, {place}"
         else:
             timing = result.scopes[END_TO_END]
             detail = f"({timing.p50:.1f} ms)" if isinstance(timing, Summary) else "sustained"
