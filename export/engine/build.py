@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import onnx
 
 from export.engine.kernels import UNKNOWN, Kernel, convolution_types, summarize_kernels
+from export.engine.targets import may_compute_in_fp32, target_notes, targets_of
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import BuildError, PrecisionError, require_folder
 from export.graph.half import LARGEST_HALF, convert_to_half
@@ -25,13 +27,10 @@ from runtime.artefact.engine_file import EngineRecord, check_plan, read_record, 
 from runtime.errors import EsnetError
 from runtime.files import cache_dir, save_cache, sha256_of
 from runtime.machine.gpus import first_cuda_gpu
-from runtime.machine.support import advice_for
 from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
 from runtime.tensorrt_api import TENSORRT_RTX, TensorRt, load_tensorrt
 
-PORTABLE_SMS = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""Default compute capabilities of a TensorRT-RTX engine: those of its header's mask without SM 7.5."""
 _CONVOLUTION_TYPES = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
 _MAX_RANGE_FRAMES = 16
 _OVERFLOW_MARGIN = 2.0  # other frames may reach larger activations than those measured
@@ -84,10 +83,12 @@ def build_engine(
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
     require_folder(path)
-    sms, gpu_name = _compute_capabilities(trt, options)
+    gpu = first_cuda_gpu()
+    gpu_name = None if gpu is None else gpu[0]
+    targets = targets_of(trt, options, gpu)
     fp32_nodes, notes = _overflowing_nodes(onnx_path, card, options)
-    notes += tuple(filter(None, {advice_for(sm, options.precision) for sm in sms}))
-    record = _new_record(onnx_path, card, trt, options, sms, gpu_name, fp32_nodes, command)
+    notes += target_notes(trt, options, gpu)
+    record = _new_record(onnx_path, card, trt, options, targets.sms, gpu_name, fp32_nodes, command)
     if dry_run:
         return EngineReport(path=path, record=record, status="dry run", notes=notes)
     if not force and (unchanged := _unchanged(path, record)):
@@ -100,9 +101,9 @@ def build_engine(
     if trt.cross_compiles:
         timings = None  # TensorRT-RTX does not time kernels
     elif timings is None:
-        gpu = re.sub(r"[^a-z0-9]+", "-", str(gpu_name).lower()).strip("-")
-        timings = cache_dir() / f"timing-{trt.version}-{gpu}.cache"
-    options = replace(options, timing_cache_path=timings)
+        words = re.sub(r"[^a-z0-9]+", "-", str(gpu_name).lower()).strip("-")
+        timings = cache_dir() / f"timing-{trt.version}-{words}.cache"
+    options = replace(options, timing_cache_path=timings, sms=targets.compiled_for)
     record, cache_note = _build_and_write(path, trt, model, options, record, wait)
     return EngineReport(path=path, record=record, status="built", notes=(*notes, *cache_note))
 
@@ -115,7 +116,7 @@ def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -
     Args:
         kernels: Compiled kernels; an empty list passes.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        num_fp32: Number of convolutions that were kept in fp32.
+        num_fp32: Number of convolutions that may compute in fp32.
 
     Raises:
         PrecisionError: Too many convolutions compute in another type.
@@ -159,28 +160,6 @@ def _check_request(card: ModelCard, trt: TensorRt, options: BuildOptions, onnx_p
         )
 
 
-def _compute_capabilities(
-    trt: TensorRt, options: BuildOptions
-) -> tuple[tuple[tuple[int, int], ...], str | None]:
-    """Get the compute capabilities that the engine runs on, and the name of the GPU that builds it."""
-    name, sm = first_cuda_gpu() or (None, None)
-    if trt.cross_compiles:
-        return options.sms or PORTABLE_SMS, name
-    if sm is None:
-        raise BuildError(
-            f"{trt.kind} {trt.version} builds on the GPU that will run the engine, and found no GPU",
-            hint="build on that machine, or use --tensorrt tensorrt-rtx, which needs no GPU to build",
-        )
-    if options.sms:
-        raise BuildError(
-            f"{trt.kind} builds only for the GPU of this machine, {name} (SM {sm[0]}.{sm[1]})",
-            hint="omit --target, build on the machine with that GPU, or use --tensorrt tensorrt-rtx",
-        )
-    if options.hardware_compatible:
-        return tuple(dict.fromkeys((sm, *PORTABLE_SMS, (9, 0), (10, 0)))), name
-    return (sm,), name
-
-
 def _overflowing_nodes(
     onnx_path: Path, card: ModelCard, options: BuildOptions
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -207,7 +186,7 @@ def _new_record(
     card: ModelCard,
     trt: TensorRt,
     options: BuildOptions,
-    sms: Sequence[tuple[int, int]],
+    sms: Sequence[str],
     gpu_name: str | None,
     fp32_nodes: Sequence[str],
     command: Sequence[str],
@@ -216,7 +195,7 @@ def _new_record(
     assert options.batch is not None, "build_engine sets the batch range"
     onnx_hash = sha256_of(onnx_path)
     tensorrt = {"kind": trt.kind, "version": trt.version}
-    target = {"sms": [f"{major}.{minor}" for major, minor in sms], "gpu": gpu_name}
+    target = {"sms": list(sms), "gpu": gpu_name}
     precision = {"asked": options.precision, "built": {}, "fp32_nodes": sorted(fp32_nodes)}
     flags = options.workspace_bytes, options.version_compatible, options.hardware_compatible
     gpus = target["sms"] if trt.cross_compiles else target
@@ -231,7 +210,11 @@ def _new_record(
         precision=precision,
         profile=options.batch,
         kernels={},
-        build={"key": key, "command": " ".join(command)},
+        build={
+            "key": key,
+            "command": shlex.join(command),
+            "version_compatible": options.version_compatible,
+        },
     )
 
 
@@ -253,6 +236,8 @@ def _build_and_write(
     seconds = time.perf_counter() - started
     fp32_nodes = record.precision["fp32_nodes"]
     num_fp32 = sum(n.name in fp32_nodes and "Conv" in n.op_type for n in model.graph.node)
+    if may_compute_in_fp32(trt, options, record.target["sms"]):
+        num_fp32 = len(built.kernels)
     require_types(built.kernels, options.precision, num_fp32=num_fp32)
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     record = replace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.errors import EngineMismatch, ModelFileError
 from runtime.files import atomic_path, sha256_of
+from runtime.machine.gpus import Sm, sm_of, sm_text
+from runtime.machine.support import limits_of, version_numbers
 
 SUFFIXES = (".engine", ".plan")
 SCHEMA = 1
@@ -33,9 +36,10 @@ class EngineRecord:
     onnx: Mapping[str, str]
     """``name`` and ``sha256`` of the ONNX file."""
     tensorrt: Mapping[str, str]
-    """``kind`` and ``version`` of the TensorRT that built it; only the same can load it."""
+    """``kind`` and ``version`` of the TensorRT that built it; ``check_library`` knows those that load it."""
     target: Mapping[str, Any]
-    """``sms``: compute capabilities that it runs on, such as "8.6"; ``gpu``: GPU it was built on, if any."""
+    """``sms``: compute capabilities that it runs on, such as "8.6", or "8.0+" for 8.0 and newer; ``gpu``: GPU
+    it was built on, if any."""
     precision: Mapping[str, Any]
     """``asked``: requested precision; ``built``: kernels per type; ``fp32_nodes``: nodes kept in fp32."""
     profile: BatchRange
@@ -43,7 +47,7 @@ class EngineRecord:
     kernels: Mapping[str, Any]
     """``count``, ``bytes_moved``, ``output_types``; empty if the compiler did not report them."""
     build: Mapping[str, Any]
-    """``seconds``, ``command``, ``key``, ``date``."""
+    """``seconds``, ``command``, ``key``, ``date``, ``version_compatible``."""
     schema: int = SCHEMA
     """Version of this layout."""
 
@@ -129,24 +133,53 @@ def check_plan(path: Path, record: EngineRecord) -> None:
 def check_library(path: Path, record: EngineRecord, *, kind: str, version: str) -> None:
     """Compare the TensorRT that built an engine with the installed one.
 
+    A version-compatible engine also runs on newer versions with the same major number. Source:
+    docs.nvidia.com/deeplearning/tensorrt/11.1.0/getting-started/support-matrix.html, "Engine Portability".
+
     Raises:
-        EngineMismatch: Another kind or version.
+        EngineMismatch: Another kind, or a version that cannot load it.
     """
-    built = f"{record.tensorrt.get('kind')} {record.tensorrt.get('version')}"
-    if built != f"{kind} {version}":
-        raise _mismatch(f"{path} was built by {built}, here is {kind} {version}", record)
+    built_kind, built_version = record.tensorrt.get("kind"), str(record.tensorrt.get("version"))
+    if (built_kind, built_version) == (kind, version):
+        return
+    newest = ""
+    if record.build.get("version_compatible"):
+        old, new = version_numbers(built_version), version_numbers(version)
+        if built_kind == kind and old[:1] == new[:1] and old <= new:
+            return
+        newest = f" as a version-compatible engine, for {built_version} and newer {old[0]}.x"
+    built = f"{built_kind} {built_version}"
+    raise _mismatch(f"{path} was built by {built}{newest}, here is {kind} {version}", record)
 
 
-def check_gpu(path: Path, record: EngineRecord, *, gpu: str, sm: tuple[int, int]) -> None:
+def check_gpu(path: Path, record: EngineRecord, *, gpu: str, sm: Sm) -> None:
     """Compare the compute capabilities that an engine runs on with those of a GPU.
 
     Raises:
         EngineMismatch: Another compute capability.
     """
     sms = [str(text) for text in record.target.get("sms", ())]
-    if f"{sm[0]}.{sm[1]}" not in sms:
-        needed = f"for compute capability {', '.join(sms)}"
-        raise _mismatch(f"{path} is {needed}, {gpu} has {sm[0]}.{sm[1]}", record)
+    oldest = [sm_of(text.removesuffix("+")) for text in sms if text.endswith("+")]
+    if sm_text(sm) in sms or any(sm >= least for least in oldest):
+        return
+    message = f"{path} is for compute capability {', '.join(sms)}, {gpu} has {sm_text(sm)}"
+    raise EngineMismatch(message, hint=_hint_for_gpu(record, sm))
+
+
+def _hint_for_gpu(record: EngineRecord, sm: Sm) -> str:
+    """Get the command that builds for a GPU; the recorded command may build the same engine again."""
+    command = record.rebuild_command
+    if record.tensorrt.get("kind") != "tensorrt-rtx":
+        if sm < (8, 0):  # older than Ampere
+            command = command.replace(" --hardware-compatible", "")
+        return f"build it again: {command}"
+    if limits_of(sm).runs_rtx:
+        return f"build it for this GPU: {command} --target sm_{sm[0]}{sm[1]}"
+    name, asked = record.onnx.get("name", "MODEL.onnx"), record.precision.get("asked", "fp16")
+    return (
+        f"TensorRT-RTX does not support SM {sm_text(sm)}; esnet-doctor shows how to install TensorRT, "
+        f"then: esnet-export build-engine {shlex.quote(name)} --{asked} --tensorrt tensorrt"
+    )
 
 
 def _mismatch(message: str, record: EngineRecord) -> EngineMismatch:

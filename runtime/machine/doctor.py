@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,7 +11,7 @@ from importlib import metadata
 from runtime.errors import InvalidInput
 from runtime.machine.gpus import Sm, sm_of, sm_text
 from runtime.machine.machine import NvidiaGpu, cpu_flags, cpu_name, nvidia_gpus, nvml_is_missing
-from runtime.machine.support import advice_for, limits_of
+from runtime.machine.support import advice_for, limits_of, version_numbers
 from runtime.tensorrt_api import KINDS, TENSORRT, TENSORRT_RTX
 
 _DISTRIBUTIONS = (
@@ -235,11 +234,11 @@ def _driver_warnings(drivers: set[str]) -> Iterator[str]:
             continue
         cuda = 13 if "cu13" in distribution else 12
         lowest = _LOWEST_DRIVER[cuda]
-        if distribution in _TENSORRTS and _numbers(version) >= (11,):
+        if distribution in _TENSORRTS and version_numbers(version) >= (11,):
             lowest = max(lowest, _LOWEST_DRIVER_TENSORRT_11)
         other = f", or pip install {distribution.replace('cu13-bindings', 'cu12')}"
         for driver in sorted(drivers):
-            if () < _numbers(driver) < (lowest,):
+            if () < version_numbers(driver) < (lowest,):
                 yield (
                     f"driver {driver} is too old for {distribution} {version}, built for CUDA {cuda}: "
                     f"install driver R{lowest} or newer{other if cuda == 13 else ''}"
@@ -254,7 +253,7 @@ def _support_warnings(sms: set[Sm]) -> Iterator[str]:
         newest["onnxruntime-gpu"] = _LAST_ONNXRUNTIME_GPU
         for distribution, bound in newest.items() if limits.is_final else ():
             version = _version(distribution)
-            if version is None or _numbers(version)[:2] <= _numbers(bound)[:2]:
+            if version is None or version_numbers(version)[:2] <= version_numbers(bound)[:2]:
                 continue
             is_tensorrt = distribution in _TENSORRTS
             fix = _tensorrt_install(sm) if is_tensorrt else f"pip install {distribution}=={bound}"
@@ -262,10 +261,6 @@ def _support_warnings(sms: set[Sm]) -> Iterator[str]:
                 f"{distribution} {version} does not run on SM {sm_text(sm)}, the last version that does is "
                 f"{bound}: {_uninstall(distribution)} && {fix}"
             )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def _pip(extra: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from runtime.machine.gpus import Sm, sm_text
@@ -28,6 +29,11 @@ class Limits:
     def is_final(self) -> bool:
         """True if newer software no longer supports these GPUs."""
         return self.driver != "newest"
+
+    def supports(self, tensorrt_version: str) -> bool:
+        """Check that a TensorRT still supports these GPUs."""
+        newest = version_numbers(self.tensorrt)[:2]
+        return not self.is_final or version_numbers(tensorrt_version)[:2] <= newest
 
 
 _DOCS = "docs.nvidia.com"
@@ -82,10 +88,18 @@ _LIMITS: dict[Sm, Limits] = {
 # forums.developer.nvidia.com/t/55481. SM 7.0 has DP4A only: half the rate of its FP16 tensor cores.
 _ADVICE: dict[tuple[Sm, str], str] = {
     ((6, 0), "int8"): "SM 6.0 has no INT8 instructions: use FP16 or FP32",
-    ((6, 1), "fp16"): "FP16 runs at 1/64 of the FP32 rate on SM 6.1: use INT8 or FP32",
+    (
+        (6, 1),
+        "fp16",
+    ): "FP16 runs at 1/64 of the FP32 rate on SM 6.1: use INT8, the fast choice there, or FP32",
     ((6, 2), "int8"): "TensorRT has no INT8 for SM 6.2: use FP16 or FP32",
     ((7, 0), "int8"): "SM 7.0 has no INT8 tensor cores, FP16 is twice as fast: use FP16",
 }
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Get the numbers of a version: ``8.6.1`` is (8, 6, 1); empty for text without one."""
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def limits_of(sm: Sm) -> Limits:

@@ -125,9 +125,79 @@ def test_another_tensorrt_is_named_with_the_rebuild(engine, kind, version):
     assert COMMAND in caught.value.hint
 
 
+def version_compatible(engine, built, *, kind="tensorrt"):
+    change(
+        engine,
+        tensorrt={"kind": kind, "version": built},
+        build={"command": COMMAND, "version_compatible": True},
+    )
+    return read_record(engine)
+
+
+@pytest.mark.parametrize(
+    ("built", "here"),
+    [("8.6.1", "8.6.1"), ("10.3.0", "10.16.1.11"), ("11.0.0.114", "11.4.0.106")],
+)
+def test_a_version_compatible_engine_runs_on_newer_versions_of_its_major_line(engine, built, here):
+    record = version_compatible(engine, built)
+    check_library(engine, record, kind="tensorrt", version=here)
+
+
+@pytest.mark.parametrize(
+    ("built", "kind", "here"),
+    [
+        pytest.param("10.16.1", "tensorrt", "10.3.0", id="older"),
+        pytest.param("10.3.0", "tensorrt", "11.4.0", id="next-major"),
+        pytest.param("10.3.0", "tensorrt", "8.6.1", id="last-major"),
+        pytest.param("10.3.0", "tensorrt-rtx", "10.4.0", id="another-kind"),
+    ],
+)
+def test_a_version_compatible_engine_does_not_run_everywhere(engine, built, kind, here):
+    record = version_compatible(engine, built)
+    major = built.partition(".")[0]
+    words = (
+        f"as a version-compatible engine, for {built} and newer {major}.x, here is {kind} {here}"
+    )
+    with pytest.raises(EngineMismatch, match=words):
+        check_library(engine, record, kind=kind, version=here)
+
+
 def test_another_gpu_is_named_with_both_capabilities(engine):
     check_gpu(engine, read_record(engine), gpu="NVIDIA GeForce RTX 3060", sm=(8, 6))
     with pytest.raises(
         EngineMismatch, match=r"for compute capability 8\.6, 8\.9, NVIDIA GTX 1080 Ti has 6\.1"
     ):
         check_gpu(engine, read_record(engine), gpu="NVIDIA GTX 1080 Ti", sm=(6, 1))
+
+
+def hint_for(engine, sm):
+    with pytest.raises(EngineMismatch) as caught:
+        check_gpu(engine, read_record(engine), gpu="some GPU", sm=sm)
+    return caught.value.hint
+
+
+@pytest.mark.parametrize("sm", [(7, 5), (12, 0)], ids=str)
+def test_an_rtx_engine_is_built_for_a_gpu_that_rtx_supports(engine, sm):
+    assert hint_for(engine, sm) == f"build it for this GPU: {COMMAND} --target sm_{sm[0]}{sm[1]}"
+
+
+@pytest.mark.parametrize("sm", [(6, 1), (7, 0), (8, 7), (9, 0)], ids=str)
+def test_a_gpu_that_rtx_does_not_support_is_sent_to_tensorrt(engine, sm):
+    """The recorded command would build the same engine again."""
+    hint = hint_for(engine, sm)
+    assert COMMAND not in hint.replace(f"{COMMAND} --tensorrt tensorrt", "")
+    assert hint.startswith(f"TensorRT-RTX does not support SM {sm[0]}.{sm[1]}; esnet-doctor")
+    assert hint.endswith("then: esnet-export build-engine small.onnx --fp16 --tensorrt tensorrt")
+
+
+@pytest.mark.parametrize(("sm", "is_kept"), [((8, 9), True), ((7, 5), False)], ids=str)
+def test_a_tensorrt_engine_is_built_again_on_the_other_gpu(engine, sm, is_kept):
+    change(
+        engine,
+        tensorrt={"kind": "tensorrt", "version": "10.3.0"},
+        target={"sms": ["8.6"], "gpu": "NVIDIA GeForce RTX 3060"},
+        build={"command": f"{COMMAND} --hardware-compatible"},
+    )
+    hint = hint_for(engine, sm)
+    assert hint.startswith("build it again: ")
+    assert ("--hardware-compatible" in hint) is is_kept

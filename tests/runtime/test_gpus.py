@@ -189,7 +189,7 @@ def test_what_is_not_in_the_table_has_its_neighbours_limits_and_a_note(sm, like)
     ("sm", "precision", "words"),
     [
         ((6, 0), "int8", "use FP16 or FP32"),
-        ((6, 1), "fp16", "FP16 runs at 1/64 of the FP32 rate on SM 6.1: use INT8 or FP32"),
+        ((6, 1), "fp16", "FP16 runs at 1/64 of the FP32 rate on SM 6.1: use INT8, the fast choice"),
         ((7, 0), "int8", "no INT8 tensor cores"),
     ],
 )

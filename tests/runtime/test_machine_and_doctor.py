@@ -328,7 +328,7 @@ def test_a_1080_ti_is_told_its_limits(card):
     card("NVIDIA GeForce GTX 1080 Ti", capability="6.1")
     assert only_gpu().support == (
         "NVIDIA GeForce GTX 1080 Ti (SM 6.1): TensorRT 8.6.1 at most, Python 3.11 at most, driver R580 "
-        "at most; FP16 runs at 1/64 of the FP32 rate on SM 6.1: use INT8 or FP32"
+        "at most; FP16 runs at 1/64 of the FP32 rate on SM 6.1: use INT8, the fast choice there, or FP32"
     )
 
 
