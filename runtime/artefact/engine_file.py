@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artefact.card import BatchRange, ModelCard
-from runtime.errors import EngineMismatch, ModelFileError
+from runtime.errors import (
+    BackendUnavailable,
+    CudaError,
+    EngineMismatch,
+    EsnetError,
+    ModelFileError,
+)
 from runtime.files import atomic_path, sha256_of
 from runtime.machine.gpus import Sm, sm_of, sm_text
 from runtime.machine.support import limits_of, version_numbers
@@ -164,6 +170,29 @@ def check_gpu(path: Path, record: EngineRecord, *, gpu: str, sm: Sm) -> None:
         return
     message = f"{path} is for compute capability {', '.join(sms)}, {gpu} has {sm_text(sm)}"
     raise EngineMismatch(message, hint=_hint_for_gpu(record, sm))
+
+
+def load_error(path: Path, record: EngineRecord, reason: str) -> EsnetError:
+    """Make the error of an engine that its TensorRT does not load.
+
+    Args:
+        path: The engine.
+        record: Its record; its checks passed.
+        reason: TensorRT's last error message.
+    """
+    library = f"{record.tensorrt.get('kind')} {record.tensorrt.get('version')}"
+    text = reason.lower()
+    if "driver version is insufficient" in text or "cudaerror 35" in text:
+        return BackendUnavailable(
+            f"the NVIDIA driver is too old for {library}: {reason}",
+            hint="update the driver; esnet-doctor names the version that is needed",
+        )
+    if "memory" in text:
+        return CudaError(
+            f"{path} does not fit into GPU memory: {reason}",
+            hint="free GPU memory, or use a smaller batch",
+        )
+    return _mismatch(f"{library} does not load {path}: {reason}", record)
 
 
 def _hint_for_gpu(record: EngineRecord, sm: Sm) -> str:

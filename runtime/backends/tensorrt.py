@@ -12,12 +12,13 @@ from runtime.artefact.engine_file import (
     check_gpu,
     check_library,
     check_plan,
+    load_error,
     read_record,
 )
 from runtime.backends.gpu import GpuBackend
 from runtime.cuda.device import Stream
 from runtime.cuda.ring import Slot
-from runtime.errors import CudaError, EngineMismatch, ModelFileError
+from runtime.errors import CudaError, ModelFileError
 from runtime.files import cache_dir, read_cache, save_cache
 from runtime.tensorrt_api import TensorRt, load_tensorrt
 
@@ -69,16 +70,7 @@ class TensorRtBackend(GpuBackend):
 def _deserialize(trt: TensorRt, path: Path, record: EngineRecord) -> Any:
     engine = trt.create("Runtime").deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        reason = trt.log.last_error() or "no reason given"
-        if "memory" in reason.lower():
-            raise CudaError(
-                f"{path} does not fit into GPU memory: {reason}",
-                hint="free GPU memory, or use a smaller batch",
-            )
-        raise EngineMismatch(
-            f"{trt.kind} {trt.version} does not load {path}: {reason}",
-            hint=f"build it again: {record.rebuild_command}",
-        )
+        raise load_error(path, record, trt.log.last_error() or "no reason given")
     return engine
 
 

@@ -12,11 +12,12 @@ from runtime.artefact.engine_file import (
     check_gpu,
     check_library,
     check_plan,
+    load_error,
     read_record,
     record_path,
     write_engine,
 )
-from runtime.errors import EngineMismatch, ModelFileError
+from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, ModelFileError
 
 COMMAND = "esnet-export build-engine small.onnx --fp16"
 
@@ -201,3 +202,23 @@ def test_a_tensorrt_engine_is_built_again_on_the_other_gpu(engine, sm, is_kept):
     hint = hint_for(engine, sm)
     assert hint.startswith("build it again: ")
     assert ("--hardware-compatible" in hint) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "hint"),
+    [
+        pytest.param(
+            "Error Code 6: cudaError 35: CUDA driver version is insufficient for CUDA runtime version",
+            BackendUnavailable,
+            "update the driver",
+            id="old-driver",
+        ),
+        pytest.param("out of memory", CudaError, "free GPU memory", id="memory"),
+        pytest.param("magic tag differs", EngineMismatch, "build it again: ", id="another"),
+    ],
+)
+def test_an_engine_that_does_not_load_gets_the_right_advice(engine, reason, error, hint):
+    found = load_error(engine, read_record(engine), reason)
+    assert type(found) is error
+    assert reason in str(found)
+    assert found.hint.startswith(hint)
