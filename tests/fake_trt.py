@@ -2,7 +2,9 @@
 
 It parses with onnx, "compiles" a plan that holds the model and its types, and runs it with ONNX Runtime.
 It follows the rules that this project relies on: flags and their values, strong or weak typing, profiles for
-dynamic shapes, None instead of exceptions, no uint8 transpose, plans bound to version and GPU.
+dynamic shapes, None instead of exceptions, no uint8 transpose, plans bound to version and GPU. Contexts have
+state: a graph must be captured after a run of the same shape, addresses and memory, is invalid once one of
+them changes, and memory is shared by contexts of one stream only.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import importlib.machinery
 import json
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from onnx import TensorProto
 API = json.loads((Path(__file__).parent / "trt_api.json").read_text())
 GENERATIONS = ("8.6.1", "10.3.0", "10.16.1", "11.4.0")
 _MAGIC = b"ftrt"
+ACTIVATIONS = 4096
+"""Bytes of an engine's activations."""
 _TYPE_NAMES = {
     TensorProto.FLOAT: ("FLOAT", "FP32", np.float32),
     TensorProto.FLOAT16: ("HALF", "FP16", np.float16),
@@ -65,6 +70,11 @@ class State:
         self.build_error: str | None = None
         self.build_seconds = 0.0
         self.run: Any = None
+        """Enqueues a model: (model, shape, addresses, stream, check); the kernel calls ``check`` when it runs."""
+        self.is_capturing: Callable[[int], bool] = lambda stream: False
+        self.check_memory: Callable[[int, int], None] = lambda address, size: None
+        self.contexts = self.recaptures = 0
+        self.streams: dict[int, int] = {}
 
 
 class _Member(int):
@@ -102,13 +112,21 @@ def _strict(base: type, name: str, members: list[str], module: Any) -> type:
             raise AttributeError(f"{module.__version__} {name} has no {key!r} to set")
         object.__setattr__(self, key, value)
 
+    hidden = {key: _Hidden() for key in vars(base) if key[0] != "_" and key not in allowed}
     body = {"__getattribute__": __getattribute__, "__setattr__": __setattr__, "_module": module}
     missing = {
         member: _never
         for member in allowed
         if not hasattr(base, member) and member not in base.__dict__
     }
-    return type(name, (base,), {**missing, **body})
+    return type(name, (base,), {**missing, **hidden, **body})
+
+
+class _Hidden:
+    """A member of the fake that this version of TensorRT lacks."""
+
+    def __get__(self, *_: object) -> Any:
+        raise AttributeError("this version has no such member")
 
 
 def _is_own(instance: Any, key: str) -> bool:
@@ -175,6 +193,9 @@ class _Builder:
             "sm": state.sm,
             "name": network.name,
             "types": self._types(network, config),
+            "shares_profile": not self._module.__version__.startswith("8.")
+            or "PROFILE_SHARING_0806" in config._previews
+            or not dynamic,
             "profile": config._profiles[0]._shapes if config._profiles else {},
         }
         text = json.dumps(header, sort_keys=True).encode()
@@ -262,6 +283,8 @@ class _Config:
         self._flags = 1 << self._module.BuilderFlag.__members__["TF32"]
         self._profiles: list[Any] = []
         self._pools: dict[str, int] = {}
+        self._previews: set[str] = set()
+        self._features: dict[str, bool] = {}
         self._cache = b""
 
     def set_flag(self, flag: Any) -> None:
@@ -272,6 +295,13 @@ class _Config:
 
     def get_flag(self, flag: Any) -> bool:
         return bool(self._flags >> int(flag) & 1)
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        self._features[feature.name] = enable
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        assert enable
+        self._previews.add(feature.name)
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self._pools[pool.name] = size
@@ -308,6 +338,16 @@ class _Profile:
 
 
 class _Runtime(_Builder):
+    _host_code_allowed = False
+
+    @property
+    def engine_host_code_allowed(self) -> bool:
+        return self._host_code_allowed
+
+    @engine_host_code_allowed.setter
+    def engine_host_code_allowed(self, allowed: bool) -> None:
+        self._host_code_allowed = allowed
+
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
         state = self._module.state
         if plan[:4] != _MAGIC:
@@ -325,9 +365,13 @@ class _Runtime(_Builder):
         if tuple(header["sm"]) != state.sm:
             self._logger.log(1, "The engine plan file is generated on an incompatible device")
             return None
+        if header.get("version_compatible") and not self._host_code_allowed:
+            self._logger.log(1, "Host code is not allowed for this engine: engineHostCodeAllowed")
+            return None
         state.loaded += 1
         engine = self._module.ICudaEngine()
         engine._header, engine._model = header, onnx.load_model_from_string(plan[8 + length :])
+        engine._logger, engine._contexts = self._logger, 0
         return engine
 
 
@@ -357,9 +401,35 @@ class _Engine:
         inspector._engine = self
         return inspector
 
-    def create_execution_context(self, *args: Any) -> Any:
+    @property
+    def device_memory_size(self) -> int:
+        return ACTIVATIONS
+
+    device_memory_size_v2 = device_memory_size
+
+    def create_runtime_config(self) -> Any:
+        return self._module.IRuntimeConfig()
+
+    def create_execution_context(self, how: Any = None) -> Any:
+        is_config = isinstance(how, _RuntimeConfig)
+        strategy = how._allocation if is_config else how
+        assert strategy is not None, "each context would allocate its own activations"
+        assert strategy.name == "USER_MANAGED"
+        context = self._new_context()
+        context._captures = is_config and how.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+        return context
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        return self._new_context()
+
+    def _new_context(self) -> Any:
+        self._module.state.contexts += 1
         context = self._module.IExecutionContext()
-        context._engine, context._shape, context._addresses = self, None, {}
+        context._engine = self
+        # TensorRT 8.6 binds the only profile to the first context.
+        is_first, is_old = self._contexts == 0, self._module.__version__.startswith("8.")
+        context._profile = 0 if is_first or not is_old or not self._header["profile"] else -1
+        self._contexts += 1
         return context
 
 
@@ -377,27 +447,102 @@ class _Inspector:
         return json.dumps({"Layers": layers})
 
 
+class _RuntimeCache:
+    def __init__(self) -> None:
+        self._data = b""
+
+    def serialize(self) -> bytes:
+        return HostMemory(b"kernels")
+
+    def deserialize(self, data: bytes) -> None:
+        self._data = data
+
+
+class _RuntimeConfig:
+    _allocation: Any = None
+    cuda_graph_strategy: Any = None
+
+    def create_runtime_cache(self) -> Any:
+        return self._module.IRuntimeCache()
+
+    def set_runtime_cache(self, cache: Any) -> None:
+        self._cache = cache
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._allocation = strategy
+
+
 class _Context:
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] | None = None
+        self._addresses: dict[str, int] = {}
+        self._memory: int | None = None
+        self._epoch, self._last_epoch = 0, -1
+        self._captures = False
+
+    def _change(self, before: Any, after: Any) -> Any:
+        """Start a new epoch if a value changes."""
+        self._epoch += before != after
+        return after
+
+    @property
+    def active_optimization_profile(self) -> int:
+        return self._profile
+
+    def set_optimization_profile_async(self, index: int, stream_handle: int) -> bool:
+        assert (index, type(stream_handle)) == (0, int)
+        if self._profile < 0 and not self._engine._header["shares_profile"]:
+            self._engine._logger.log(1, "Profile 0 has been chosen by another IExecutionContext")
+            return False
+        self._profile = self._change(self._profile, 0)
+        return True
+
+    @property
+    def device_memory(self) -> Any:
+        raise AttributeError("unreadable attribute")
+
+    @device_memory.setter
+    def device_memory(self, address: int) -> None:
+        assert type(address) is int, "8.6 and 10 take no other integers"
+        self._memory = self._change(self._memory, address)
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= ACTIVATIONS
+        self.device_memory = address
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if self._profile < 0:
+            return False
         allowed = self._engine._header["profile"].get(name)
         if allowed and not allowed[0][0] <= shape[0] <= allowed[2][0]:
             return False
-        self._shape = tuple(shape)
+        self._shape = self._change(self._shape, tuple(shape))
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert type(memory) is int, "8.6 and 10 take no other integers"
-        self._addresses[name] = memory
+        self._addresses[name] = self._change(self._addresses.get(name), memory)
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert type(stream_handle) is int
         assert set(self._addresses) == {edge.name for edge in self._engine._edges()}
-        return bool(
-            self._module.state.run(
-                self._engine._model, self._shape, dict(self._addresses), stream_handle
-            )
+        assert self._memory, "no activations were given"
+        state, epoch = self._module.state, self._epoch
+        state.check_memory(self._memory, ACTIVATIONS)
+        assert state.streams.setdefault(self._memory, stream_handle) == stream_handle, (
+            "two streams run in the same activations"
         )
+        is_captured = state.is_capturing(stream_handle)
+        assert not is_captured or self._last_epoch == epoch, "captured without a warm-up"
+        state.recaptures += self._captures and self._last_epoch != epoch
+        self._last_epoch = epoch
+
+        def check() -> None:
+            assert not is_captured or self._epoch == epoch, "its context changed since the capture"
+
+        addresses = dict(self._addresses)
+        return bool(state.run(self._engine._model, self._shape, addresses, stream_handle, check))
 
 
 _CLASSES = {
@@ -412,4 +557,6 @@ _CLASSES = {
     "ICudaEngine": _Engine,
     "EngineInspector": _Inspector,
     "IExecutionContext": _Context,
+    "IRuntimeConfig": _RuntimeConfig,
+    "IRuntimeCache": _RuntimeCache,
 }

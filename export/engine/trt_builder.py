@@ -158,6 +158,9 @@ def _set_flags(trt: TensorRt, config: Any, options: BuildOptions) -> None:
         config.set_flag(getattr(flags, options.precision.upper()))
     if options.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
+    if trt.has("PreviewFeature.PROFILE_SHARING_0806"):
+        # 8.6 otherwise gives the profile to one execution context; the runtime makes one for each batch size.
+        config.set_preview_feature(trt.module.PreviewFeature.PROFILE_SHARING_0806, True)
     if options.hardware_compatible and not trt.cross_compiles:
         config.hardware_compatibility_level = trt.module.HardwareCompatibilityLevel.AMPERE_PLUS
 

@@ -215,6 +215,14 @@ class TestEveryGeneration:
         sets_flag = hasattr(flags, "FP16") and state.last_config.get_flag(flags.FP16)
         assert sets_flag == (generation == "8.6.1")
 
+    def test_contexts_may_share_the_profile(self, use_fake, artefact, generation):
+        """Newer versions always share it."""
+        state = use_fake(generation)
+        build(artefact, tensorrt="tensorrt")
+        has_feature = not generation.startswith("11.")
+        expected = {"PROFILE_SHARING_0806": True} if has_feature else {}
+        assert state.last_config._features == expected
+
     def test_timings_are_kept_for_this_version_and_gpu(
         self, use_fake, artefact, generation, monkeypatch, tmp_path
     ):
