@@ -73,7 +73,7 @@ class State:
         """Enqueues a model: (model, shape, addresses, stream, check); the kernel calls ``check`` when it runs."""
         self.is_capturing: Callable[[int], bool] = lambda stream: False
         self.check_memory: Callable[[int, int], None] = lambda address, size: None
-        self.contexts = self.recaptures = 0
+        self.contexts = self.own_activations = self.recaptures = 0
         self.streams: dict[int, int] = {}
 
 
@@ -284,7 +284,6 @@ class _Config:
         self._profiles: list[Any] = []
         self._pools: dict[str, int] = {}
         self._previews: set[str] = set()
-        self._features: dict[str, bool] = {}
         self._cache = b""
 
     def set_flag(self, flag: Any) -> None:
@@ -295,9 +294,6 @@ class _Config:
 
     def get_flag(self, flag: Any) -> bool:
         return bool(self._flags >> int(flag) & 1)
-
-    def set_preview_feature(self, feature: Any, enable: bool) -> None:
-        self._features[feature.name] = enable
 
     def set_preview_feature(self, feature: Any, enable: bool) -> None:
         assert enable
@@ -413,9 +409,10 @@ class _Engine:
     def create_execution_context(self, how: Any = None) -> Any:
         is_config = isinstance(how, _RuntimeConfig)
         strategy = how._allocation if is_config else how
-        assert strategy is not None, "each context would allocate its own activations"
-        assert strategy.name == "USER_MANAGED"
         context = self._new_context()
+        if strategy is None or strategy.name != "USER_MANAGED":
+            context._memory = -1
+            self._module.state.own_activations += 1
         context._captures = is_config and how.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
         return context
 
@@ -472,6 +469,11 @@ class _RuntimeConfig:
         self._allocation = strategy
 
 
+def shares_profile(header: dict[str, Any]) -> bool:
+    """Check that several contexts may use an engine's only profile."""
+    return bool(header["shares_profile"])
+
+
 class _Context:
     def __init__(self) -> None:
         self._shape: tuple[int, ...] | None = None
@@ -491,7 +493,7 @@ class _Context:
 
     def set_optimization_profile_async(self, index: int, stream_handle: int) -> bool:
         assert (index, type(stream_handle)) == (0, int)
-        if self._profile < 0 and not self._engine._header["shares_profile"]:
+        if self._profile < 0 and not shares_profile(self._engine._header):
             self._engine._logger.log(1, "Profile 0 has been chosen by another IExecutionContext")
             return False
         self._profile = self._change(self._profile, 0)
@@ -529,7 +531,8 @@ class _Context:
         assert set(self._addresses) == {edge.name for edge in self._engine._edges()}
         assert self._memory, "no activations were given"
         state, epoch = self._module.state, self._epoch
-        state.check_memory(self._memory, ACTIVATIONS)
+        if self._memory > 0:
+            state.check_memory(self._memory, ACTIVATIONS)
         assert state.streams.setdefault(self._memory, stream_handle) == stream_handle, (
             "two streams run in the same activations"
         )

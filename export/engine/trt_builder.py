@@ -220,7 +220,11 @@ def _inspected(
     if engine is None:
         return ()
     inspector = engine.create_engine_inspector()
-    context = engine.create_execution_context()
+    if trt.has("ExecutionContextAllocationStrategy.USER_MANAGED"):
+        strategy = trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy)
+    else:
+        context = engine.create_execution_context_without_device_memory()
     if context is not None and context.set_input_shape(input_name, shape):
         # Without the shapes of a context, the formats of a dynamic batch are "N/A due to dynamic shapes".
         inspector.execution_context = context

@@ -219,9 +219,8 @@ class TestEveryGeneration:
         """Newer versions always share it."""
         state = use_fake(generation)
         build(artefact, tensorrt="tensorrt")
-        has_feature = not generation.startswith("11.")
-        expected = {"PROFILE_SHARING_0806": True} if has_feature else {}
-        assert state.last_config._features == expected
+        expected = set() if generation.startswith("11.") else {"PROFILE_SHARING_0806"}
+        assert state.last_config._previews == expected
 
     def test_timings_are_kept_for_this_version_and_gpu(
         self, use_fake, artefact, generation, monkeypatch, tmp_path
