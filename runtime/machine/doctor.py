@@ -10,7 +10,14 @@ from importlib import metadata
 
 from runtime.errors import InvalidInput
 from runtime.machine.gpus import Sm, sm_of, sm_text
-from runtime.machine.machine import NvidiaGpu, cpu_flags, cpu_name, nvidia_gpus, nvml_is_missing
+from runtime.machine.machine import (
+    NvidiaGpu,
+    cpu_flags,
+    cpu_name,
+    driver_problem,
+    has_nvml,
+    nvidia_gpus,
+)
 from runtime.machine.support import advice_for, limits_of, version_numbers
 from runtime.tensorrt_api import KINDS, TENSORRT, TENSORRT_RTX
 
@@ -116,9 +123,9 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
     found = nvidia_gpus()
     gpus = [(item.name, _sm_of_gpu(item)) for item in found]
     sm = gpus[0][1] if gpus else None
-    is_unreadable = nvml_is_missing()
-    has_gpu = bool(found) or is_unreadable
-    no_gpu = "unknown (nvidia-ml-py is not installed)" if is_unreadable else "none (no driver)"
+    problem = None if found else driver_problem()
+    has_gpu = bool(found) or problem is not None
+    no_gpu = "none (no driver)" if problem is None else f"unknown ({problem})"
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -132,19 +139,13 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
         installed={name: _version(name) for name in _DISTRIBUTIONS},
         checks=tuple(_checks(has_gpu=has_gpu, sm=sm)),
         warnings=(
-            *([_NVML_WARNING] if is_unreadable else []),
+            *_listing_warnings(problem, is_found=bool(found)),
             *_conflict_warnings(has_gpu=has_gpu, sm=sm),
             *_driver_warnings({item.driver for item in found}),
             *_support_warnings({sm for _, sm in gpus if sm is not None}),
         ),
         gpus=tuple(_advice(name, sm) for name, sm in ([asked] if asked else gpus)),
     )
-
-
-_NVML_WARNING = (
-    "an NVIDIA driver is loaded, but its GPUs cannot be listed without nvidia-ml-py: "
-    "pip install nvidia-ml-py"
-)
 
 
 def _sm_of_gpu(gpu: NvidiaGpu) -> Sm | None:
@@ -210,6 +211,17 @@ def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
         fix = f"{_uninstall(*_CONFLICTS.get(module, (module,)))} && {fix}"
         return Check(name=name, is_ok=False, detail="broken: an empty folder is left", fix=fix)
     return Check(name=name, is_ok=True, detail=str(version).partition("-")[0])
+
+
+def _listing_warnings(problem: str | None, *, is_found: bool) -> Iterator[str]:
+    """Find what hides the GPUs, or details of them."""
+    install = "" if has_nvml() else "pip install nvidia-ml-py"
+    if problem is not None:
+        container = "in a container, run it with --gpus all"
+        fixes = "; ".join(filter(None, (install, container)))
+        yield f"an NVIDIA driver is loaded, but no GPU is listed ({problem}): {fixes}"
+    elif is_found and install:
+        yield f"clocks and temperatures of the GPU are unknown without nvidia-ml-py: {install}"
 
 
 def _conflict_warnings(*, has_gpu: bool, sm: Sm | None) -> Iterator[str]:

@@ -6,13 +6,12 @@ roofline: no GPU holds its boost clock for long.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from runtime.errors import BackendUnavailable, CudaError, InvalidInput
+from runtime.errors import InvalidInput
 from runtime.machine.machine import nvidia_gpus
 
 Sm = tuple[int, int]
@@ -192,19 +191,11 @@ def sm_text(sm: Sm) -> str:
 
 
 def first_cuda_gpu() -> tuple[str, Sm] | None:
-    """Get name and compute capability of CUDA device 0; ``None`` without a GPU.
-
-    If no CUDA library can open it, NVML's first GPU is taken.
+    """Get name and compute capability of CUDA device 0, or of NVML's first GPU; ``None`` without a GPU.
 
     Raises:
         InvalidInput: NVML does not know the compute capability, and the name is not in ``GPUS``.
     """
-    from runtime.cuda.device import open_device  # needs numpy, which this module does without
-
-    with contextlib.suppress(BackendUnavailable, CudaError):
-        device = open_device()
-        device.close()
-        return device.name, device.sm
     gpu = next(iter(nvidia_gpus()), None)
     return None if gpu is None else (gpu.name, sm_of(gpu.compute_capability or gpu.name))
 

@@ -1,4 +1,4 @@
-"""The machine: its CPU, its NVIDIA GPUs as NVML describes them, and the commit of this source folder."""
+"""The machine: its CPU, its NVIDIA GPUs by CUDA and NVML, and the commit of this source folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from runtime.machine.cuda_driver import CudaGpu, list_cuda_gpus
 
 _UNKNOWN = "unknown"
 # The kernel module of the NVIDIA driver makes this file.
@@ -22,7 +24,7 @@ _Query = Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NvidiaGpu:
-    """An NVIDIA GPU as NVML describes it. Text that NVML does not give is ``unknown``."""
+    """An NVIDIA GPU. Text that neither CUDA nor NVML gives is ``unknown``."""
 
     name: str
     """Name, such as ``NVIDIA GeForce RTX 3060``."""
@@ -68,8 +70,19 @@ def source_revision() -> str:
 
 
 def nvidia_gpus() -> tuple[NvidiaGpu, ...]:
-    """List the NVIDIA GPUs in NVML's order; empty without nvidia-ml-py or a working driver."""
-    return _read_gpus(_describe)
+    """List the NVIDIA GPUs in CUDA's order, then those that only NVML lists; empty without a driver.
+
+    The order of NVML is another one. GPUs are matched by their PCI bus id.
+    """
+    listing = list_cuda_gpus()
+    by_nvml = _read_gpus(_describe)
+    at_bus = {gpu.pci_bus_id: gpu for gpu in by_nvml}
+    by_cuda = []
+    for gpu in listing.gpus if listing else ():
+        bus_id = normalise_bus_id(gpu.pci_bus_id)
+        by_cuda.append(_merge(gpu, bus_id, at_bus.get(bus_id)))
+    found = {gpu.pci_bus_id for gpu in by_cuda}
+    return (*by_cuda, *(gpu for gpu in by_nvml if gpu.pci_bus_id not in found))
 
 
 def gpu_with_bus_id(pci_bus_id: str) -> NvidiaGpu | None:
@@ -89,9 +102,19 @@ def gpu_states() -> tuple[str, ...]:
     return _read_gpus(_describe_state)
 
 
-def nvml_is_missing() -> bool:
-    """Check for a loaded NVIDIA driver that cannot be queried because nvidia-ml-py is not installed."""
-    return _DRIVER_FILE.exists() and _import_nvml() is None
+def driver_problem() -> str | None:
+    """Explain why no GPU is listed although an NVIDIA driver is loaded; ``None`` without a driver."""
+    listing = list_cuda_gpus()
+    if listing is None and not _DRIVER_FILE.exists():
+        return None
+    cuda = f"the CUDA driver says {listing.problem or 'that there is none'}" if listing else ""
+    nvml = "NVML lists none" if has_nvml() else "nvidia-ml-py is not installed"
+    return f"{cuda or 'libcuda.so.1 is not found'}, {nvml}"
+
+
+def has_nvml() -> bool:
+    """Check that nvidia-ml-py, the Python module of NVML, is installed."""
+    return _import_nvml() is not None
 
 
 def normalise_bus_id(pci_bus_id: str) -> str:
@@ -104,6 +127,26 @@ def normalise_bus_id(pci_bus_id: str) -> str:
         return f"{int(domain, 16):04x}:{rest}"
     except ValueError:
         return pci_bus_id
+
+
+def _merge(gpu: CudaGpu, bus_id: str, nvml: NvidiaGpu | None) -> NvidiaGpu:
+    """Describe a GPU of the CUDA driver, whose version is NVML's or that of the kernel module."""
+    if nvml is not None:
+        return replace(nvml, name=gpu.name, compute_capability=gpu.compute_capability)
+    return NvidiaGpu(
+        name=gpu.name,
+        driver=_loaded_driver(),
+        memory_bytes=gpu.memory_bytes,
+        compute_capability=gpu.compute_capability,
+        pci_bus_id=bus_id,
+    )
+
+
+def _loaded_driver() -> str:
+    """Read the version of the loaded driver from the file of its kernel module."""
+    text = _DRIVER_FILE.read_text() if _DRIVER_FILE.is_file() else ""
+    match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
+    return match[1] if match else _UNKNOWN
 
 
 def _import_nvml() -> Any | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import CudaError, InvalidInput
+from runtime.errors import InvalidInput
+from runtime.machine.cuda_driver import CudaGpu, CudaListing
 from runtime.machine.doctor import diagnose
 from runtime.machine.doctor_report import print_diagnosis
 from runtime.machine.gpus import first_cuda_gpu
@@ -23,7 +24,6 @@ from runtime.machine.machine import (
     num_cores,
     nvidia_gpus,
 )
-from tests.fake_cuda import FakeDevice
 from tests.fake_nvml import FUNCTION_NOT_FOUND, GPU_IS_LOST, NOT_SUPPORTED, FakeGpu, FakeNvml
 
 PASCAL_PINS = Path(__file__).parents[2] / "requirements-gtx10xx.txt"
@@ -31,9 +31,10 @@ PASCAL_PINS = Path(__file__).parents[2] / "requirements-gtx10xx.txt"
 
 @pytest.fixture(autouse=True)
 def nvml(monkeypatch, tmp_path):
-    """Install a fake NVML with these GPUs; without a call, this machine has neither NVML nor a driver."""
+    """Install a fake NVML with these GPUs; without a call, this machine has no NVML, CUDA or driver."""
     monkeypatch.setattr("runtime.machine.machine._DRIVER_FILE", tmp_path / "driver")
     monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr("runtime.machine.machine.list_cuda_gpus", lambda: None)
 
     def install(*gpus, **settings):
         module = FakeNvml(*gpus, **settings)
@@ -43,10 +44,28 @@ def nvml(monkeypatch, tmp_path):
     return install
 
 
+TITAN = CudaGpu("NVIDIA TITAN Xp", "6.1", 12 << 30, "0000:01:00.0")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Make the CUDA driver list these GPUs."""
+
+    def install(*gpus, problem=""):
+        listing = CudaListing(gpus, problem)
+        monkeypatch.setattr("runtime.machine.machine.list_cuda_gpus", lambda: listing)
+
+    return install
+
+
 @pytest.fixture
 def load_driver(tmp_path):
-    """Make the file that a loaded driver makes."""
-    return (tmp_path / "driver").touch
+    """Make the file that a loaded driver makes, with the text of its version."""
+
+    def load(text=""):
+        (tmp_path / "driver").write_text(text)
+
+    return load
 
 
 @pytest.fixture
@@ -186,63 +205,120 @@ def test_bus_ids_have_one_spelling(text, normalised):
     assert normalise_bus_id(text) == normalised
 
 
-@pytest.fixture
-def cuda_device(monkeypatch):
-    """Make ``open_device`` open a fake device."""
-    device = FakeDevice(sm=(9, 0))
-    monkeypatch.setattr("runtime.cuda.device.open_device", lambda: device)
-    return device
+def test_gpus_stand_in_cudas_order_and_are_matched_by_bus_id(nvml, cuda):
+    nvml(
+        FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)),
+        FakeGpu(name="NVIDIA RTX 4090", capability=(8, 9), bus_id="00000000:3B:00.0"),
+        driver="550.54.15",
+    )
+    cuda(CudaGpu("NVIDIA RTX 4090", "8.9", 24 << 30, "0000:3B:00.0"), TITAN)
+    assert [(gpu.name, gpu.driver) for gpu in nvidia_gpus()] == [
+        ("NVIDIA RTX 4090", "550.54.15"),
+        ("NVIDIA TITAN Xp", "550.54.15"),
+    ]
+    assert first_cuda_gpu() == ("NVIDIA RTX 4090", (8, 9))
+    assert [advice.support[:15] for advice in diagnose().gpus] == [
+        "NVIDIA RTX 4090",
+        "NVIDIA TITAN Xp",
+    ]
 
 
-def test_the_first_gpu_is_the_one_that_cuda_opens(nvml, cuda_device):
-    nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)))
-    assert first_cuda_gpu() == ("NVIDIA Fake 3060", (9, 0))
-    assert cuda_device.closed
+def test_a_gpu_that_is_hidden_from_cuda_comes_last(nvml, cuda):
+    nvml(FakeGpu(name="hidden", bus_id="00000000:3B:00.0"), FakeGpu(name="NVIDIA TITAN Xp"))
+    cuda(TITAN)
+    assert [gpu.name for gpu in nvidia_gpus()] == ["NVIDIA TITAN Xp", "hidden"]
 
 
-def test_without_a_cuda_library_the_first_gpu_is_that_of_nvml(nvml, no_cuda_libraries):
+def test_a_driver_without_nvml_lists_its_gpus(cuda, load_driver):
+    cuda(TITAN)
+    load_driver("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 2024")
+    (gpu,) = nvidia_gpus()
+    assert str(gpu) == "NVIDIA TITAN Xp, 535.183.01, 12288 MiB"
+    assert (gpu.compute_capability, gpu.pci_bus_id) == ("6.1", "0000:01:00.0")
+    assert first_cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
+    diagnosis = diagnose()
+    assert diagnosis.machine["gpu"] == str(gpu)
+    assert warnings_about("nvidia-ml-py") == [
+        "clocks and temperatures of the GPU are unknown without nvidia-ml-py: pip install nvidia-ml-py"
+    ]
+    assert warnings_about("no GPU is listed") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build", "580.95.05"),
+        ("", "unknown"),
+    ],
+)
+def test_the_driver_version_is_read_from_the_kernel_module(cuda, load_driver, text, driver):
+    cuda(TITAN)
+    load_driver(f"NVRM version: {text}")
+    assert nvidia_gpus()[0].driver == driver
+
+
+def test_an_old_driver_without_nvml_is_said(pretend_installed, cuda, load_driver):
+    cuda(CudaGpu("NVIDIA GeForce RTX 3060", "8.6", 12 << 30, "0000:01:00.0"))
+    load_driver("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12")
+    pretend_installed("tensorrt-rtx-cu13-bindings", "1.7.1")
+    (warning,) = warnings_about("driver 535.183.01 is too old for tensorrt-rtx-cu13-bindings 1.7.1")
+    assert "install driver R580 or newer" in warning
+
+
+def test_without_libcuda_the_first_gpu_is_that_of_nvml(nvml):
     nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)), FakeGpu())
     assert first_cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
 
 
-def test_a_gpu_that_cuda_cannot_open_is_described_by_nvml(nvml, monkeypatch):
-    def fail():
-        raise CudaError("cuDevicePrimaryCtxRetain failed: CUDA_ERROR_OUT_OF_MEMORY")
-
-    monkeypatch.setattr("runtime.cuda.device.open_device", fail)
-    nvml(FakeGpu())
-    assert first_cuda_gpu() == ("NVIDIA GeForce RTX 3060", (8, 6))
-
-
-def test_no_first_gpu_without_a_gpu(no_cuda_libraries):
+def test_no_first_gpu_without_a_gpu():
     assert first_cuda_gpu() is None
 
 
-def test_a_capability_that_nvml_does_not_know_is_looked_up_by_name(card, no_cuda_libraries):
+def test_a_capability_that_nvml_does_not_know_is_looked_up_by_name(card):
     card("GeForce GTX 1080 Ti", "460.91.03")
     assert first_cuda_gpu() == ("GeForce GTX 1080 Ti", (6, 1))
 
 
-def test_a_gpu_that_is_not_in_the_table_is_named(card, no_cuda_libraries):
+def test_a_gpu_that_is_not_in_the_table_is_named(card):
     card("NVIDIA X9", "460.91.03")
     with pytest.raises(InvalidInput, match="unknown GPU 'NVIDIA X9'"):
         first_cuda_gpu()
 
 
-def test_the_capability_of_nvml_takes_precedence_over_the_table(card, no_cuda_libraries):
+def test_the_capability_of_nvml_takes_precedence_over_the_table(card):
     card("NVIDIA X9", capability="13.1")
     assert first_cuda_gpu() == ("NVIDIA X9", (13, 1))
 
 
-def test_a_driver_without_nvidia_ml_py_is_reported_with_the_pip_line(load_driver):
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        pytest.param(None, "libcuda.so.1 is not found", id="no-libcuda"),
+        pytest.param(
+            "CUDA_ERROR_NO_DEVICE", "the CUDA driver says CUDA_ERROR_NO_DEVICE", id="no-device"
+        ),
+    ],
+)
+def test_a_driver_that_lists_no_gpu_is_not_no_driver(load_driver, cuda, problem, reason):
     load_driver()
+    if problem:
+        cuda(problem=problem)
     diagnosis = diagnose()
-    assert diagnosis.machine["gpu"] == "unknown (nvidia-ml-py is not installed)"
+    reason = f"{reason}, nvidia-ml-py is not installed"
+    assert diagnosis.machine["gpu"] == f"unknown ({reason})"
     assert [warning for warning in diagnosis.warnings if "nvidia-ml-py" in warning] == [
-        "an NVIDIA driver is loaded, but its GPUs cannot be listed without nvidia-ml-py: "
-        "pip install nvidia-ml-py"
+        f"an NVIDIA driver is loaded, but no GPU is listed ({reason}): pip install nvidia-ml-py; "
+        "in a container, run it with --gpus all"
     ]
     assert "build engines: tensorrt" in [check.name for check in diagnosis.checks]
+
+
+def test_nvml_that_does_not_start_is_not_no_driver(load_driver, nvml):
+    load_driver()
+    nvml(FakeGpu(), has_driver=False)
+    assert diagnose().machine["gpu"] == "unknown (libcuda.so.1 is not found, NVML lists none)"
+    (warning,) = warnings_about("no GPU is listed")
+    assert "pip install" not in warning
 
 
 def test_nvidia_ml_py_is_not_asked_for_without_a_driver_or_when_it_is_there(nvml, load_driver):
