@@ -69,7 +69,8 @@ def run(
         bool, typer.Option("--assert", help="Exit with 1 unless every model meets the target.")
     ] = False,
     max_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Maximum time per model and scope, without warm-up.")
+        float,
+        typer.Option(min=0.1, help="Maximum time per model and scope; limits the warm-up too."),
     ] = 20.0,
     json_file: JsonFile = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the results here.")] = None,

@@ -36,7 +36,7 @@ class TimingConfig:
     warmup_calls: int = 50
     """Minimum warm-up calls; warm-up also lasts until the last three windows agree within 2 %."""
     warmup_cap_seconds: float = 5.0
-    """Maximum warm-up time, seconds."""
+    """Maximum warm-up time, seconds; ``cap_seconds`` limits it too."""
     min_seconds: float = 3.0
     """Minimum measurement time, seconds."""
     min_samples: int = 300
@@ -67,7 +67,8 @@ class _Run:
 
     def warm_up(self) -> None:
         config, times = self.config, [self.call()]
-        while (total_ms := sum(times)) < config.warmup_cap_seconds * 1e3:
+        cap_ms = min(config.warmup_cap_seconds, config.cap_seconds) * 1e3
+        while (total_ms := sum(times)) < cap_ms:
             is_long_enough = total_ms >= config.warmup_seconds * 1e3
             if is_long_enough and len(times) >= config.warmup_calls and _is_settled(times):
                 return

@@ -1,8 +1,7 @@
 """``esnet-eval``: the same mIoU for torch and for the artefact, at the resolution of the labels."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from benchmarks.accuracy.evaluate import evaluate, open_predictor
 from benchmarks.errors import BenchmarkError
 from esnet.data.datasets import open_split
-from tests.conftest import random_network
+from tests.conftest import random_network, run_command
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +25,10 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def run_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from benchmarks.cli import eval_main; eval_main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def run_eval(invoke):
+    """Run the command in this process."""
+    return partial(invoke, "esnet-eval")
 
 
 def test_torch_and_the_artefact_agree(weights, make_artefact, small_camvid):
@@ -65,7 +60,7 @@ def test_the_figure_is_that_of_the_network_itself(weights, small_camvid):
 
 def test_every_figure_is_in_the_json(weights, small_camvid, tmp_path):
     out = tmp_path / "eval.json"
-    done = run_eval("--model", weights, "--data", small_camvid, "--json", out)
+    done = run_command("esnet-eval", "--model", weights, "--data", small_camvid, "--json", out)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert report["num_images"] == 3
@@ -78,13 +73,13 @@ def test_every_figure_is_in_the_json(weights, small_camvid, tmp_path):
     assert f"mIoU {100 * report['miou']:.2f} %" in done.stdout
 
 
-def test_the_confusion_matrix_is_drawn(weights, small_camvid, tmp_path):
+def test_the_confusion_matrix_is_drawn(run_eval, weights, small_camvid, tmp_path):
     out = tmp_path / "confusion.png"
     assert run_eval("--model", weights, "--data", small_camvid, "--confusion", out).returncode == 0
     assert min(cv2.imread(str(out)).shape[:2]) > 500
 
 
-def test_several_models_stand_side_by_side(weights, make_artefact, small_camvid, tmp_path):
+def test_several_models_stand_side_by_side(run_eval, make_artefact, small_camvid, tmp_path):
     out = tmp_path / "eval.json"
     path = make_artefact()
     done = run_eval("-m", path, "-m", path, "--data", small_camvid, "--json", out)
@@ -95,7 +90,7 @@ def test_several_models_stand_side_by_side(weights, make_artefact, small_camvid,
     assert "+0.00" in done.stdout
 
 
-def test_a_confusion_matrix_is_of_one_model(weights, small_camvid):
+def test_a_confusion_matrix_is_of_one_model(run_eval, weights, small_camvid):
     options = ["-m", weights, "-m", weights, "--data", small_camvid, "--confusion", "c.png"]
     done = run_eval(*options)
     assert done.returncode == 2
@@ -136,7 +131,7 @@ def test_the_dataset_is_told_by_the_model(weights):
         pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
     ],
 )
-def test_bad_input_is_one_line(weights, small_camvid, options, message):
+def test_bad_input_is_one_line(run_eval, weights, small_camvid, options, message):
     done = run_eval("--model", weights, "--data", small_camvid, *options)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[0]

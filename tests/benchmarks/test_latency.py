@@ -93,6 +93,9 @@ def test_the_first_call_of_a_turn_is_not_timed(clock):
             111,
             id="at most the cap",
         ),
+        pytest.param(
+            [10.0] * 500, {"warmup_seconds": 1.0, "cap_seconds": 0.2}, 20, id="no longer than timed"
+        ),
     ],
 )
 def test_warm_up_lasts_as_long_as_it_must(clock, durations, settings, expected):

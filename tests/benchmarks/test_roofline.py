@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -479,9 +477,7 @@ def test_what_is_no_artefact_is_refused(tmp_path, content, message):
         analyse(path)
 
 
-def test_the_command_ends_bad_input_with_one_line():
-    code = "from benchmarks.cli import main; main()"
-    command = [sys.executable, "-c", code, "roofline", "--gpu", "GTX 9999"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_the_command_ends_bad_input_with_one_line(invoke):
+    result = invoke("esnet-bench", "roofline", "--gpu", "GTX 9999")
     assert result.returncode == 2
     assert result.stderr.splitlines()[0] == "error: unknown GPU 'GTX 9999'"

@@ -67,6 +67,7 @@ def rate_config(seconds: float) -> TimingConfig:
 
 
 class TestRate:
+    @pytest.mark.serial
     def test_it_is_frames_over_time(self):
         def pump():
             while True:
@@ -78,6 +79,7 @@ class TestRate:
         assert rate.fps_low <= rate.fps_high
         assert rate.num_frames % 4 == 0
 
+    @pytest.mark.serial
     def test_two_streams_add_up(self):
         def pump():
             while True:
@@ -95,6 +97,7 @@ class TestRate:
         with pytest.raises(RuntimeError, match="the engine is gone"):
             measure_rate([pump()], rate_config(1))
 
+    @pytest.mark.serial
     def test_the_harness_adds_little(self):
         def pump():
             while True:
@@ -161,11 +164,13 @@ def test_throughput_is_measured_on_a_real_backend(make_artefact, frames, quick):
 
 
 class TestCamera:
+    @pytest.mark.serial
     def test_a_fast_model_labels_every_frame(self, frames):
         result = camera(lambda frame: None, frames, fps=100, seconds=0.3)
         assert (result.offered, result.done, result.dropped) == (30, 30, 0)
         assert result.scopes["age"].p50 < 10
 
+    @pytest.mark.serial
     def test_a_slow_model_drops_the_oldest_and_its_ages_stay_bounded(self, frames):
         slow = camera(lambda frame: time.sleep(0.03), frames, fps=100, seconds=0.6)
         assert slow.dropped > 20

@@ -83,15 +83,17 @@ def run(model: onnx.ModelProto, frames: list[np.ndarray], *, optimized=False) ->
     return [session.run(None, {"frames": frame})[0] for frame in frames]
 
 
+@pytest.fixture(scope="module", params=SCHEMES.values(), ids=SCHEMES)
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def quantized(model, ranges, scheme):
+    return insert_qdq(model, ranges, scheme)
+
+
 class TestPlacement:
-    @pytest.fixture(scope="class", params=SCHEMES.values(), ids=SCHEMES)
-    def scheme(self, request):
-        return request.param
-
-    @pytest.fixture(scope="class")
-    def quantized(self, model, ranges, scheme):
-        return insert_qdq(model, ranges, scheme)
-
     def test_every_convolution_reads_8_bits(self, model, quantized):
         convs = [node.name for node in model.graph.node if "Conv" in node.op_type]
         assert list(quantized_convolutions(quantized)) == convs

@@ -154,6 +154,7 @@ def test_an_interrupt_between_the_first_threads_ends_those_that_run(monkeypatch)
         list(Pipeline(itertools.count(), plus_one, plus_one))
 
 
+@pytest.mark.serial
 def test_stages_work_at_the_same_time():
     windows = {"first": [], "second": []}
 
