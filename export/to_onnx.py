@@ -15,7 +15,7 @@ import torch
 
 from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
 from esnet.data.scenes import street_scene
-from esnet.labels import LABEL_SETS, LabelSet, label_set_for
+from esnet.labels import label_set_for
 from export.errors import ExportError, require_folder
 from export.graph.editor import op_counts
 from export.graph_builder import onnx_from_network
@@ -90,7 +90,12 @@ def export_onnx(
     checkpoint = load_checkpoint(weights)
     mean, std = mean or checkpoint.family.mean, std or checkpoint.family.std
     plan = replace(plan or ExportPlan(), mean=mean, std=std)
-    labels, network = _label_set(checkpoint, label_set), checkpoint.network
+    network = checkpoint.network
+    labels = (
+        label_set_for(network.config.num_classes, name=label_set)
+        if label_set
+        else checkpoint.label_set
+    )
     # Artefacts of shipped weights are named after them and go to the working folder.
     stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
     path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
@@ -122,13 +127,6 @@ def _suffix(plan: ExportPlan) -> str:
     height, width = plan.size_hw
     outputs = "" if plan.outputs == (LABELS,) else f"_{'-'.join(plan.outputs)}"
     return f"_{height}x{width}_{plan.precision}_{plan.optimized_for}{outputs}.onnx"
-
-
-def _label_set(checkpoint: Checkpoint, requested: str | None) -> LabelSet:
-    """Choose the requested label set, else a known one named by the checkpoint, else by number of classes."""
-    stored = checkpoint.metadata.get("label_set")
-    name = requested or (stored if stored in LABEL_SETS else None)
-    return label_set_for(checkpoint.network.config.num_classes, name=name)
 
 
 def _check_output(path: Path, weights_path: Path) -> None:
