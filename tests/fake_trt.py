@@ -70,11 +70,27 @@ class State:
         self.build_error: str | None = None
         self.build_seconds = 0.0
         self.run: Any = None
-        """Enqueues a model: (model, shape, addresses, stream, check); the kernel calls ``check`` when it runs."""
+        """Enqueues a model: (model, shape, addresses, stream, check); its kernel calls ``check``."""
         self.is_capturing: Callable[[int], bool] = lambda stream: False
         self.check_memory: Callable[[int, int], None] = lambda address, size: None
         self.contexts = self.own_activations = self.recaptures = 0
         self.streams: dict[int, int] = {}
+
+
+def build_plan(trt: Any, model: bytes, batch: tuple[int, int, int]) -> bytes:
+    """Build a plan of a model with the input ``frames``, for a range of batch sizes."""
+    logger = trt.ILogger()
+    builder = trt.Builder(logger)
+    explicit = trt.NetworkDefinitionCreationFlag.__members__.get("EXPLICIT_BATCH")
+    network = builder.create_network(0 if explicit is None else 1 << explicit)
+    assert trt.OnnxParser(network, logger).parse(model)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    shape = network.get_input(0).shape[1:]
+    profile.set_shape("frames", *((size, *shape) for size in batch))
+    config.add_optimization_profile(profile)
+    if "PROFILE_SHARING_0806" in trt.PreviewFeature.__members__:
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+    return bytes(builder.build_serialized_network(network, config))
 
 
 class _Member(int):

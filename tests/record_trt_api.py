@@ -30,9 +30,11 @@ VERSIONS = {
 RTX = "tensorrt-rtx==1.7.1.116"
 _CLASS_NAMES = """
     Builder BuilderFlag ComputeCapability CudaGraphStrategy DataType EngineInspector
+    ExecutionContextAllocationStrategy
     HardwareCompatibilityLevel IBuilderConfig ICudaEngine IExecutionContext IHostMemory ILogger
     INetworkDefinition IOptimizationProfile IRuntimeCache IRuntimeConfig ITensor ITimingCache
     LayerInformationFormat MemoryPoolType NetworkDefinitionCreationFlag OnnxParser ParserError
+    PreviewFeature
     ProfilingVerbosity Runtime
 """
 _FUNCTIONS = [

@@ -91,6 +91,11 @@ class Backend(AbstractContextManager["Backend"]):
         self._open(path, precision, threads)
         self._is_open = True
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Messages for the user about how the artefact runs; they may grow while batches run."""
+        return ()
+
     def infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run one batch.
 

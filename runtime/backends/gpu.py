@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +26,6 @@ class GpuBackend(Backend):
     ring: SlotRing
     """The slots."""
     _use_graphs = True
-    _compute_stream: Stream | None = None
 
     def __init__(
         self,
@@ -55,6 +55,8 @@ class GpuBackend(Backend):
         self.precision = card.precision
         self._resources = ExitStack()
         """Callbacks that free what the backend opened."""
+        self._notes: list[str] = []
+        self._turn = threading.Lock()
         self._device, self._num_slots, self._timing = device, num_slots, timing
         super().__init__(path, card, precision=precision, threads=threads)
 
@@ -66,6 +68,8 @@ class GpuBackend(Backend):
             self._resources.callback(self._cuda.close)
             self.device = f"{self._cuda.name} ({self._cuda.library})"
             with self._cuda.current():
+                self._stream = self._cuda.new_stream()
+                self._resources.callback(self._stream.free)
                 self._load(path)
                 self.ring = SlotRing(
                     self._cuda,
@@ -73,13 +77,18 @@ class GpuBackend(Backend):
                     self._enqueue,
                     num_slots=self._num_slots,
                     use_graphs=self._use_graphs,
-                    compute_stream=self._compute_stream,
+                    compute_stream=self._stream,
                     timing=self._timing,
                 )
             self._resources.callback(self.ring.close)
         except BaseException:
             self._release()
             raise
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why some batches run without a CUDA graph."""
+        return (*self._notes, *self.ring.notes)
 
     def submit(self, batch: np.ndarray | None = None, *, num_frames: int | None = None) -> int:
         """Start a batch and return its ticket at once; see ``SlotRing.submit``."""
@@ -90,7 +99,8 @@ class GpuBackend(Backend):
         return self.ring.collect(ticket)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(view.copy() for view in self.ring.collect(self.ring.submit(batch)))
+        with self._turn:  # as many threads as slots may be in here
+            return tuple(view.copy() for view in self.ring.collect(self.ring.submit(batch)))
 
     def _release(self) -> None:
         self._resources.close()
@@ -101,7 +111,10 @@ class GpuBackend(Backend):
 
     @abstractmethod
     def _load(self, path: Path) -> None:
-        """Load the artefact on the GPU; its context is current. Register in ``_resources`` what to free."""
+        """Load the artefact on the GPU; its context is current. Register in ``_resources`` what to free.
+
+        The engine runs on ``_stream``.
+        """
 
     @abstractmethod
     def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:

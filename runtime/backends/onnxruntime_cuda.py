@@ -32,11 +32,9 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         _require_cuda()
 
     def _load(self, path: Path) -> None:
-        self._compute_stream = self._cuda.new_stream()
-        self._resources.callback(self._free_stream, self._compute_stream)
         options = {
             "device_id": "0",
-            "user_compute_stream": str(self._compute_stream.handle),
+            "user_compute_stream": str(self._stream.handle),
             "has_user_compute_stream": "1",
             "cudnn_conv_algo_search": "EXHAUSTIVE",
         }
@@ -73,10 +71,6 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         with self._cuda.current():
             self._bindings.clear()
             del self._session
-
-    def _free_stream(self, stream: Stream) -> None:
-        with self._cuda.current():
-            stream.free()
 
 
 def _require_cuda() -> None:

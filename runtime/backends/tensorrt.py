@@ -16,7 +16,7 @@ from runtime.artefact.engine_file import (
     read_record,
 )
 from runtime.backends.gpu import GpuBackend
-from runtime.cuda.device import Stream
+from runtime.cuda.device import CudaDevice, Stream
 from runtime.cuda.ring import Slot
 from runtime.errors import CudaError, ModelFileError
 from runtime.files import cache_dir, read_cache, save_cache
@@ -42,60 +42,139 @@ class TensorRtBackend(GpuBackend):
 
     def _load(self, path: Path) -> None:
         check_gpu(path, self._record, gpu=self._cuda.name, sm=self._cuda.sm)
-        self._engine = _deserialize(self._trt, path, self._record)
-        self._context, replays_graphs = _make_context(
-            self._trt, self._engine, path, self._resources
-        )
-        self._use_graphs = not replays_graphs
-        self._resources.callback(self._drop_engine)
-        self._check_graph(path, _shapes(self._trt, self._engine))
+        engine = _deserialize(self._trt, path, self._record)
+        self._check_graph(path, _shapes(self._trt, engine))
+        config = _runtime_config(self._trt, engine, path, self._resources)
+        self._contexts = _Contexts(self._trt, engine, config, self._cuda, self._stream)
+        self._resources.callback(self._contexts.close)
+        self._use_graphs = config is None and not self._contexts.is_single
+        if self._contexts.is_single:
+            self._notes.append(
+                "batches run without CUDA graphs, because this engine of TensorRT 8.6 allows one execution "
+                f"context: build it again: {self._record.rebuild_command}"
+            )
 
     def _enqueue(self, slot: Slot, num_frames: int, stream: Stream) -> None:
-        context = self._context
-        shape = (num_frames, *self.input.shape[1:])
-        if not context.set_input_shape(self.input.name, shape):
-            raise CudaError(f"{self.name} refuses a batch of shape {shape}", hint=_RESTART)
-        buffers = (slot.input_buffer, *slot.output_buffers)
-        for spec, buffer in zip((self.input, *self.outputs), buffers, strict=True):
-            context.set_tensor_address(spec.name, int(buffer.address))
+        assert stream is self._stream, "contexts with shared activations must run on one stream"
+        context, is_bound = self._contexts.get(slot.index, num_frames)
+        if not is_bound:
+            shape = (num_frames, *self.input.shape[1:])
+            if not context.set_input_shape(self.input.name, shape):
+                raise CudaError(f"{self.name} refuses a batch of shape {shape}", hint=_RESTART)
+            buffers = (slot.input_buffer, *slot.output_buffers)
+            for spec, buffer in zip((self.input, *self.outputs), buffers, strict=True):
+                context.set_tensor_address(spec.name, int(buffer.address))
         if not context.execute_async_v3(int(stream.handle)):
             raise CudaError(f"{self.name} could not enqueue a batch of {num_frames}", hint=_RESTART)
 
-    def _drop_engine(self) -> None:
-        """Free TensorRT's activations and weights; it needs the CUDA context."""
-        with self._cuda.current():
-            del self._context, self._engine
+
+class _Contexts:
+    """Execution contexts of an engine: one for each slot and batch size, with shared activations.
+
+    A captured graph holds the shape, the addresses and the memory of its context, and TensorRT-RTX captures
+    again when one of them changes. So each context keeps its own. All contexts run on one stream, one after
+    the other, so they can share the activations.
+    """
+
+    def __init__(
+        self, trt: TensorRt, engine: Any, config: Any, device: CudaDevice, stream: Stream
+    ) -> None:
+        self._trt, self._engine, self._config = trt, engine, config
+        self._device, self._stream = device, stream
+        has_v2 = trt.has("ICudaEngine.device_memory_size_v2")
+        self._size = int(engine.device_memory_size_v2 if has_v2 else engine.device_memory_size)
+        try:
+            self._activations = device.device_buffer(max(self._size, 1))
+        except CudaError as error:
+            raise CudaError(f"the engine's activations: {error}", hint=_SMALLER) from error
+        self._contexts: dict[tuple[int, int], Any] = {}
+        self._unused: list[Any] = []
+        self.is_single = False
+        """True if the engine allows one context only, which is bound again for every batch."""
+        try:
+            self._unused.append(self._create())
+            if not trt.has(_STRATEGY):
+                # TensorRT 8.6 gives the only optimization profile to the first context, unless the engine
+                # was built with PROFILE_SHARING_0806. Later versions always share it.
+                second = self._create()
+                self.is_single = not self._has_profile(second)
+                if not self.is_single:
+                    self._unused.append(second)
+        except BaseException:
+            self.close()
+            raise
+
+    def get(self, slot: int, num_frames: int) -> tuple[Any, bool]:
+        """Get the context of a slot and batch size, and True if its shape and addresses are set."""
+        key = slot, num_frames
+        if self.is_single:
+            return self._unused[0], False
+        if key in self._contexts:
+            return self._contexts[key], True
+        context = self._contexts[key] = self._unused.pop() if self._unused else self._create()
+        self._has_profile(context)
+        return context, False
+
+    def close(self) -> None:
+        """Free the contexts, then the engine and the activations."""
+        with self._device.current():
+            self._contexts.clear()
+            self._unused.clear()
+            self._engine = None
+            self._activations.release()
+
+    def _create(self) -> Any:
+        if self._config is not None:
+            context = self._engine.create_execution_context(self._config)
+        elif self._trt.has(_STRATEGY):
+            strategy = self._trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+        else:
+            context = self._engine.create_execution_context_without_device_memory()
+        if context is None:
+            reason = self._trt.log.last_error() or "no reason given"
+            raise CudaError(f"an execution context cannot be created: {reason}", hint=_SMALLER)
+        address = int(self._activations.address)
+        if self._trt.has("IExecutionContext.set_device_memory"):
+            context.set_device_memory(address, self._size)
+        else:
+            context.device_memory = address
+        return context
+
+    def _has_profile(self, context: Any) -> bool:
+        """Select the only profile if TensorRT has not done so; return False if it refuses."""
+        if context.active_optimization_profile >= 0:
+            return True
+        return bool(context.set_optimization_profile_async(0, int(self._stream.handle)))
 
 
 def _deserialize(trt: TensorRt, path: Path, record: EngineRecord) -> Any:
-    engine = trt.create("Runtime").deserialize_cuda_engine(path.read_bytes())
+    runtime = trt.create("Runtime")
+    if record.build.get("version_compatible"):
+        runtime.engine_host_code_allowed = True  # such an engine contains a TensorRT runtime
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise load_error(path, record, trt.log.last_error() or "no reason given")
     return engine
 
 
-def _make_context(trt: TensorRt, engine: Any, path: Path, resources: ExitStack) -> tuple[Any, bool]:
-    """Make the execution context; also return True if it replays CUDA graphs itself (TensorRT-RTX)."""
+def _runtime_config(trt: TensorRt, engine: Any, path: Path, resources: ExitStack) -> Any:
+    """Make the configuration of TensorRT-RTX's contexts, which replay graphs; ``None`` for TensorRT."""
     if not (trt.has("IRuntimeCache") and trt.has("CudaGraphStrategy")):
-        context, replays_graphs = engine.create_execution_context(), False
-    else:
-        config = engine.create_runtime_config()
-        config.cuda_graph_strategy = trt.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # Kernels that TensorRT-RTX compiled on this machine, so that they are compiled once.
-        cache_name = f"{trt.kind}-{trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
-        cache, cache_path = config.create_runtime_cache(), cache_dir() / cache_name
-        if content := read_cache(cache_path):
-            cache.deserialize(content)
-        config.set_runtime_cache(cache)
-        context, replays_graphs = engine.create_execution_context(config), True
-        resources.callback(_save_runtime_cache, cache, cache_path)
-    if context is None:
-        raise CudaError(
-            f"the activations of {path} do not fit into GPU memory: "
-            f"{trt.log.last_error() or 'no reason given'}",
-            hint="free GPU memory, or build with a smaller --batch",
-        )
-    return context, replays_graphs
+        return None
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = trt.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    config.set_execution_context_allocation_strategy(
+        trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
+    )
+    # Kernels that TensorRT-RTX compiled on this machine, so that they are compiled once.
+    cache_name = f"{trt.kind}-{trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
+    cache, cache_path = config.create_runtime_cache(), cache_dir() / cache_name
+    if content := read_cache(cache_path):
+        cache.deserialize(content)
+    config.set_runtime_cache(cache)
+    resources.callback(_save_runtime_cache, cache, cache_path)
+    return config
 
 
 def _save_runtime_cache(cache: Any, path: Path) -> None:
@@ -122,3 +201,5 @@ def _shapes(trt: TensorRt, engine: Any) -> dict[str, tuple[int | None, ...]]:
 
 
 _RESTART = "the engine is broken or the GPU was lost: restart the process, and run esnet-doctor"
+_SMALLER = "free GPU memory (nvidia-smi lists what uses it), or build with a smaller --batch"
+_STRATEGY = "ExecutionContextAllocationStrategy"

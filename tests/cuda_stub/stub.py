@@ -72,6 +72,13 @@ def current() -> int | None:
     return context.value
 
 
+def is_capturing(handle: int) -> bool:
+    """Tell whether a stream is being captured."""
+    status = ctypes.c_int()
+    assert driver().cuStreamIsCapturing(ctypes.c_void_p(handle), ctypes.byref(status)) == 0
+    return status.value == 1
+
+
 def primary_is_active() -> bool:
     """Tell whether the primary context of GPU 0 is retained by anybody."""
     flags, active = ctypes.c_uint(), ctypes.c_int()

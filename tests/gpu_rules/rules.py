@@ -90,14 +90,21 @@ def is_right(views: tuple[np.ndarray, ...], frames: np.ndarray) -> bool:
     return all(map(np.array_equal, views, expected(frames)))
 
 
-def run_engine(source: int, targets: list[int], shape: tuple[int, ...], stream: int) -> None:
-    """Enqueue the engine: a host function that reads and writes device memory.
+def run_engine(
+    source: int,
+    targets: list[int],
+    shape: tuple[int, ...],
+    stream: int,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Enqueue the engine: a host function that calls ``check`` and reads and writes device memory.
 
     Raises:
         CudaError: The driver refused it.
     """
 
     def work() -> None:
+        check()
         frames = stub.memory(source, shape)
         for target, values in zip(targets, expected(frames), strict=False):
             stub.memory(target, values.shape)[:] = values

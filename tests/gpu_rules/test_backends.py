@@ -22,7 +22,7 @@ from runtime.artefact.engine_file import EngineRecord, read_record, write_engine
 from runtime.cuda.device import open_device
 from runtime.errors import BackendUnavailable, EngineMismatch, EsnetError
 from tests.cuda_stub import stub
-from tests.fake_trt import GENERATIONS, fake_tensorrt
+from tests.fake_trt import GENERATIONS, build_plan, fake_tensorrt
 from tests.gpu_rules.rules import expected, on_stub, run_engine, untyped
 
 SIZE = (64, 128)
@@ -45,7 +45,7 @@ def engines(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     card = ModelCard.from_file(onnx_file)
     for generation in GENERATIONS:
-        plan = fake_plan(fake_tensorrt(generation), onnx_file.read_bytes(), card)
+        plan = build_plan(fake_tensorrt(generation), onnx_file.read_bytes(), card.batch)
         record = EngineRecord(
             card=card,
             plan_sha256=hashlib.sha256(plan).hexdigest(),
@@ -61,31 +61,20 @@ def engines(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fake_plan(trt: Any, model: bytes, card: ModelCard) -> bytes:
-    """Build a plan with a fake TensorRT."""
-    logger = trt.ILogger()
-    builder = trt.Builder(logger)
-    explicit = trt.NetworkDefinitionCreationFlag.__members__.get("EXPLICIT_BATCH")
-    network = builder.create_network(0 if explicit is None else 1 << explicit)
-    assert trt.OnnxParser(network, logger).parse(model)
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    profile.set_shape("frames", *((size, *SIZE, 3) for size in card.batch))
-    config.add_optimization_profile(profile)
-    return bytes(builder.build_serialized_network(network, config))
-
-
 def open_tensorrt(library: str, folder: str, generation: str, **settings: Any) -> Any:
     """Open the engine of a generation with a fake TensorRT that enqueues on the given stream."""
     from runtime.backends.tensorrt import TensorRtBackend
 
     module = sys.modules["tensorrt"] = fake_tensorrt(generation)
 
-    def run(_: Any, shape: Any, addresses: dict[str, int], stream: int) -> bool:
+    def run(_: Any, shape: Any, addresses: dict[str, int], stream: int, check: Any) -> bool:
         targets = [addresses["labels"], addresses["confidence"]]
-        run_engine(addresses["frames"], targets, tuple(shape), stream)
+        run_engine(addresses["frames"], targets, tuple(shape), stream, check)
         return True
 
     module.state.run = run
+    module.state.is_capturing = stub.is_capturing
+    module.state.check_memory = lambda address, size: stub.memory(address, (size,))
     path = Path(folder) / f"{generation}.engine"
     return TensorRtBackend(path, read_record(path).card, device=open_device(library), **settings)
 
@@ -189,7 +178,6 @@ def test_results_of_infer_belong_to_the_caller(library, onnx_file):
     assert all(map(np.array_equal, results, expected(frames_of(2))))
 
 
-@pytest.mark.defect("infer() is refused while as many threads as slots are in it")
 @on_stub
 def test_threads_may_share_a_backend(library, onnx_file):
     wrong = []

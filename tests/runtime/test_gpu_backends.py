@@ -1,6 +1,9 @@
 """The GPU backends on a fake GPU: TensorRT of every generation, and ONNX Runtime's CUDA provider."""
 
+import hashlib
+import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -8,7 +11,7 @@ import pytest
 
 from export.engine.build import BuildOptions, build_engine
 from runtime.artefact.card import ModelCard
-from runtime.artefact.engine_file import read_record
+from runtime.artefact.engine_file import EngineRecord, read_record, write_engine
 from runtime.backend import open_backend
 from runtime.backends import onnxruntime, onnxruntime_cuda
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -16,7 +19,7 @@ from runtime.backends.tensorrt import TensorRtBackend
 from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, InvalidInput
 from runtime.segmenter import Segmenter
 from tests.fake_cuda import FakeDevice
-from tests.fake_trt import GENERATIONS, fake_tensorrt
+from tests.fake_trt import GENERATIONS, build_plan, fake_tensorrt
 
 SIZE = (64, 128)
 
@@ -36,7 +39,7 @@ def truth(make_artefact):
 def runner(device: FakeDevice):
     """Run a fake engine's model on fake device memory."""
 
-    def run(model, shape, addresses, stream) -> bool:
+    def run(model, shape, addresses, stream, check) -> bool:
         session = sessions.setdefault(
             id(model),
             ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]),
@@ -45,6 +48,7 @@ def runner(device: FakeDevice):
         outputs = [output.name for output in session.get_outputs()]
 
         def kernel() -> None:
+            check()
             batch = device.at(frames)[: int(np.prod(shape))].reshape(shape)
             for name, array in zip(outputs, session.run(None, {"frames": batch}), strict=True):
                 device.at(addresses[name])[: array.nbytes] = array.view(np.uint8).ravel()
@@ -73,7 +77,13 @@ def engine(request, make_artefact, tmp_path, monkeypatch):
     )
     device = FakeDevice()
     module.state.run = runner(device)
+    module.state.is_capturing = lambda stream: device.capturing is not None
+    module.state.check_memory = lambda address, size: check_memory(device, address, size)
     return path, device, module
+
+
+def check_memory(device: FakeDevice, address: int, size: int) -> None:
+    assert device.buffers[address].num_bytes >= size
 
 
 def opened(engine, **settings) -> TensorRtBackend:
@@ -113,6 +123,76 @@ class TestTensorRt:
                 batch = frames_of(2, seed)
                 np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
         assert (engine[1].captures, engine[1].launches) == (1, 4)
+
+    @every_generation
+    def test_each_slot_and_size_has_a_context_and_all_share_the_activations(self, engine, truth):
+        state = engine[2].state
+        state.contexts = state.own_activations = 0
+        with opened(engine, num_slots=3) as backend:
+            for seed in range(12):
+                batch = frames_of(1 + seed % 2, seed)
+                np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+            assert backend.notes == ()
+            assert len(state.streams) == 1
+        assert (state.contexts, state.own_activations) == (6, 0)
+
+    @every_generation
+    def test_a_context_without_memory_is_told(self, engine, monkeypatch):
+        for name in ("create_execution_context", "create_execution_context_without_device_memory"):
+            monkeypatch.setattr(engine[2].ICudaEngine, name, lambda *_: None, raising=False)
+        with pytest.raises(CudaError, match="an execution context cannot be created") as caught:
+            opened(engine)
+        assert "smaller --batch" in caught.value.hint
+
+    @every_generation
+    def test_a_version_compatible_engine_may_run_the_code_that_it_holds(self, engine, truth):
+        path, _, _ = engine
+        plan, record = path.read_bytes(), read_record(path)
+        length = int.from_bytes(plan[4:8], "little")
+        header = {**json.loads(plan[8 : 8 + length]), "version_compatible": True}
+        text = json.dumps(header).encode()
+        plan = plan[:4] + len(text).to_bytes(4, "little") + text + plan[8 + length :]
+        record = replace(record, plan_sha256=hashlib.sha256(plan).hexdigest())
+        write_engine(path, plan, record)
+        with pytest.raises(EngineMismatch, match="Host code is not allowed"):
+            opened(engine)
+        build = {**record.build, "version_compatible": True}
+        write_engine(path, plan, replace(record, build=build))
+        engine[1].closed = False
+        with opened(engine) as backend:
+            np.testing.assert_array_equal(backend.infer(frames_of(1))[0], truth(frames_of(1)))
+
+    @pytest.mark.parametrize("engine", ["8.6.1"], indirect=True)
+    def test_an_engine_with_one_context_runs_without_graphs_and_says_so(
+        self, engine, truth, monkeypatch
+    ):
+        monkeypatch.setattr("tests.fake_trt.shares_profile", lambda *_: False)
+        with opened(engine, num_slots=3) as backend:
+            for seed in range(6):
+                batch = frames_of(1 + seed % 2, seed)
+                np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+            (note,) = backend.notes
+        assert "without CUDA graphs" in note
+        assert "build-engine small.onnx" in note
+        assert engine[1].captures == 0
+
+    def test_two_streams_in_the_shared_activations_are_refused(self, engine):
+        with opened(engine) as backend, engine[1].current():
+            backend.infer(frames_of(1))
+            other = engine[1].new_stream()
+            with pytest.raises(AssertionError, match="shared activations"):
+                backend._enqueue(backend.ring._slots[0], 1, other)
+            other.free()
+
+    @pytest.mark.parametrize("at", [1, 4])
+    def test_a_failed_capture_is_noted(self, engine, truth, at):
+        engine[1].capture_fails = {at}
+        with opened(engine, num_slots=2) as backend:
+            for seed in range(12):
+                batch = frames_of(1 + seed % 3, seed)
+                np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+            (note,) = backend.notes
+        assert "without a CUDA graph: cuStreamEndCapture" in note
 
     def test_results_of_infer_are_the_callers_own(self, engine):
         with opened(engine, num_slots=1) as backend:
@@ -222,6 +302,52 @@ class TestTensorRt:
         with pytest.raises(InvalidInput, match="'tensorrt' runs engines") as caught:
             open_backend(make_artefact(), "tensorrt")
         assert "build-engine" in caught.value.hint
+
+
+RTX = "rtx 1.7.1"
+
+
+@pytest.fixture
+def rtx_engine(make_artefact, tmp_path, monkeypatch):
+    """An engine of TensorRT-RTX, and the device to run it on."""
+    module = fake_tensorrt(RTX)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    card = ModelCard.from_file(make_artefact())
+    plan = build_plan(module, make_artefact().read_bytes(), card.batch)
+    record = EngineRecord(
+        card=card,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        onnx={},
+        tensorrt={"kind": "tensorrt-rtx", "version": RTX},
+        target={"sms": ["8.6"]},
+        precision={},
+        profile=card.batch,
+        kernels={},
+        build={"command": "esnet-export build-engine small.onnx"},
+    )
+    path = tmp_path / "small.engine"
+    write_engine(path, plan, record)
+    device = FakeDevice()
+    module.state.run = runner(device)
+    return path, device, module
+
+
+class TestTensorRtRtx:
+    def test_it_captures_once_for_each_slot_and_size(self, rtx_engine, truth):
+        with opened(rtx_engine, num_slots=3) as backend:
+            for seed in range(18):
+                batch = frames_of(1 + seed % 2, seed)
+                np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+            assert backend.notes == ()
+        state = rtx_engine[2].state
+        assert (state.contexts, state.recaptures, state.own_activations) == (6, 6, 0)
+        assert rtx_engine[1].captures == 0
+
+    def test_its_runtime_cache_is_kept(self, rtx_engine, tmp_path):
+        with opened(rtx_engine) as backend:
+            backend.infer(frames_of(1))
+        assert [file.read_bytes() for file in tmp_path.rglob("*.runtime-cache")] == [b"kernels"]
 
 
 class FakeOrt:
