@@ -129,6 +129,7 @@ def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator
     for advise in (form_advice, quantization_advice):
         if advice := advise(segmenter.card, segmenter.backend.name):
             yield advice
+    yield from segmenter.backend.notes
     if source.num_frames and count + len(source.skipped) < source.num_frames:
         yield (
             f"{source.path} ended after {_frames(count)}, its header promises {source.num_frames}: "

@@ -111,6 +111,7 @@ def notes(report: BenchReport) -> list[str]:
         for name, scope, timing in timings
         if not timing.is_stable
     )
+    lines.extend(report.notes)
     for result in report.results:
         name = result.model.name
         if isinstance(result, ThroughputResult):

@@ -72,6 +72,8 @@ class BenchReport:
     """Median time of a call to the null backend, microseconds: the overhead of the measurement."""
     machine_reference: Summary
     """Timings of a fixed CPU computation: the speed of the machine during the run."""
+    notes: tuple[str, ...] = ()
+    """Messages of the backends, such as a missing CUDA graph."""
 
     @property
     def target_ms(self) -> float:
@@ -120,6 +122,7 @@ def bench_models(
             for model in opened:
                 on_part(f"{model.identity.name} behind a camera", 0.0)
                 results.append(measure_camera(model, frames, options.camera_fps, seconds))
+        notes = [f"{m.identity.name}: {note}" for m in opened for note in m.segmenter.backend.notes]
     return BenchReport(
         mode=options.mode,
         results=tuple(results),
@@ -130,6 +133,7 @@ def bench_models(
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         overhead_us=measure_overhead_us(models[0], frames),
         machine_reference=reference,
+        notes=tuple(notes),
     )
 
 

@@ -9,14 +9,21 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from benchmarks.frames import load_frames
+from benchmarks.models import BenchOptions
+from benchmarks.report.console import notes
+from benchmarks.timing.latency import TimingConfig
+from benchmarks.timing.suite import bench_models
 from export.engine.build import BuildOptions, build_engine
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, read_record, write_engine
 from runtime.backend import open_backend
 from runtime.backends import onnxruntime, onnxruntime_cuda
+from runtime.backends.null import NullBackend
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.backends.tensorrt import TensorRtBackend
 from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, InvalidInput
+from runtime.segment import segment_source
 from runtime.segmenter import Segmenter
 from tests.fake_cuda import FakeDevice
 from tests.fake_trt import GENERATIONS, build_plan, fake_tensorrt
@@ -503,3 +510,30 @@ class TestOnnxRuntimeCuda:
     def test_it_is_never_chosen_by_itself(self, make_artefact):
         with open_backend(make_artefact()) as backend:
             assert backend.name != "onnxruntime-cuda"
+
+
+class TestNotes:
+    @pytest.fixture
+    def noted(self, monkeypatch):
+        monkeypatch.setattr(NullBackend, "notes", ("batches of 1 run without a CUDA graph",))
+
+    def test_esnet_segment_shows_them(self, noted, make_artefact, draw_image, tmp_path):
+        report = segment_source(
+            draw_image("in.png"), make_artefact(), tmp_path / "out.png", backend="null"
+        )
+        assert "batches of 1 run without a CUDA graph" in report.warnings
+
+    def test_esnet_bench_shows_them(self, noted, make_artefact):
+        config = TimingConfig(
+            warmup_seconds=0.0,
+            warmup_calls=1,
+            warmup_cap_seconds=0.05,
+            min_seconds=0.0,
+            min_samples=5,
+            cap_seconds=0.2,
+            block_seconds=0.01,
+        )
+        options = BenchOptions(backends=["null"], config=config)
+        report = bench_models([make_artefact()], load_frames(None, SIZE), options)
+        (note,) = (line for line in notes(report) if "without a CUDA graph" in line)
+        assert note.startswith(f"{report.results[0].model.name}: ")
