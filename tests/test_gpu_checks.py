@@ -17,6 +17,7 @@ from benchmarks.timing.latency import TimingConfig
 from runtime.cuda.ring import SlotRing
 from tests.fake_cuda import FakeDevice
 from tests.gpu import checks
+from tests.gpu.overlap import overlap_of
 
 ROOT = Path(__file__).parents[1]
 GPU_TESTS = ROOT / "tests" / "gpu"
@@ -70,6 +71,7 @@ def test_the_ring_returns_every_frame(device, figures, batch, use_graphs):
     assert figures["frames"] == 100 * batch
     assert figures["wrong_frames"] == 0
     assert figures["memory_drift_bytes"] == 0
+    assert 0 <= figures["overlap"] <= 1
     assert device.captures == (3 if use_graphs else 0)
 
 
@@ -124,10 +126,35 @@ def first_bytes(frame):
     return frame.reshape(-1)[: SIZE_HW[0] * SIZE_HW[1]].reshape(SIZE_HW)
 
 
-def test_throughput_is_measured_and_the_ring_left_empty(backend, frames):
-    result = checks.measure_throughput(backend, frames, seconds=0.05)
-    assert result["frames_per_second"] > 0
+def test_throughput_is_measured_and_the_ring_left_empty(backend, frames, figures):
+    reference = [first_bytes(frame) for frame in frames]
+    checks.check_throughput(backend, frames, reference, figures.update, seconds=0.05)
+    assert figures["frames_per_second"] > 0
+    assert figures["labels_equal_to_torch_fp32"] == 1.0
     assert backend.ring.free_slots == backend.ring.num_slots
+
+
+def test_wrong_labels_of_a_timed_batch_are_found_and_recorded(backend, frames, figures):
+    reference = [first_bytes(frame) ^ 1 for frame in frames]
+    with pytest.raises(AssertionError, match=r"0\.000% of the labels equal torch fp32"):
+        checks.check_throughput(backend, frames, reference, figures.update, seconds=0.01)
+    assert figures["labels_equal_to_torch_fp32"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("batches", "compute_ms", "overlap"),
+    [
+        pytest.param([(0, 1, 2, 3), (3, 4, 5, 6)], 1, 0.0, id="one-after-another"),
+        pytest.param([(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5)], 1, 3 / 5, id="pipelined"),
+        pytest.param([(0, 1, 5, 6), (1, 2, 9, 10), (2, 3, 13, 14)], 4, 4 / 14, id="compute-bound"),
+        pytest.param([(0, 1, 2, 3), (0, 4, 5, 6), (0, 7, 8, 9)], 1, 0.0, id="queued-copies"),
+        pytest.param([(0, 1, 2, 3), (0, 1.5, 5, 6), (0, 2, 8, 9)], 1, 1 / 7, id="queued-compute"),
+        pytest.param([], 1, 0.0, id="nothing"),
+    ],
+)
+def test_overlap_is_work_at_the_same_time(batches, compute_ms, overlap):
+    """The sum of all stage times over the wall time would be above 1 in both queues."""
+    assert overlap_of(batches, (1, compute_ms, 1)) == pytest.approx(overlap)
 
 
 def test_labels_are_compared_with_torch(backend, frames, figures):
@@ -141,7 +168,7 @@ def test_labels_are_compared_with_torch(backend, frames, figures):
         checks.check_labels(backend, frames, reference, figures.update)
 
 
-def test_pipelines_are_timed_and_compared(frames):
+def test_pipelines_are_timed_and_compared(frames, figures):
     timing = TimingConfig(
         warmup_cap_seconds=0.001, min_seconds=0, min_samples=5, block_seconds=0.01, cap_seconds=0.1
     )
@@ -150,7 +177,9 @@ def test_pipelines_are_timed_and_compared(frames):
         checks.BASELINE: first_bytes,
         "ours": lambda frame: first_bytes(frame) ^ 1,
     }
-    result = checks.time_pipelines(pipelines, frames, timing)
+    with pytest.raises(AssertionError, match=r"share of equal ones: \{'ours': 0\.0\}"):
+        checks.time_pipelines(pipelines, frames, figures.update, timing)
+    result = figures["latency"]
     assert list(result) == list(pipelines)
     assert result[checks.BASELINE]["speed_to_torch_eager_fp16"] == 1.0
     assert [result[name]["labels_equal_to_torch_fp32"] for name in pipelines] == [1.0, 1.0, 0.0]
@@ -182,8 +211,8 @@ def run(*command, **variables):
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
-def run_pytest(folder, **variables):
-    options = ("-q", "-rs", "-p", "no:cacheprovider", f"--confcutdir={folder}")
+def run_pytest(folder, *arguments, **variables):
+    options = (*arguments, "-q", "-rs", "-p", "no:cacheprovider", f"--confcutdir={folder}")
     return run(sys.executable, "-m", "pytest", *options, str(folder), **variables)
 
 
@@ -275,4 +304,46 @@ def test_results_are_recorded_and_a_second_run_continues(tmp_path):
         "test_small-test_good": "passed",
     }
     assert "reason" not in results_in(results)["test_small-test_bad"]
+
+    path = results / "test_small-test_good.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "another"}))
+    run_pytest(tests, REPAIRED="1", **variables)
+    assert (tmp_path / "calls").read_text().split()[3:] == ["good"]
     assert "cpu" in json.loads((results / "gpu_check.json").read_text())["environment"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "code"),
+    [
+        pytest.param({"ESNET_REQUIRE_GPU": "1"}, (), 1, id="required"),
+        pytest.param({"ESNET_REQUIRE_GPU": "1"}, ("-k", "not test_idle"), 0, id="left-out"),
+        pytest.param({}, (), 0, id="not-required"),
+    ],
+)
+def test_a_file_of_which_no_test_ran_fails_where_a_gpu_is_required(
+    tmp_path, variables, options, code
+):
+    shutil.copy(GPU_TESTS / "conftest.py", tmp_path)
+    (tmp_path / "test_idle.py").write_text(
+        "import pytest\n"
+        "def test_one(): pytest.skip('no TensorRT')\n"
+        "def test_two(): pytest.skip('no TensorRT')\n"
+    )
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\ndef test_one(): pass\ndef test_two(): pytest.skip('no PyCUDA')\n"
+    )
+    for _ in range(2):  # the second time, what ran has passed already
+        result = run_pytest(tmp_path, *options, ESNET_GPU_RESULTS=str(tmp_path), **variables)
+        assert result.returncode == code, result.stdout
+        line = "no test of test_idle ran: no TensorRT; to leave it out: -k 'not test_idle'"
+        assert (line in result.stdout) is (code == 1)
+        assert "no test of test_some" not in result.stdout
+
+
+def test_a_broken_library_is_an_error_and_a_missing_one_a_skip(tmp_path, monkeypatch):
+    (tmp_path / "broken_library.py").write_text("raise ImportError('libx.so: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(pytest.skip.Exception, match="no_such_library is not installed"):
+        checks.import_or_skip("no_such_library")
+    with pytest.raises(ImportError, match="libx"):
+        checks.import_or_skip("broken_library")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+import pytest
 
 from benchmarks.timing.latency import END_TO_END, TimingConfig, Workload, measure_latency
 from esnet.metrics import label_agreement
@@ -18,10 +20,13 @@ from runtime.backends.base import Backend, TensorSpec
 from runtime.backends.gpu import GpuBackend
 from runtime.cuda.device import CudaDevice
 from runtime.cuda.ring import Enqueue, SlotLayout, SlotRing
+from tests.gpu.overlap import StageClock
 
 SIZE_HW = (512, 1024)
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.99}
 """Smallest share of pixels with the label of torch fp32, by precision."""
+MIN_PIPELINE_AGREEMENT = min(MIN_AGREEMENT.values())
+"""The same for any timed pipeline."""
 MAX_DRIFT_BYTES = 8 << 20
 """Allowed change of free device memory: a few driver blocks of 2 MiB, for other processes on the GPU."""
 REFERENCE, BASELINE, COMPILED = "torch eager fp32", "torch eager fp16", "torch.compile fp16"
@@ -40,6 +45,14 @@ DeviceCopy = Callable[[int, int, int, int], None]
 """Enqueues a device-to-device copy: target address, source address, bytes, stream handle."""
 Record = Callable[..., None]
 """Keeps figures of the running test: ``record(name=value)``."""
+
+
+def import_or_skip(name: str) -> ModuleType:
+    """Import a module; skip the test if it is not installed. A broken installation is an error."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
 
 
 def check_copy(device: CudaDevice, *, num_bytes: int = 1 << 20) -> None:
@@ -72,27 +85,31 @@ def check_ring(
     shape = (_NUM_IMAGES, batch, *size_hw, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = images.reshape(_NUM_IMAGES, batch, -1)[:, :, :plane]
-    wrong, stages_ms = 0, 0.0
+    wrong = 0
     submit_us, free_bytes = [], []
     in_flight: deque[int] = deque()
     num_batches = max(num_frames // batch, 2 * _BATCHES_PER_SAMPLE)
 
-    def collect_oldest(ring):
-        nonlocal wrong, stages_ms
+    def collect_oldest(ring, clock):
+        nonlocal wrong
         (labels,) = ring.collect()
         wanted = expected[in_flight.popleft()]
         wrong += int((labels.reshape(wanted.shape) != wanted).any(axis=1).sum())
-        stages_ms += sum(ring.stage_times_ms())
+        clock.add()
 
     layout, enqueue = ring_layout(batch, size_hw), copy_engine(copy, plane)
     with (
         device.current(),
         SlotRing(device, layout, enqueue, use_graphs=use_graphs, timing=True) as ring,
+        ExitStack() as stack,
     ):
+        for number in range(2 * ring.num_slots):  # every slot captures its CUDA graph
+            ring.collect(ring.submit(images[number % _NUM_IMAGES]))
+        clock = stack.enter_context(StageClock(ring))
         started = time.perf_counter()
         for number in range(num_batches):
             if ring.free_slots == 0:
-                collect_oldest(ring)
+                collect_oldest(ring, clock)
             before = time.perf_counter()
             ring.submit(images[number % _NUM_IMAGES])
             submit_us.append(1e6 * (time.perf_counter() - before))
@@ -100,14 +117,14 @@ def check_ring(
             if (number + 1) % _BATCHES_PER_SAMPLE == 0:
                 free_bytes.append(device.memory_bytes()[0])
         while in_flight:
-            collect_oldest(ring)
+            collect_oldest(ring, clock)
         seconds = time.perf_counter() - started
         drift = max(free_bytes) - min(free_bytes)
         record(
             frames=num_batches * batch,
             wrong_frames=wrong,
             frames_per_second=round(num_batches * batch / seconds),
-            stage_times_over_wall_time=round(stages_ms / 1e3 / seconds, 2),
+            **clock.figures(),
             submit_us_p50_with_copy_to_pinned_memory=round(statistics.median(submit_us), 1),
             memory_drift_bytes=drift,
             notes=list(ring.notes),
@@ -145,9 +162,15 @@ def check_labels(
 
 
 def time_pipelines(
-    pipelines: Mapping[str, Pipeline], frames: Sequence[np.ndarray], timing: TimingConfig = TIMING
-) -> dict[str, dict[str, Any]]:
-    """Time pipelines in one interleaved run; ``REFERENCE`` and ``BASELINE`` must be among them."""
+    pipelines: Mapping[str, Pipeline],
+    frames: Sequence[np.ndarray],
+    record: Record,
+    timing: TimingConfig = TIMING,
+) -> None:
+    """Time pipelines in one interleaved run, and compare their labels with ``MIN_PIPELINE_AGREEMENT``.
+
+    ``REFERENCE`` and ``BASELINE`` must be among them.
+    """
 
     def workload(name, run):
         return Workload(
@@ -157,7 +180,7 @@ def time_pipelines(
     measured = measure_latency([workload(*item) for item in pipelines.items()], timing)
     summaries = dict(zip(pipelines, measured, strict=True))
     labels = {name: [run(frame) for frame in frames] for name, run in pipelines.items()}
-    return {
+    latency = {
         name: {
             "p50_ms": round(summary.p50, 3),
             "p50_interval_ms": [round(summary.p50_low, 3), round(summary.p50_high, 3)],
@@ -170,32 +193,49 @@ def time_pipelines(
         }
         for name, summary in summaries.items()
     }
+    record(latency=latency)
+    agreements = {name: timed["labels_equal_to_torch_fp32"] for name, timed in latency.items()}
+    poor = {name: share for name, share in agreements.items() if share < MIN_PIPELINE_AGREEMENT}
+    assert not poor, f"labels differ from torch fp32, share of equal ones: {poor}"
 
 
-def measure_throughput(
-    backend: GpuBackend, frames: Sequence[np.ndarray], *, seconds: float = TIMING.cap_seconds
-) -> dict[str, Any]:
-    """Keep every slot of a backend in flight at batch 8; the backend needs ``timing=True``."""
+def check_throughput(
+    backend: GpuBackend,
+    frames: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    record: Record,
+    *,
+    seconds: float = TIMING.cap_seconds,
+) -> None:
+    """Keep every slot of a backend in flight at batch 8, and check the labels of the last batch.
+
+    The backend needs ``timing=True``.
+    """
     images = np.stack([frames[index % len(frames)] for index in range(BATCH)])
     ring = backend.ring
     for _ in range(ring.num_slots * 2):  # every slot captures its CUDA graph
         backend.infer(images)
-    num_batches, stages_ms, started = 0, 0.0, time.perf_counter()
-    while (wall := time.perf_counter() - started) < seconds:
-        while ring.free_slots:
-            backend.submit(images)
-        backend.collect()
-        stages_ms += sum(ring.stage_times_ms())
-        num_batches += 1
-    while ring.free_slots < ring.num_slots:
-        backend.collect()
-    return {
-        "batch": BATCH,
-        "frames_per_second": round(num_batches * BATCH / wall, 1),
-        "ms_per_batch": round(1e3 * wall / num_batches, 3),
-        "stage_times_over_wall_time": round(stages_ms / 1e3 / wall, 2),
-        "notes": list(ring.notes),
-    }
+    with StageClock(ring) as clock:
+        num_batches, started = 0, time.perf_counter()
+        while (wall := time.perf_counter() - started) < seconds:
+            while ring.free_slots:
+                backend.submit(images)
+            backend.collect()
+            clock.add()
+            num_batches += 1
+        while ring.free_slots < ring.num_slots:
+            labels = backend.collect()[0]
+        wanted = [reference[index % len(frames)] for index in range(BATCH)]
+        agreement, least = label_agreement(list(labels), wanted), MIN_AGREEMENT[backend.precision]
+        record(
+            batch=BATCH,
+            frames_per_second=round(num_batches * BATCH / wall, 1),
+            ms_per_batch=round(1e3 * wall / num_batches, 3),
+            **clock.figures(),
+            labels_equal_to_torch_fp32=agreement,
+            notes=list(ring.notes),
+        )
+    assert agreement >= least, f"{agreement:.3%} of the labels equal torch fp32, not {least:.1%}"
 
 
 def ring_layout(batch: int, size_hw: tuple[int, int]) -> SlotLayout:

@@ -1,8 +1,8 @@
 """Fixtures that open the GPU, and one result file per test in $ESNET_GPU_RESULTS.
 
 Environment variables, set by scripts/gpu_check.sh:
-    ESNET_REQUIRE_GPU=1: fail without a GPU instead of skipping.
-    ESNET_GPU_RESULTS: folder for results; tests that passed according to this folder are skipped.
+    ESNET_REQUIRE_GPU=1: fail without a GPU instead of skipping, and if no test of a selected file ran.
+    ESNET_GPU_RESULTS: folder for results; tests that passed there with the same source are skipped.
     ESNET_GPU_DATA: frames, an image folder or a video; default: generated scenes.
     ESNET_GPU_WEIGHTS: checkpoint, or the name of shipped weights; default: camvid.
     ESNET_GPU_QUICK=1: a tenth of the work or less.
@@ -10,6 +10,7 @@ Environment variables, set by scripts/gpu_check.sh:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -23,10 +24,24 @@ from benchmarks.frames import load_frames
 from benchmarks.report.tables import write_json, write_text
 from runtime.cuda.device import CUDA_LIBRARIES, open_device
 from runtime.errors import BackendUnavailable
-from tests.gpu.checks import BASELINE, COMPILED, REFERENCE, SIZE_HW
+from runtime.machine.machine import source_revision
+from tests.gpu.checks import BASELINE, COMPILED, REFERENCE, SIZE_HW, import_or_skip
 
 WEIGHTS = os.environ.get("ESNET_GPU_WEIGHTS", "camvid")
 RESULT = pytest.StashKey[dict]()
+IDLE = pytest.StashKey[dict]()
+"""Test file -> why none of its tests ran; the files of which one ran are removed."""
+REVISION = source_revision()
+IS_REQUIRED = os.environ.get("ESNET_REQUIRE_GPU") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_tf32():
+    """Make torch compute fp32 in fp32: convolutions use TF32 by default."""
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +50,7 @@ def gpu():
     try:
         device = open_device()
     except BackendUnavailable as error:
-        if os.environ.get("ESNET_REQUIRE_GPU") == "1":
+        if IS_REQUIRED:
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
     device.close()
@@ -45,7 +60,7 @@ def gpu():
 @pytest.fixture(params=list(CUDA_LIBRARIES))
 def device(gpu, request):
     """The GPU, opened with each CUDA library that is installed."""
-    pytest.importorskip(CUDA_LIBRARIES[request.param].partition(":")[0])
+    import_or_skip(CUDA_LIBRARIES[request.param].partition(":")[0])
     device = open_device(request.param)
     yield device
     device.close()
@@ -62,7 +77,7 @@ def frames():
 def export_artefact(gpu, tmp_path_factory):
     """Export the weights in a precision; each artefact is written once."""
     for name in ("torch", "onnx"):
-        pytest.importorskip(name)
+        import_or_skip(name)
     from export.plan import ExportPlan
     from export.to_onnx import export_onnx
 
@@ -81,7 +96,7 @@ def export_artefact(gpu, tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(gpu):
     """The network and its normalisation."""
-    pytest.importorskip("torch")
+    import_or_skip("torch")
     from esnet.checkpoint import load_checkpoint
 
     return load_checkpoint(WEIGHTS)
@@ -138,16 +153,25 @@ def pytest_runtest_setup(item):
     """Skip a test that passed in an earlier run, before its fixtures are made."""
     folder = results_folder()
     path = result_path(folder, item) if folder else None
-    if path and path.is_file() and json.loads(path.read_text())["status"] == "passed":
-        pytest.skip(f"already passed in {folder}")
-    item.stash[RESULT] = {"status": "passed", "seconds": 0.0, "figures": {}}
+    revision = REVISION
+    if path and path.is_file():
+        earlier = json.loads(path.read_text())
+        if (earlier["status"], earlier.get("revision")) == ("passed", revision):
+            item.config.stash[IDLE].pop(item.path.stem, None)
+            pytest.skip(f"already passed in {folder}")
+    start = {"status": "passed", "revision": revision, "seconds": 0.0, "figures": {}}
+    item.stash[RESULT] = start
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Write the result of a test after its teardown."""
     report = yield
-    folder = results_folder()
+    folder, idle = results_folder(), item.config.stash[IDLE]
+    if report.when == "call" and not report.skipped:
+        idle.pop(item.path.stem, None)
+    elif report.skipped and item.path.stem in idle:
+        idle[item.path.stem] = call.excinfo.exconly().removeprefix("Skipped: ")
     if folder and RESULT in item.stash:
         result = item.stash[RESULT]
         result["seconds"] = round(result["seconds"] + call.duration, 2)
@@ -159,8 +183,25 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def pytest_sessionfinish():
+def pytest_configure(config):
+    config.stash[IDLE] = {}
+
+
+def pytest_collection_finish(session):
+    here = [item for item in session.items if item.path.parent == Path(__file__).parent]
+    session.config.stash[IDLE].update((item.path.stem, "") for item in here)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Name the files of which no test ran."""
+    for name, reason in config.stash[IDLE].items() if IS_REQUIRED else ():
+        terminalreporter.line(f"no test of {name} ran: {reason}; to leave it out: -k 'not {name}'")
+
+
+def pytest_sessionfinish(session):
     """Write gpu_check.json and gpu_check.md: results of this run and of earlier ones."""
+    if IS_REQUIRED and session.config.stash[IDLE] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if folder := results_folder():
         paths = sorted(folder.glob("test_*.json"))
         results = {path.stem: json.loads(path.read_text()) for path in paths}

@@ -3,7 +3,13 @@
 import pytest
 
 from runtime.artefact.card import ModelCard
-from tests.gpu.checks import SIZE_HW, check_labels, measure_throughput, time_pipelines
+from tests.gpu.checks import (
+    SIZE_HW,
+    check_labels,
+    check_throughput,
+    import_or_skip,
+    time_pipelines,
+)
 
 pytestmark = pytest.mark.gpu
 CUDA = "CUDAExecutionProvider"
@@ -12,7 +18,7 @@ CUDA = "CUDAExecutionProvider"
 @pytest.fixture(scope="module")
 def open_backend(gpu, export_artefact):
     """Open the artefact of a precision."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = import_or_skip("onnxruntime")
     if CUDA not in onnxruntime.get_available_providers():
         pytest.skip(f"onnxruntime {onnxruntime.__version__} has no CUDA: install onnxruntime-gpu")
     from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -31,11 +37,15 @@ def backend(open_backend, request):
 
 
 def test_onnxruntime_labels_equal_torch(backend, frames, torch_labels, record):
+    options = backend._session.get_provider_options()[CUDA]
+    record(use_tf32=options["use_tf32"])
+    if backend.precision == "fp32":
+        assert options["use_tf32"] == "0", "fp32 would be measured in TF32"
     check_labels(backend, frames, torch_labels, record)
 
 
-def test_onnxruntime_throughput(backend, frames, record):
-    record(**measure_throughput(backend, frames))
+def test_onnxruntime_throughput(backend, frames, torch_labels, record):
+    check_throughput(backend, frames, torch_labels, record)
 
 
 def test_onnxruntime_latency(open_backend, torch_pipelines, checkpoint, frames, tmp_path, record):
@@ -50,4 +60,4 @@ def test_onnxruntime_latency(open_backend, torch_pipelines, checkpoint, frames, 
             "ours, ONNX Runtime CUDA fp32": backend_pipeline(fp32),
             "ours, ONNX Runtime CUDA fp16": backend_pipeline(fp16),
         }
-        record(latency=time_pipelines(pipelines, frames))
+        time_pipelines(pipelines, frames, record)

@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 
 from runtime.artefact.engine_file import check_gpu
-from runtime.errors import EngineMismatch
+from runtime.machine.support import limits_of
 from runtime.tensorrt_api import KINDS, TENSORRT_RTX
-from tests.gpu.checks import BASELINE, REFERENCE, check_labels, measure_throughput, time_pipelines
+from tests.gpu.checks import BASELINE, REFERENCE, check_labels, check_throughput, time_pipelines
 
 pytestmark = pytest.mark.gpu
 
@@ -17,17 +17,14 @@ def engine(gpu, export_artefact, request):
     """The report of an fp16 build."""
     if not any(map(importlib.util.find_spec, KINDS[request.param][0])):
         pytest.skip(f"{request.param} is not installed")
+    if request.param == TENSORRT_RTX and not limits_of(gpu[1]).runs_rtx:
+        pytest.skip(f"TensorRT-RTX does not support this GPU, {gpu[0]}")
     from export.engine.build import BuildOptions, build_engine
 
     options = BuildOptions(precision="fp16", tensorrt=request.param)
     artefact = export_artefact("fp32")
     report = build_engine(artefact, None, options, command=["gpu-check"], force=True)
-    try:
-        check_gpu(report.path, report.record, gpu=gpu[0], sm=gpu[1])
-    except EngineMismatch as error:
-        if request.param != TENSORRT_RTX:
-            raise
-        pytest.skip(f"TensorRT-RTX does not support this GPU: {error}")
+    check_gpu(report.path, report.record, gpu=gpu[0], sm=gpu[1])
     return report
 
 
@@ -44,8 +41,8 @@ def test_tensorrt_labels_equal_torch(engine, backend, frames, torch_labels, reco
     check_labels(backend, frames, torch_labels, record)
 
 
-def test_tensorrt_throughput(backend, frames, record):
-    record(**measure_throughput(backend, frames))
+def test_tensorrt_throughput(backend, frames, torch_labels, record):
+    check_throughput(backend, frames, torch_labels, record)
 
 
 def test_tensorrt_latency(backend, torch_pipelines, frames, record):
@@ -53,4 +50,4 @@ def test_tensorrt_latency(backend, torch_pipelines, frames, record):
 
     eager = {name: torch_pipelines[name] for name in (REFERENCE, BASELINE)}
     pipelines = {**eager, f"ours, {backend.name} fp16": backend_pipeline(backend)}
-    record(latency=time_pipelines(pipelines, frames))
+    time_pipelines(pipelines, frames, record)
