@@ -34,6 +34,7 @@ class FakeDevice:
     """See ``runtime.cuda.device.CudaDevice``."""
 
     library = "fake"
+    index = 0
     name = "NVIDIA Fake 3060"
     pci_bus_id = "0000:01:00.0"
 

@@ -64,7 +64,10 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(path), sess_options=options, providers=providers)
+        # Without a fallback: it would print to stdout and drop the options, such as the stream.
+        return ort.InferenceSession(
+            str(path), sess_options=options, providers=providers, enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
         raise ModelFileError(
             f"ONNX Runtime {ort.__version__} cannot open {path}: {error}",

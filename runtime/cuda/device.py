@@ -57,6 +57,8 @@ class CudaDevice(_Library):
     def __init__(self, index: int, num_gpus: int) -> None:
         if index >= num_gpus:
             raise BackendUnavailable(f"no GPU {index}: the driver lists {num_gpus}")
+        self.index = index
+        """CUDA's number of the GPU."""
         self._resources, self._users = ExitStack(), ExitStack()
         self.is_open = True
         """False after ``close``."""

@@ -15,20 +15,12 @@ import numpy as np
 import pycuda.driver as cuda
 
 from runtime.cuda.device import CudaDevice
-from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, cuda_error
+from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, cuda_error, error_from_text
 from runtime.errors import BackendUnavailable, CudaError
 from runtime.machine.machine import normalise_bus_id
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, cuda.h
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
-# Text in PyCUDA's messages -> the driver's status.
-_STATUS_NAMES = {
-    "illegal memory access": "CUDA_ERROR_ILLEGAL_ADDRESS",
-    "launch failure": "CUDA_ERROR_LAUNCH_FAILED",
-    "out of memory": "CUDA_ERROR_OUT_OF_MEMORY",
-    "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
-    "ECC": "CUDA_ERROR_ECC_UNCORRECTABLE",
-}
 
 
 class PyCudaDevice(CudaDevice):
@@ -151,13 +143,8 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except cuda.Error as error:
-        text = str(error)
-        status = next(
-            (known for part, known in _STATUS_NAMES.items() if part in text), "CUDA_ERROR"
-        )
-        if isinstance(error, cuda.MemoryError):
-            status = "CUDA_ERROR_OUT_OF_MEMORY"
-        raise cuda_error(name, status, text) from error
+        kind = "out of memory: " if isinstance(error, cuda.MemoryError) else ""
+        raise error_from_text(name, f"{kind}{error}") from error
 
 
 @cache

@@ -20,6 +20,16 @@ _STICKY = re.compile(
     "DEVICE_UNAVAILABLE|NOT_PERMITTED"
 )
 
+# Text in the messages of libraries -> the driver's status.
+_STATUS_NAMES = {
+    "illegal memory access": "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "launch failure": "CUDA_ERROR_LAUNCH_FAILED",
+    "out of memory": "CUDA_ERROR_OUT_OF_MEMORY",
+    "allocate memory": "CUDA_ERROR_OUT_OF_MEMORY",
+    "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "ECC error": "CUDA_ERROR_ECC_UNCORRECTABLE",
+}
+
 
 class Owner(Protocol):
     """The device that frees what is left when it closes."""
@@ -101,3 +111,9 @@ def cuda_error(call: str, name: str, text: str) -> CudaError:
     else:
         hint = "esnet-doctor checks that the driver and the libraries fit together"
     return CudaError(f"{call} failed: {name}, {text}", hint=hint)
+
+
+def error_from_text(call: str, text: str) -> CudaError:
+    """Make the error of a library that gives no status, only a message."""
+    names = (name for part, name in _STATUS_NAMES.items() if part in text)
+    return cuda_error(call, next(names, "CUDA_ERROR"), text)

@@ -22,7 +22,13 @@ from runtime.backends import onnxruntime, onnxruntime_cuda
 from runtime.backends.null import NullBackend
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.backends.tensorrt import TensorRtBackend
-from runtime.errors import BackendUnavailable, CudaError, EngineMismatch, InvalidInput
+from runtime.errors import (
+    BackendUnavailable,
+    CudaError,
+    EngineMismatch,
+    InvalidInput,
+    ModelFileError,
+)
 from runtime.segment import segment_source
 from runtime.segmenter import Segmenter
 from tests.fake_cuda import FakeDevice
@@ -379,11 +385,15 @@ class FakeOrt:
     ):
         self.device, self.falls_back, self.providers = device, falls_back, providers
         self.runs = []
+        self.problem = self.run_problem = None
 
     def get_available_providers(self):
         return list(self.providers)
 
-    def InferenceSession(self, path, sess_options, providers):
+    def InferenceSession(self, path, sess_options, providers, enable_fallback):
+        assert enable_fallback == 0
+        if self.problem:
+            raise RuntimeError(self.problem)
         return FakeSession(self, path, providers)
 
 
@@ -405,6 +415,8 @@ class FakeSession:
 
     def run_with_iobinding(self, binding, options):
         assert options.entries == {"disable_synchronize_execution_providers": "1"}
+        if self.fake.run_problem:
+            raise RuntimeError(self.fake.run_problem)
         device, (_, shape, frames) = self.fake.device, binding.inputs["frames"]
         self.fake.runs.append(shape)
 
@@ -468,8 +480,11 @@ class TestOnnxRuntimeCuda:
         fake = use_ort()
         with cuda_session(fake, make_artefact(), num_slots=3) as backend:
             batches = [frames_of(2, seed) for seed in range(3)]
+            for batch in batches:
+                backend.infer(batch)  # warm-up and capture
+            waits = fake.device.synchronised
             tickets = [backend.submit(batch) for batch in batches]
-            assert fake.device.synchronised == 0
+            assert fake.device.synchronised == waits
             for ticket, batch in zip(tickets, batches, strict=True):
                 np.testing.assert_array_equal(backend.collect(ticket)[0], truth(batch))
 
@@ -479,6 +494,59 @@ class TestOnnxRuntimeCuda:
         backend.infer(frames_of(1))
         backend.close()
         assert not fake.device.alive
+
+    @pytest.mark.parametrize(
+        ("problem", "kind", "hint"),
+        [
+            (
+                "Failed to allocate memory for requested buffer of size 9",
+                CudaError,
+                "smaller batch",
+            ),
+            ("CUDA failure 700: an illegal memory access was encountered", CudaError, "restart it"),
+            ("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED", CudaError, "esnet-doctor"),
+            (
+                "Load model from small.onnx failed: Protobuf parsing failed",
+                ModelFileError,
+                "export",
+            ),
+        ],
+    )
+    def test_an_error_while_opening_says_whose_it_is(
+        self, use_ort, make_artefact, problem, kind, hint
+    ):
+        fake = use_ort()
+        fake.problem = problem
+        with pytest.raises(kind, match=problem.partition(":")[0]) as caught:
+            cuda_session(fake, make_artefact())
+        assert hint in caught.value.hint
+        assert not fake.device.alive
+
+    def test_an_error_in_a_run_has_a_hint(self, use_ort, make_artefact):
+        fake = use_ort()
+        with cuda_session(fake, make_artefact()) as backend:
+            fake.run_problem = "CUDA failure 2: out of memory ; GPU=0"
+            with pytest.raises(CudaError, match="a batch of 3 failed: CUDA_ERROR_OUT_OF") as caught:
+                backend.infer(frames_of(3))
+        assert "free GPU memory" in caught.value.hint
+
+    @pytest.mark.parametrize(("precision", "use_tf32"), [("fp32", "0"), ("fp16", "1")])
+    def test_fp32_is_computed_without_tf32_on_the_given_gpu(
+        self, use_ort, make_artefact, precision, use_tf32
+    ):
+        fake = use_ort()
+        fake.device.index = 1
+        with cuda_session(fake, make_artefact(precision=precision)) as backend:
+            options = backend._session.options
+        assert (options["use_tf32"], options["device_id"]) == (use_tf32, "1")
+
+    def test_its_runs_are_replayed_as_graphs(self, use_ort, make_artefact, truth):
+        fake = use_ort()
+        with cuda_session(fake, make_artefact(), num_slots=1) as backend:
+            for seed in range(4):
+                batch = frames_of(2, seed)
+                np.testing.assert_array_equal(backend.infer(batch)[0], truth(batch))
+        assert (fake.device.captures, fake.device.launches) == (1, 3)
 
     def test_it_runs_at_the_artefacts_precision(self, use_ort, make_artefact):
         fake = use_ort()
