@@ -50,9 +50,9 @@ def test_the_readme_commands_work_one_after_the_other(tmp_path, invoke):
     small = {
         "to-onnx": ["--size", "64x128"],
         "roofline": ["--size", "64x128", "--no-measure"],
-        "diff": ["--max-slower", "900%"],  # of two runs of 0.2 s
+        "diff": ["--max-slower", "900%"],  # of two runs of 0.1 s
     }
-    bench = ["--size", "64x128", "--max-seconds", "0.2"]
+    bench = ["--size", "64x128", "--max-seconds", "0.1"]
     for command in commands():
         if any(word.startswith(("drive", "../shared")) for word in command) or "bf16" in command:
             continue  # needs a video, a dataset, or a CPU with bf16

@@ -199,7 +199,7 @@ def test_a_missing_source_is_an_error(tmp_path):
         load_frames(tmp_path / "nothing", SIZE)
 
 
-QUICK = ("--max-seconds", "0.2", "--size", "64x128")
+QUICK = ("--max-seconds", "0.1", "--size", "64x128")
 
 
 def test_the_default_command_prints_a_verdict_and_needs_no_torch(make_artefact, tmp_path):

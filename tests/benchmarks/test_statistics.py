@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.timing.statistics import median_interval, summarize
@@ -10,6 +10,7 @@ from benchmarks.timing.statistics import median_interval, summarize
 TIMES = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=400)
 
 
+@settings(max_examples=30, deadline=None)
 @given(TIMES)
 def test_percentiles_are_measured_values_in_order(times):
     summary = summarize(times)
