@@ -57,10 +57,12 @@ _INSTALL_8_6 = (
     "nvidia-cudnn-cu12==8.9.7.29 'nvidia-cublas-cu12==12.1.*' 'nvidia-cuda-runtime-cu12==12.1.*' "
     "'cuda-bindings==12.9.*'"
 )
+_CUDA_12_BINDINGS = "pip install 'cuda-bindings==12.9.*'"
 _INSTALL_JETSON = "part of JetPack; python3 -m venv --system-site-packages .venv sees it"
 # The last onnxruntime-gpu on PyPI with kernels for Pascal and Volta.
 _LAST_ONNXRUNTIME_GPU = "1.26.0"
 _FRAMES = "read and write frames: cv2"
+_COPY = "copy to the GPU: cuda-bindings or pycuda"
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 
@@ -105,9 +107,14 @@ class Diagnosis:
 
     @property
     def can_run(self) -> bool:
-        """True if a model can run here: OpenCV and at least one backend load."""
+        """True if a model can run here: OpenCV and at least one backend load.
+
+        For engines, that is a TensorRT and a CUDA library, on a machine with a GPU.
+        """
         working = {check.name for check in self.checks if check.is_ok}
-        return _FRAMES in working and any(name.startswith("run on") for name in working)
+        runs_onnx = any(name.startswith("run on") for name in working)
+        runs_engines = _COPY in working and any(name.startswith("build eng") for name in working)
+        return _FRAMES in working and (runs_onnx or runs_engines)
 
 
 def diagnose(gpu: str | None = None) -> Diagnosis:
@@ -136,7 +143,7 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
     }
     return Diagnosis(
         machine=machine,
-        installed={name: _version(name) for name in _DISTRIBUTIONS},
+        installed=_installed(),
         checks=tuple(_checks(has_gpu=has_gpu, sm=sm)),
         warnings=(
             *_listing_warnings(problem, is_found=bool(found)),
@@ -146,6 +153,17 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
         ),
         gpus=tuple(_advice(name, sm) for name, sm in ([asked] if asked else gpus)),
     )
+
+
+def _installed() -> dict[str, str | None]:
+    versions = {name: _version(name) for name in _DISTRIBUTIONS}
+    bindings = {name: version for name in _TENSORRTS if (version := _version(name))}
+    if (
+        bindings and versions["tensorrt"] is None
+    ):  # 8.6 is installed without the distribution tensorrt
+        del versions["tensorrt"]
+        versions |= bindings
+    return versions
 
 
 def _sm_of_gpu(gpu: NvidiaGpu) -> Sm | None:
@@ -193,7 +211,10 @@ def _checks(*, has_gpu: bool, sm: Sm | None) -> Iterator[Check]:
     if has_gpu:
         fix = _tensorrt_install(sm)
         yield _import_check("build engines: tensorrt", *KINDS[TENSORRT][0], fix=fix)
-    yield _import_check("build engines: tensorrt-rtx", *KINDS[TENSORRT_RTX][0], fix=_pip("rtx"))
+        fix = "pip install cuda-bindings" if sm is None or sm >= (7, 5) else _CUDA_12_BINDINGS
+        yield _import_check(_COPY, "cuda.bindings", "pycuda", fix=fix)
+    if sm is None or limits_of(sm).runs_rtx:
+        yield _import_check("build engines: tensorrt-rtx", *KINDS[TENSORRT_RTX][0], fix=_pip("rtx"))
 
 
 def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
@@ -201,7 +222,8 @@ def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
     try:
         library = importlib.import_module(module)
     except Exception as error:  # a library that fails to load may raise anything
-        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        names = (module, module.partition(".")[0])
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name in names
         if is_missing and others:
             return _import_check(name, *others, fix=fix)
         detail = "not installed" if is_missing else f"broken: {error}".partition("\n")[0]
@@ -261,6 +283,12 @@ def _support_warnings(sms: set[Sm]) -> Iterator[str]:
     """Find installed libraries that no longer support a GPU."""
     for sm in sorted(sms):
         limits = limits_of(sm)
+        rtx = next((name for name in _TENSORRT_RTXS if _version(name)), None)
+        if rtx and not limits.runs_rtx:
+            yield (
+                f"{rtx} {_version(rtx)} does not run on SM {sm_text(sm)}, TensorRT does: "
+                f"{_tensorrt_install(sm)}"
+            )
         newest = {name: limits.tensorrt for name in _TENSORRTS}
         newest["onnxruntime-gpu"] = _LAST_ONNXRUNTIME_GPU
         for distribution, bound in newest.items() if limits.is_final else ():

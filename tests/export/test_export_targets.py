@@ -140,6 +140,12 @@ def test_fp16_on_pascal_is_one_warning_and_an_engine(make_record):
     ]
 
 
+@pytest.mark.parametrize("is_compatible", [True, False])
+def test_the_record_says_whether_the_engine_is_version_compatible(make_record, is_compatible):
+    record = make_record(version_compatible=is_compatible)
+    assert record.build["version_compatible"] is is_compatible
+
+
 def test_the_recorded_command_can_be_pasted(make_record):
     command = make_record().rebuild_command
     assert command == "esnet-export build-engine small.onnx --target 'RTX 3060'"
