@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -270,6 +270,8 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         except CudaError as error:
             self._sizes_without_graph.add(count)
             self.notes.append(f"batches of {count} run without a CUDA graph: {error}")
+            with suppress(CudaError):
+                work()  # ONNX Runtime reports the failure once more, in its next run
         else:
             slot.graphs[count] = _freed_by(self._resources, graph)
 
