@@ -172,7 +172,7 @@ def run_build_engine(
         typer.Option(help="Kernel timings; default: per TensorRT and GPU, in the cache."),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Loadable by later TensorRT versions.")
+        bool, typer.Option("--version-compatible", help="Loadable by later versions, same major.")
     ] = False,
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Runs on other GPUs from Ampere on.")

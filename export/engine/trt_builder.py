@@ -32,12 +32,13 @@ class BuildOptions:
     workspace_bytes: int | None = None
     """Scratch memory that kernels may use, in bytes; ``None`` keeps TensorRT's own limit."""
     sms: tuple[tuple[int, int], ...] = ()
-    """Compute capabilities to build for; empty for the GPU of this machine, or RTX's portable set."""
+    """Compute capabilities to build for; empty for the GPU of this machine, or RTX's portable set unless
+    that GPU has 7.5."""
     timing_cache_path: Path | None = None
     """File that keeps kernel timings between builds; ``None`` for one per TensorRT version and GPU name in
     the user's cache folder."""
     version_compatible: bool = False
-    """True if later TensorRT versions must be able to load the engine."""
+    """True if later TensorRT versions with the same major number must be able to load the engine."""
     hardware_compatible: bool = False
     """True if the engine must run on other GPUs from Ampere on."""
     frames: Path | None = None
