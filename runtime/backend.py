@@ -11,6 +11,7 @@ from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import SUFFIXES, read_record
 from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, InvalidInput
+from runtime.tensorrt_api import KINDS, TENSORRT
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,8 @@ class BackendEntry:
 
     implementation: str
     """``module:Class`` in ``runtime.backends``; the constructor is that of ``Backend``."""
-    module: str | None
-    """Library that it imports; ``None`` if it needs none."""
+    modules: tuple[str, ...]
+    """Import names of its library, one of which is enough; none if it needs no library."""
     extra: str | None
     """Extra of this distribution that installs the library."""
     by_name_only: bool = False
@@ -31,14 +32,16 @@ class BackendEntry:
 
 # The automatic choice takes the first that is installed: fastest first, as measured; see benchmarks/results.
 BACKENDS: dict[str, BackendEntry] = {
-    "openvino": BackendEntry("openvino:OpenVinoBackend", "openvino", "cpu"),
-    "onnxruntime": BackendEntry("onnxruntime:OnnxRuntimeBackend", "onnxruntime", "cpu"),
-    "null": BackendEntry("null:NullBackend", None, None, opens="any"),
+    "openvino": BackendEntry("openvino:OpenVinoBackend", ("openvino",), "cpu"),
+    "onnxruntime": BackendEntry("onnxruntime:OnnxRuntimeBackend", ("onnxruntime",), "cpu"),
+    "null": BackendEntry("null:NullBackend", (), None, opens="any"),
     "onnxruntime-cuda": BackendEntry(
-        "onnxruntime_cuda:OnnxRuntimeCudaBackend", "onnxruntime", "gpu", by_name_only=True
+        "onnxruntime_cuda:OnnxRuntimeCudaBackend", ("onnxruntime",), "gpu", by_name_only=True
     ),
-    "tensorrt": BackendEntry("tensorrt:TensorRtBackend", "tensorrt", "gpu", opens="engine"),
-    "tensorrt-rtx": BackendEntry("tensorrt:TensorRtBackend", "tensorrt_rtx", "rtx", opens="engine"),
+    **{
+        kind: BackendEntry("tensorrt:TensorRtBackend", modules, extra, opens="engine")
+        for kind, (modules, extra) in KINDS.items()
+    },
 }
 
 
@@ -47,7 +50,7 @@ def installed_backends() -> tuple[str, ...]:
     return tuple(
         name
         for name, entry in BACKENDS.items()
-        if entry.opens == "onnx" and not entry.by_name_only and entry.module and _has(entry.module)
+        if entry.opens == "onnx" and not entry.by_name_only and any(map(_has, entry.modules))
     )
 
 
@@ -95,17 +98,19 @@ def open_backend(
     _check_kind(path, name, builder)
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads must be at least 1, got {threads}")
-    if entry.module and not _has(entry.module):
+    if entry.modules and not any(map(_has, entry.modules)):
         raise BackendUnavailable(
-            f"backend {name!r} needs {entry.module}, which is not installed",
-            hint=f"pip install 'esnet-deploy[{entry.extra}]'",
+            f"backend {name!r} needs {entry.modules[0]}, which is not installed",
+            hint=_tensorrt_install(path)
+            if name == TENSORRT
+            else f"pip install 'esnet-deploy[{entry.extra}]'",
         )
     module, _, attribute = entry.implementation.partition(":")
     try:
         opener = getattr(importlib.import_module(f"runtime.backends.{module}"), attribute)
     except ImportError as error:
         raise BackendUnavailable(
-            f"{entry.module} is installed but does not load: {error}",
+            f"{' or '.join(entry.modules)} is installed but does not load: {error}",
             hint="esnet-doctor shows what is broken; --backend chooses another",
         ) from error
     options = {"timing": timing} if entry.extra in ("gpu", "rtx") else {}
@@ -139,6 +144,15 @@ def _check_kind(path: Path, name: str, builder: str | None) -> None:
         f"backend {name!r} does not run {path}, an engine of {builder}",
         hint="omit --backend; other backends take the ONNX file it was built from",
     )
+
+
+def _tensorrt_install(path: Path) -> str:
+    """Get the command that installs a TensorRT for the oldest GPU that an engine is built for."""
+    from runtime.machine.doctor import tensorrt_install  # not needed to open a model
+    from runtime.machine.gpus import sm_of
+
+    sms = sorted(sm_of(str(text)) for text in read_record(path).target.get("sms", ()))
+    return tensorrt_install(sms[0] if sms else None)
 
 
 def _has(module: str) -> bool:

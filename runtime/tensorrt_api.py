@@ -137,7 +137,8 @@ def load_tensorrt(kind: str = "auto") -> TensorRt:
             f"{wanted} can be used: {failures[0]}", hint="esnet-doctor shows more"
         )
     installs = [f"pip install 'esnet-deploy[{KINDS[candidate][1]}]'" for candidate in kinds]
-    raise BackendUnavailable(f"{wanted} is installed", hint="; or ".join(installs))
+    pascal = "; GTX 10xx and older: esnet-doctor prints the command" if TENSORRT in kinds else ""
+    raise BackendUnavailable(f"{wanted} is installed", hint="; or ".join(installs) + pascal)
 
 
 @functools.cache

@@ -186,11 +186,11 @@ def _advice(name: str, sm: Sm | None) -> GpuAdvice:
     parts = [bounds, *(advice_for(sm, precision) for precision in ("fp16", "int8")), limits.note]
     return GpuAdvice(
         support=f"{name} (SM {sm_text(sm)}): {'; '.join(filter(None, parts))}",
-        installs=(_tensorrt_install(sm), *([_pip("rtx")] if limits.runs_rtx else [])),
+        installs=(tensorrt_install(sm), *([_pip("rtx")] if limits.runs_rtx else [])),
     )
 
 
-def _tensorrt_install(sm: Sm | None) -> str:
+def tensorrt_install(sm: Sm | None) -> str:
     """Get the command that installs the newest TensorRT for a GPU."""
     if sm == (8, 7):  # Jetson Orin
         return _INSTALL_JETSON
@@ -209,7 +209,7 @@ def _checks(*, has_gpu: bool, sm: Sm | None) -> Iterator[Check]:
     for name in ("torch", "onnx", "safetensors"):
         yield _import_check(f"export: {name}", name, fix=_pip("export"))
     if has_gpu:
-        fix = _tensorrt_install(sm)
+        fix = tensorrt_install(sm)
         yield _import_check("build engines: tensorrt", *KINDS[TENSORRT][0], fix=fix)
         fix = "pip install cuda-bindings" if sm is None or sm >= (7, 5) else _CUDA_12_BINDINGS
         yield _import_check(_COPY, "cuda.bindings", "pycuda", fix=fix)
@@ -287,7 +287,7 @@ def _support_warnings(sms: set[Sm]) -> Iterator[str]:
         if rtx and not limits.runs_rtx:
             yield (
                 f"{rtx} {_version(rtx)} does not run on SM {sm_text(sm)}, TensorRT does: "
-                f"{_tensorrt_install(sm)}"
+                f"{tensorrt_install(sm)}"
             )
         newest = {name: limits.tensorrt for name in _TENSORRTS}
         newest["onnxruntime-gpu"] = _LAST_ONNXRUNTIME_GPU
@@ -296,7 +296,7 @@ def _support_warnings(sms: set[Sm]) -> Iterator[str]:
             if version is None or version_numbers(version)[:2] <= version_numbers(bound)[:2]:
                 continue
             is_tensorrt = distribution in _TENSORRTS
-            fix = _tensorrt_install(sm) if is_tensorrt else f"pip install {distribution}=={bound}"
+            fix = tensorrt_install(sm) if is_tensorrt else f"pip install {distribution}=={bound}"
             yield (
                 f"{distribution} {version} does not run on SM {sm_text(sm)}, the last version that does is "
                 f"{bound}: {_uninstall(distribution)} && {fix}"

@@ -5,6 +5,8 @@ import types
 
 import pytest
 
+from runtime.artefact.card import ModelCard
+from runtime.artefact.engine_file import EngineRecord, write_engine
 from runtime.backend import installed_backends, open_backend
 from runtime.errors import BackendUnavailable, EsnetError, InvalidInput, ModelFileError
 
@@ -39,6 +41,36 @@ def test_a_missing_library_is_named_with_its_pip_line(make_artefact, hide_librar
         open_backend(make_artefact(), name)
     assert refusal.value.hint == "pip install 'esnet-deploy[cpu]'"
     assert refusal.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("sm", "install"),
+    [
+        pytest.param("6.1", "tensorrt_bindings==8.6.1", id="pascal"),
+        pytest.param("7.0", "tensorrt-cu12==10.4", id="volta"),
+        pytest.param("8.6", "pip install 'esnet-deploy[gpu]'", id="ampere"),
+    ],
+)
+def test_a_missing_tensorrt_is_installed_for_the_engines_gpu(
+    make_artefact, hide_library, tmp_path, sm, install
+):
+    hide_library("tensorrt", "tensorrt_bindings")
+    path, card = tmp_path / "a.engine", ModelCard.from_file(make_artefact())
+    record = EngineRecord(
+        card=card,
+        plan_sha256="",
+        onnx={},
+        tensorrt={"kind": "tensorrt", "version": "8.6.1"},
+        target={"sms": [sm]},
+        precision={},
+        profile=card.batch,
+        kernels={},
+        build={},
+    )
+    write_engine(path, b"plan", record)
+    with pytest.raises(BackendUnavailable, match="needs tensorrt, which is not") as refusal:
+        open_backend(path)
+    assert install in refusal.value.hint
 
 
 def test_a_library_that_does_not_load_is_unavailable(make_artefact, monkeypatch, tmp_path):

@@ -153,7 +153,6 @@ def test_gtx10xx_is_complete_for_the_doctor(gtx10xx):
     assert diagnosis.can_run
 
 
-@pytest.mark.xfail(strict=True, reason="open_backend takes no tensorrt_bindings yet")
 def test_gtx10xx_builds_and_opens_an_engine(gtx10xx, build):
     path = build()
     assert load_tensorrt("tensorrt").version == "8.6.1"
