@@ -40,7 +40,6 @@ from runtime.backends.openvino import shared_core
 from runtime.tensorrt_api import load_tensorrt
 
 SIZE = (64, 128)
-OTHER_WEIGHTS = {"sha256": "1" * 64}
 
 
 def frames_of(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -279,9 +278,18 @@ class TestRanges:
         assert struct.unpack(">f", bytes.fromhex(bits))[0] == pytest.approx(2.64 / 127, rel=1e-6)
         assert third == f"b: {struct.pack('>f', 0.1).hex()}"
 
-    def test_a_table_of_other_weights_is_refused(self, ranges):
-        card = card_from_plan(ExportPlan(), label_set_for(11), name="a", source=OTHER_WEIGHTS)
-        with pytest.raises(CalibrationError, match="the range table is for weights 000000000000"):
+    @pytest.mark.parametrize(
+        ("sha256", "normalisation", "message"),
+        [
+            pytest.param("1" * 64, {}, "is for weights 000000000000", id="weights"),
+            pytest.param("0" * 64, {"mean": (0.5, 0.5, 0.5)}, r"is for mean \(0\.0", id="mean"),
+            pytest.param("0" * 64, {"std": (0.5, 0.5, 0.5)}, r"is for std \(1\.0", id="std"),
+        ],
+    )
+    def test_a_table_of_another_network_is_refused(self, ranges, sha256, normalisation, message):
+        plan, source = ExportPlan(**normalisation), {"sha256": sha256}
+        card = card_from_plan(plan, label_set_for(11), name="a", source=source)
+        with pytest.raises(CalibrationError, match=f"the range table {message}"):
             table_of(ranges).require(card)
 
 
@@ -437,6 +445,12 @@ class TestQuantize:
     def test_bad_requests_are_refused(self, artefact, folder, settings_of, error, message):
         with pytest.raises(error, match=message):
             run_quantize(artefact, **{"calibration": folder, **settings_of})
+
+    def test_a_table_of_other_weights_is_refused(self, artefact, ranges, tmp_path):
+        table_of(ranges).save(tmp_path / "other.json")
+        with pytest.raises(CalibrationError, match="the range table is for weights 000000000000"):
+            run_quantize(artefact, table_path=tmp_path / "other.json")
+        assert not list(artefact.parent.glob("*int8*"))
 
     def test_black_frames_are_no_frames(self, artefact, tmp_path):
         black = tmp_path / "black"
