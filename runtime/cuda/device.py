@@ -89,7 +89,7 @@ class CudaDevice(_Library):
     def pinned_buffer(self, num_bytes: int) -> PinnedMemory:
         """Allocate page-locked host memory.
 
-        The array owns the memory: after ``free`` or ``close`` it is pageable, and still readable.
+        Views of it own the memory: after ``free`` or ``close`` they are pageable, and still readable.
 
         Raises:
             CudaError: Out of host memory, with the requested size.

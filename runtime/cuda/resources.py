@@ -80,7 +80,12 @@ class PinnedMemory(Resource):
     def __init__(self, owner: Owner, created: Created, array: np.ndarray) -> None:
         super().__init__(owner, created)
         self.array = array
-        """The whole memory, uint8 (num_bytes,); it stays readable after ``free``."""
+        """The whole memory, uint8 (num_bytes,). Views of it stay readable after ``free``."""
+
+    def release(self) -> None:
+        """Unlock the memory; the last view of it frees it."""
+        super().release()
+        self.array = np.empty(0, np.uint8)
 
 
 class DeviceMemory(Resource):

@@ -223,7 +223,7 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             CudaError: A CUDA call failed.
         """
         with self._lock:
-            streams, self._streams, self._slots = self._streams, [], []
+            streams, self._streams, self._slots, self._last = self._streams, [], [], None
             self._failure = "it is closed"
             if not streams or not self._device.is_open:
                 return

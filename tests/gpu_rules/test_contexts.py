@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import weakref
 
 import pytest
 
@@ -170,6 +171,17 @@ def test_views_outlive_the_ring(library):
     with opened(library) as (_, ring):
         views = ring.collect(ring.submit(batch(2)))
     assert is_right(views, batch(2))
+
+
+@on_stub
+def test_a_closed_ring_keeps_no_host_memory(library):
+    device = open_device(library)
+    with SlotRing(device, LAYOUT, enqueue) as ring:
+        assert is_right(ring.collect(ring.submit(batch(2))), batch(2))
+        memory = [weakref.ref(slot.pinned_input.array) for slot in ring._slots]
+
+    assert [alive for alive in memory if alive() is not None] == []
+    device.close()
 
 
 @on_stub(log="INVALID_CONTEXT")
