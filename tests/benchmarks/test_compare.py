@@ -33,6 +33,7 @@ from benchmarks.frames import FrameSet, load_frames
 from benchmarks.report.tables import publish
 from benchmarks.roofline import peak
 from esnet.checkpoint import load_checkpoint
+from runtime.artefact.card import ModelCard
 
 SIZE = (64, 128)
 
@@ -62,6 +63,9 @@ def test_every_pipeline_of_this_machine_labels_as_torch_does(camvid, frames, sha
     is_coarse = "int8" in name or "bf16" in name
     assert (pipeline(frame) == torch_pipeline(camvid)(frame)).mean() > (0.9 if is_coarse else 0.98)
     assert (path is None) == name.startswith("torch ")
+    if name.startswith("esnet-deploy"):
+        is_int8 = ModelCard.from_file(path).precision == "int8"
+        assert is_int8 == name.endswith("int8")
 
 
 def test_the_pipelines_are_torch_plain_exports_and_ours():

@@ -125,19 +125,20 @@ def test_a_finished_run_is_finished(finished, small_camvid):
 def test_stopped_and_continued_is_as_if_never_stopped(
     finished, small_camvid, tmp_path, monkeypatch
 ):
-    run_dir = tmp_path / "run"
+    run_dir, begun = tmp_path / "run", []
     start_epoch = RunLog.on_train_epoch_start
 
-    def stop(self, trainer, module):
+    def stop_once(self, trainer, module):
         start_epoch(self, trainer, module)
-        if trainer.current_epoch == 1:
+        begun.append(trainer.current_epoch)
+        if begun == [0, 1]:
             raise RuntimeError("the power went")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunLog, "on_train_epoch_start", stop)
-        with pytest.raises(RuntimeError, match="the power went"):
-            train(settings(small_camvid, run_dir, epochs=3))
+    monkeypatch.setattr(RunLog, "on_train_epoch_start", stop_once)
+    with pytest.raises(RuntimeError, match="the power went"):
+        train(settings(small_camvid, run_dir, epochs=3))
     train(settings(small_camvid, run_dir, epochs=3))
+    assert begun == [0, 1, 1, 2]
     losses = [[row["train_loss"] for row in rows(path)] for path in (run_dir, finished)]
     assert losses[0] == losses[1]
     ours, theirs = (

@@ -31,7 +31,12 @@ from export.graph.qdq import (
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
 from export.quantization.calibration import METHODS, RangeTable, measure_ranges, write_trt_cache
-from export.quantization.quantize import QuantizeOptions, QuantizeReport, quantize
+from export.quantization.quantize import (
+    QuantizeOptions,
+    QuantizeReport,
+    _worst_drop,
+    quantize,
+)
 from export.report import text_from_quantization
 from runtime.artefact.advice import quantization_advice
 from runtime.artefact.card import BatchRange, ModelCard
@@ -420,6 +425,16 @@ class TestQuantize:
         kept = report.card.quantization["kept"]
         assert {block for block in worst for name in kept if name.startswith(block)} == set(worst)
         assert all(any(name.startswith(block) for block in worst) for name in kept)
+
+    def test_the_budget_is_for_the_worst_of_the_backends_that_match(self, report):
+        first = report.checks[0]
+        checks = [
+            first._replace(matches_reference=matches, miou=miou)
+            for matches, miou in ((True, 0.69), (True, 0.66), (False, 0.10), (True, None))
+        ]
+        assert _worst_drop(checks, 0.70) == pytest.approx(4.0)
+        assert _worst_drop(checks, None) is None
+        assert _worst_drop(checks[2:], 0.70) is None
 
     def test_a_block_may_stay_float(self, artefact, table_path):
         report = run_quantize(artefact, table_path=table_path, keep=["encoder.layers.0"])

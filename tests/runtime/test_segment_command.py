@@ -107,7 +107,15 @@ def test_unreadable_images_are_named_counted_and_end_with_1(make_artefact, draw_
     assert "skipped: in/b.png cannot be read as an image" in done.stdout
     assert "1 frame could not be read" in done.stdout
     assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
-    assert done.stderr == ""  # OpenCV, too, is silent
+    assert done.stderr == ""
+
+
+def test_ffmpeg_prints_nothing_of_its_own_about_a_broken_video(make_artefact, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    words = ["bad.mp4", "-m", make_artefact(), "-o", "out.mp4", "--backend", "null"]
+    done = run_command("esnet-segment", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: bad.mp4 cannot be decoded")
 
 
 def test_without_one_readable_image_there_is_an_error(segment, tmp_path):
