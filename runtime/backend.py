@@ -151,7 +151,8 @@ def _tensorrt_install(path: Path) -> str:
     from runtime.machine.doctor import tensorrt_install  # not needed to open a model
     from runtime.machine.gpus import sm_of
 
-    sms = sorted(sm_of(str(text)) for text in read_record(path).target.get("sms", ()))
+    texts = read_record(path).target.get("sms", ())
+    sms = sorted(sm_of(str(text).removesuffix("+")) for text in texts)
     return tensorrt_install(sms[0] if sms else None)
 
 

@@ -228,7 +228,8 @@ def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
             return _import_check(name, *others, fix=fix)
         detail = "not installed" if is_missing else f"broken: {error}".partition("\n")[0]
         return Check(name=name, is_ok=False, detail=detail, fix=fix)
-    version = getattr(library, "__version__", None)
+    # PyCUDA has no __version__.
+    version = getattr(library, "__version__", None) or getattr(library, "VERSION_TEXT", None)
     if version is None:  # Python imports an empty folder without an error
         fix = f"{_uninstall(*_CONFLICTS.get(module, (module,)))} && {fix}"
         return Check(name=name, is_ok=False, detail="broken: an empty folder is left", fix=fix)

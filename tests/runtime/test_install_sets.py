@@ -256,6 +256,17 @@ def test_rtx_on_a_gpu_that_it_does_not_support_is_warned_of(install, gpu, capabi
     assert install_line in warning
 
 
+def test_an_engine_for_ampere_and_newer_names_the_missing_tensorrt(install, engine_of):
+    install("NVIDIA GeForce RTX 3060", "8.6", driver="580.95.05", distributions={}, modules={})
+    path = engine_of("tensorrt")
+    record = read_record(path)
+    target = {**record.target, "sms": ["8.0+"]}
+    write_engine(path, path.read_bytes(), replace(record, target=target))
+    with pytest.raises(BackendUnavailable, match="tensorrt, which is not installed") as caught:
+        open_backend(path)
+    assert caught.value.hint == "pip install 'esnet-deploy[gpu]'"
+
+
 def test_pycuda_needs_a_tensorrt_beside_it(install, engine_of, monkeypatch):
     assert extra("pycuda") == {"pycuda", "nvidia-ml-py"}
     driver = types.ModuleType("pycuda.driver")
@@ -269,7 +280,7 @@ def test_pycuda_needs_a_tensorrt_beside_it(install, engine_of, monkeypatch):
         distributions={"pycuda": "2026.1"},
         modules={"pycuda": types.ModuleType("pycuda"), "pycuda.driver": driver},
     )
-    sys.modules["pycuda"].__version__ = "2026.1"
+    sys.modules["pycuda"].VERSION_TEXT = "2026.1"  # PyCUDA has no __version__
     sys.modules["pycuda"].driver = driver
     diagnosis = diagnose()
     assert row(diagnosis, "cuda-bindings or pycuda") == (True, "2026.1", "")
