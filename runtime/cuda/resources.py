@@ -16,8 +16,8 @@ Created = tuple[Any, Callable[[Any], object]]
 
 # Errors after which the process can no longer use the GPU. Source: cuda.h, CUresult.
 _STICKY = re.compile(
-    "ILLEGAL_ADDRESS|LAUNCH_FAILED|LAUNCH_TIMEOUT|HARDWARE_STACK_ERROR|ECC_UNCORRECTABLE|ASSERT|"
-    "DEVICE_UNAVAILABLE|NOT_PERMITTED"
+    "ILLEGAL_ADDRESS|ILLEGAL_INSTRUCTION|MISALIGNED_ADDRESS|INVALID_ADDRESS_SPACE|INVALID_PC|"
+    "LAUNCH_FAILED|LAUNCH_TIMEOUT|HARDWARE_STACK_ERROR|ECC_UNCORRECTABLE|ASSERT|CONTAINED"
 )
 
 # Text in the messages of libraries -> the driver's status.
@@ -28,6 +28,10 @@ _STATUS_NAMES = {
     "allocate memory": "CUDA_ERROR_OUT_OF_MEMORY",
     "timed out": "CUDA_ERROR_LAUNCH_TIMEOUT",
     "ECC error": "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "misaligned address": "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "illegal instruction": "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "assert triggered": "CUDA_ERROR_ASSERT",
+    "busy or unavailable": "CUDA_ERROR_DEVICE_UNAVAILABLE",
 }
 
 
@@ -109,6 +113,8 @@ def cuda_error(call: str, name: str, text: str) -> CudaError:
         hint = (
             "free GPU memory (nvidia-smi lists the processes that use it), or use a smaller batch"
         )
+    elif name.endswith("DEVICE_UNAVAILABLE"):  # the compute mode is exclusive or prohibited
+        hint = "another process may hold the GPU: nvidia-smi lists processes and the compute mode"
     elif _STICKY.search(name):
         hint = (
             "this process can no longer use the GPU: restart it; dmesg shows the driver's messages"

@@ -13,7 +13,7 @@ import pytest
 
 import runtime.cuda
 from runtime.cuda.device import open_device
-from runtime.cuda.resources import cuda_error
+from runtime.cuda.resources import cuda_error, error_from_text
 from runtime.errors import BackendUnavailable, CudaError, InvalidInput
 
 FOLDER = Path(runtime.cuda.__file__).parent
@@ -65,6 +65,11 @@ def test_without_any_library_each_is_named(no_cuda_libraries):
     [
         ("CUDA_ERROR_OUT_OF_MEMORY", "smaller batch"),
         ("CUDA_ERROR_ILLEGAL_ADDRESS", "restart it"),
+        ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "restart it"),
+        ("CUDA_ERROR_MISALIGNED_ADDRESS", "restart it"),
+        ("CUDA_ERROR_INVALID_PC", "restart it"),
+        ("CUDA_ERROR_DEVICE_UNAVAILABLE", "another process"),
+        ("CUDA_ERROR_NOT_PERMITTED", "esnet-doctor"),
         ("CUDA_ERROR_INVALID_VALUE", "esnet-doctor"),
     ],
 )
@@ -73,6 +78,21 @@ def test_an_error_says_what_to_do(name, hint):
     assert isinstance(error, CudaError)
     assert str(error) == f"cuMemAlloc failed: {name}, words"
     assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("CUDA-capable device(s) is/are busy or unavailable", "CUDA_ERROR_DEVICE_UNAVAILABLE"),
+        ("misaligned address", "CUDA_ERROR_MISALIGNED_ADDRESS"),
+        ("an illegal instruction was encountered", "CUDA_ERROR_ILLEGAL_INSTRUCTION"),
+        ("device-side assert triggered", "CUDA_ERROR_ASSERT"),
+    ],
+)
+def test_an_error_is_known_by_its_text(text, name):
+    assert str(error_from_text("cuCtxSynchronize", text)).startswith(
+        f"cuCtxSynchronize failed: {name}"
+    )
 
 
 class FakeDriver(types.ModuleType):
