@@ -209,6 +209,7 @@ class _Builder:
             "sm": state.sm,
             "name": network.name,
             "types": self._types(network, config),
+            "version_compatible": config.get_flag(self._module.BuilderFlag.VERSION_COMPATIBLE),
             "shares_profile": not self._module.__version__.startswith("8.")
             or "PROFILE_SHARING_0806" in config._previews
             or not dynamic,

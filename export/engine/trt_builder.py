@@ -120,7 +120,7 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
         plan = bytes(memory)
         kernels = kernels_from_log(text for _, text in messages)
         if not kernels:
-            kernels = _inspected(trt, plan, input_name, shape)
+            kernels = _inspected(trt, plan, options, input_name, shape)
     return BuiltPlan(plan=plan, kernels=kernels, timings=b"" if timings is None else bytes(timings))
 
 
@@ -214,13 +214,16 @@ def _add_profile(
 
 
 def _inspected(
-    trt: TensorRt, plan: bytes, input_name: str, shape: tuple[int, ...]
+    trt: TensorRt, plan: bytes, options: BuildOptions, input_name: str, shape: tuple[int, ...]
 ) -> tuple[Kernel, ...]:
     """List the kernels with the engine inspector, which loads the engine on this machine's GPU."""
-    engine = trt.create("Runtime").deserialize_cuda_engine(plan)
-    if engine is None:
+    runtime = trt.create("Runtime")
+    if options.version_compatible:
+        runtime.engine_host_code_allowed = True  # such an engine contains a TensorRT runtime
+    engine = runtime.deserialize_cuda_engine(plan)
+    inspector = None if engine is None else engine.create_engine_inspector()
+    if inspector is None:
         return ()
-    inspector = engine.create_engine_inspector()
     if trt.has("ExecutionContextAllocationStrategy.USER_MANAGED"):
         strategy = trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = engine.create_execution_context(strategy)

@@ -202,6 +202,13 @@ class TestEveryGeneration:
             build(artefact, tensorrt="tensorrt")
         assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
 
+    def test_the_types_of_a_version_compatible_engine_are_checked(
+        self, use_fake, artefact, generation
+    ):
+        use_fake(generation).fall_back_to_float = True
+        with pytest.raises(PrecisionError, match="66 in Float"):
+            build(artefact, tensorrt="tensorrt", version_compatible=True)
+
     def test_fp32_means_fp32(self, use_fake, artefact, generation):
         state = use_fake(generation)
         build(artefact, "fp32", tensorrt="tensorrt")
