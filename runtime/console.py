@@ -27,6 +27,8 @@ _EXTRAS = {
     "safetensors": "export",
     "torch": "export",
 }
+# Typer bundles Click in some versions and exports this class's parent in none.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # OpenCV and its FFmpeg read these when they load. We report unreadable files ourselves.
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
@@ -45,13 +47,16 @@ def new_app(help_text: str, **settings: Any) -> typer.Typer:
 
 
 def run_app(app: Callable[[], Any]) -> NoReturn:
-    """Run a Typer app and exit. ``EsnetError`` and ``OSError`` become one line, a hint and an exit code."""
+    """Run a Typer app and exit. Usage errors, ``EsnetError`` and ``OSError`` become a line and a hint."""
     is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     if not is_debug:
         os.environ.update(_QUIET_OPENCV)
+    exit_code: object = 0
     try:
-        app()
+        exit_code = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+    except _UsageError as error:
+        _fail_usage(error)
     except (EsnetError, OSError) as error:
         if is_debug:
             raise
@@ -69,7 +74,16 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
             f"pip install 'esnet-deploy[{_EXTRAS[library]}]'",
             _NOT_INSTALLED,
         )
-    sys.exit(0)
+    sys.exit(exit_code if isinstance(exit_code, int) else 0)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """Report a usage error of Typer; its message is empty if it has printed the help instead."""
+    message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+    if not message:
+        sys.exit(_BAD_INPUT)
+    command = error.ctx.command_path if error.ctx else os.path.basename(sys.argv[0])
+    _fail(message[0].lower() + message[1:], f"{command} --help", _BAD_INPUT)
 
 
 def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+import typer
 
 from runtime.console import parse_batch, parse_size, run_app
 from runtime.errors import BackendUnavailable, InvalidInput
@@ -102,6 +103,43 @@ def test_an_error_of_the_system_names_the_file(run):
     error, hint = text.splitlines()
     assert (code, error) == (2, "error: Permission denied: /x/a.png")
     assert hint.startswith("hint: check that the path exists")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "missing argument 'name'", id="missing"),
+        pytest.param(["a", "--foo"], "no such option: --foo", id="unknown"),
+        pytest.param(["a", "--kind"], "option '--kind' requires an argument", id="no-value"),
+    ],
+)
+def test_a_usage_error_is_a_line_and_a_hint(monkeypatch, capsys, arguments, message):
+    app = typer.Typer()
+
+    @app.command()
+    def run(name: str, kind: str = "x") -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+    with pytest.raises(SystemExit) as end:
+        run_app(app)
+    error, hint = capsys.readouterr().err.splitlines()
+    assert (end.value.code, error.lower()) == (2, f"error: {message}")
+    assert hint.startswith("hint: ")
+    assert hint.endswith("tool --help")
+
+
+def test_the_exit_code_of_a_command_is_that_of_the_process(monkeypatch):
+    app = typer.Typer()
+
+    @app.command()
+    def run() -> None:
+        raise typer.Exit(1)
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as end:
+        run_app(app)
+    assert end.value.code == 1
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -239,7 +239,10 @@ def test_bad_input_is_one_line_and_2(
 def test_a_wrong_option_is_a_usage_error(segment, draw_image, options):
     done = segment(draw_image("in.png"), "out.png", *options)
     assert done.returncode == 2
-    assert "Usage: esnet-segment" in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert options[0] in error
+    assert hint == "hint: esnet-segment --help"
 
 
 def test_debug_shows_the_traceback(segment):
