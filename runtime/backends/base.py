@@ -111,13 +111,7 @@ class Backend(AbstractContextManager["Backend"]):
         if not self._is_open:
             raise InvalidInput(f"the {self.name} backend is closed", hint="open the artefact again")
         self.input.check(batch)
-        (low, _, high), size = self.card.batch, batch.shape[0]
-        if not low <= size <= high:
-            allowed = str(low) if low == high else f"{low} to {high}"
-            hint = f"export with --batch {min(low, size)}:{size}:{max(high, size)}"
-            raise InvalidInput(
-                f"batch of {size} frames, the artefact takes {allowed}", hint=hint if size else None
-            )
+        self._check_size(batch.shape[0])
         return self._infer(np.ascontiguousarray(batch))
 
     def close(self) -> None:
@@ -135,6 +129,17 @@ class Backend(AbstractContextManager["Backend"]):
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]: ...
     @abstractmethod
     def _release(self) -> None: ...
+
+    def _check_size(self, size: int) -> None:
+        """Refuse a number of frames outside the card's batch range."""
+        low, _, high = self.card.batch
+        if not low <= size <= high:
+            allowed = str(low) if low == high else f"{low} to {high}"
+            hint = f"export with --batch {min(low, size)}:{size}:{max(high, size)}"
+            raise InvalidInput(
+                f"batch of {size} frames, the artefact takes {allowed}",
+                hint=hint if size > 0 else None,
+            )
 
     def _require_precision(self, asked: str | None, offered: Sequence[str], *, on: str) -> None:
         """Refuse a requested precision that is not offered; ``on`` names the device in the message."""

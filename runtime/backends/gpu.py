@@ -91,7 +91,16 @@ class GpuBackend(Backend):
         return (*self._notes, *self.ring.notes)
 
     def submit(self, batch: np.ndarray | None = None, *, num_frames: int | None = None) -> int:
-        """Start a batch and return its ticket at once; see ``SlotRing.submit``."""
+        """Start a batch and return its ticket at once; see ``SlotRing.submit``.
+
+        Raises:
+            InvalidInput: Also if the number of frames is outside the card's batch range.
+        """
+        if batch is not None:
+            self.input.check(batch)
+            num_frames = batch.shape[0]
+        if num_frames is not None:
+            self._check_size(num_frames)
         return self.ring.submit(batch, num_frames=num_frames)
 
     def collect(self, ticket: int | None = None) -> tuple[np.ndarray, ...]:

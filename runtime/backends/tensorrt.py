@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,16 @@ class TensorRtBackend(GpuBackend):
         check_gpu(path, self._record, gpu=self._cuda.name, sm=self._cuda.sm)
         engine = _deserialize(self._trt, path, self._record)
         self._check_graph(path, _shapes(self._trt, engine))
-        config = _runtime_config(self._trt, engine, path, self._resources)
-        self._contexts = _Contexts(self._trt, engine, config, self._cuda, self._stream)
+        config, cache = _runtime_config(self._trt, engine), None
+        cache_path = cache_dir() / (
+            f"{self.name}-{self._trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
+        )
+        if config is not None:
+            cache = _load_runtime_cache(config, cache_path)
+        self._contexts = _Contexts(self._trt, engine, config, cache, self._cuda, self._stream)
         self._resources.callback(self._contexts.close)
+        if cache is not None:  # saved first, while the engine exists
+            self._resources.callback(_save_runtime_cache, cache, cache_path)
         self._use_graphs = config is None and not self._contexts.is_single
         if self._contexts.is_single:
             self._notes.append(
@@ -77,9 +83,15 @@ class _Contexts:
     """
 
     def __init__(
-        self, trt: TensorRt, engine: Any, config: Any, device: CudaDevice, stream: Stream
+        self,
+        trt: TensorRt,
+        engine: Any,
+        config: Any,
+        cache: Any,
+        device: CudaDevice,
+        stream: Stream,
     ) -> None:
-        self._trt, self._engine, self._config = trt, engine, config
+        self._trt, self._engine, self._config, self._cache = trt, engine, config, cache
         self._device, self._stream = device, stream
         has_v2 = trt.has("ICudaEngine.device_memory_size_v2")
         self._size = int(engine.device_memory_size_v2 if has_v2 else engine.device_memory_size)
@@ -120,7 +132,7 @@ class _Contexts:
         with self._device.current():
             self._contexts.clear()
             self._unused.clear()
-            self._engine = None
+            self._config = self._cache = self._engine = None
             self._activations.release()
 
     def _create(self) -> Any:
@@ -158,7 +170,7 @@ def _deserialize(trt: TensorRt, path: Path, record: EngineRecord) -> Any:
     return engine
 
 
-def _runtime_config(trt: TensorRt, engine: Any, path: Path, resources: ExitStack) -> Any:
+def _runtime_config(trt: TensorRt, engine: Any) -> Any:
     """Make the configuration of TensorRT-RTX's contexts, which replay graphs; ``None`` for TensorRT."""
     if not (trt.has("IRuntimeCache") and trt.has("CudaGraphStrategy")):
         return None
@@ -167,14 +179,16 @@ def _runtime_config(trt: TensorRt, engine: Any, path: Path, resources: ExitStack
     config.set_execution_context_allocation_strategy(
         trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
     )
-    # Kernels that TensorRT-RTX compiled on this machine, so that they are compiled once.
-    cache_name = f"{trt.kind}-{trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
-    cache, cache_path = config.create_runtime_cache(), cache_dir() / cache_name
-    if content := read_cache(cache_path):
+    return config
+
+
+def _load_runtime_cache(config: Any, path: Path) -> Any:
+    """Give a configuration the kernels that TensorRT-RTX compiled on this machine."""
+    cache = config.create_runtime_cache()
+    if content := read_cache(path):
         cache.deserialize(content)
     config.set_runtime_cache(cache)
-    resources.callback(_save_runtime_cache, cache, cache_path)
-    return config
+    return cache
 
 
 def _save_runtime_cache(cache: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks.report.console import notes
 from benchmarks.timing.latency import TimingConfig
 from benchmarks.timing.suite import bench_models
 from export.engine.build import BuildOptions, build_engine
-from runtime.artefact.card import ModelCard
+from runtime.artefact.card import BatchRange, ModelCard
 from runtime.artefact.engine_file import EngineRecord, read_record, write_engine
 from runtime.backend import open_backend
 from runtime.backends import onnxruntime, onnxruntime_cuda
@@ -233,6 +234,24 @@ class TestTensorRt:
         ):
             backend.infer(frames_of(count))
 
+    def test_a_batch_below_the_profile_is_refused_and_the_ring_stays_usable(self, engine, truth):
+        path, device, _ = engine
+        card = replace(read_record(path).card, batch=BatchRange(2, 2, 8))
+        with TensorRtBackend(path, card, device=device) as backend:
+            for refused in ({"batch": frames_of(1)}, {"num_frames": 1}):
+                with pytest.raises(InvalidInput, match=r"batch of 1 frames, .* takes 2 to 8"):
+                    backend.submit(**refused)
+            np.testing.assert_array_equal(backend.infer(frames_of(2))[0], truth(frames_of(2)))
+
+    def test_a_fixed_batch_refuses_fewer_frames(self, engine, make_artefact):
+        path, device, _ = engine
+        card = replace(read_record(path).card, batch=BatchRange(2, 2, 2))
+        with (
+            TensorRtBackend(path, card, device=device) as backend,
+            pytest.raises(InvalidInput, match="batch of 1 frames, the artefact takes 2"),
+        ):
+            backend.submit(num_frames=1)
+
     def test_a_frame_of_the_wrong_size_is_refused(self, engine):
         with opened(engine) as backend, pytest.raises(InvalidInput, match="must be uint8"):
             backend.infer(np.zeros((1, 32, 32, 3), np.uint8))
@@ -356,6 +375,38 @@ class TestTensorRtRtx:
         state = rtx_engine[2].state
         assert (state.contexts, state.recaptures, state.own_activations) == (6, 6, 0)
         assert rtx_engine[1].captures == 0
+
+    def test_its_cache_is_read_while_the_engine_lives_and_the_engine_is_freed(
+        self, rtx_engine, monkeypatch
+    ):
+        module, alive = rtx_engine[2], []
+        deserialize, create = (
+            module.Runtime.deserialize_cuda_engine,
+            module.ICudaEngine.create_runtime_config,
+        )
+        engines, configs = [], []
+
+        def load(runtime, plan):
+            engine = deserialize(runtime, plan)
+            engines.append(weakref.ref(engine))
+            return engine
+
+        def configure(engine):
+            config = create(engine)
+            configs.append(weakref.ref(config))
+            return config
+
+        def serialize(cache):
+            alive.append(engines[0]() is not None)
+            return b"kernels"
+
+        monkeypatch.setattr(module.Runtime, "deserialize_cuda_engine", load)
+        monkeypatch.setattr(module.ICudaEngine, "create_runtime_config", configure)
+        monkeypatch.setattr(module.IRuntimeCache, "serialize", serialize)
+        backend = opened(rtx_engine)
+        backend.close()
+        assert alive == [True]
+        assert (engines[0](), configs[0]()) == (None, None)
 
     def test_its_runtime_cache_is_kept(self, rtx_engine, tmp_path):
         with opened(rtx_engine) as backend:
