@@ -75,7 +75,8 @@ Enqueue = Callable[[Slot, int, Stream], None]
 class SlotRing(AbstractContextManager["SlotRing"]):
     """Slots that are submitted and collected in turn.
 
-    May be used from any thread; calls take turns. The input of a slot must not be changed between ``submit``
+    May be used from any thread; calls take turns, but a batch may be submitted while another thread waits in
+    ``collect``. The input of a slot must not be changed between ``submit``
     and ``collect``. ``collect`` returns views that are valid until their slot is submitted again: with n
     slots, until n - 1 further batches were submitted.
     """
@@ -114,6 +115,7 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         self._device, self._enqueue = device, enqueue
         self._use_graphs, self._timing = use_graphs, timing
         self._sizes_without_graph: set[int] = set()
+        self._collecting = threading.RLock()  # taken before _lock; close waits for collect
         self._lock = threading.RLock()
         self._next_ticket = 0
         self._failure: str | None = None
@@ -190,15 +192,18 @@ class SlotRing(AbstractContextManager["SlotRing"]):
             InvalidInput: No batch, or none with this ticket, is in flight.
             CudaError: The GPU failed; the ring can then only be closed.
         """
-        with self._lock, self._device.current():
-            slot = self._slot_in_flight(ticket)
+        with self._collecting, self._device.current():
+            with self._lock:
+                slot = self._slot_in_flight(ticket)
             try:
-                slot.copied_out.synchronize()
+                slot.copied_out.synchronize()  # without the lock: other threads submit meanwhile
             except CudaError as error:
                 self._failure = str(error)
                 raise
-            slot.ticket, self._last = -1, slot
-            return tuple(array[: slot.num_frames] for array in slot.outputs)
+            with self._lock:
+                views = tuple(array[: slot.num_frames] for array in slot.outputs)
+                slot.ticket, self._last = -1, slot
+                return views
 
     def stage_times_ms(self) -> tuple[float, float, float]:
         """Get device times in ms of copy in, compute and copy out of the batch that was collected last.
@@ -222,7 +227,7 @@ class SlotRing(AbstractContextManager["SlotRing"]):
         Raises:
             CudaError: A CUDA call failed.
         """
-        with self._lock:
+        with self._collecting, self._lock:
             streams, self._streams, self._slots, self._last = self._streams, [], [], None
             self._failure = "it is closed"
             if not streams or not self._device.is_open:

@@ -219,6 +219,63 @@ def test_threads_take_turns():
     assert wrong == []
 
 
+def test_a_thread_that_waits_for_a_batch_does_not_keep_others_from_submitting(monkeypatch):
+    with ring_on(FakeDevice(), num_slots=3) as ring:
+        first, second = batch_of(1, 1), batch_of(1, 2)
+        ring.submit(first)
+        event = ring._slots[0].copied_out
+        is_waiting, goes_on = threading.Event(), threading.Event()
+        reached, right = event.synchronize, []
+
+        def synchronize() -> None:
+            is_waiting.set()
+            assert goes_on.wait(10)
+            reached()
+
+        monkeypatch.setattr(event, "synchronize", synchronize)
+        consumer = threading.Thread(target=lambda: right.append(same(ring.collect(), first)))
+        consumer.start()
+        assert is_waiting.wait(10)
+        producer = threading.Thread(target=ring.submit, args=(second,), daemon=True)
+        producer.start()
+        producer.join(2)
+        overlaps = not producer.is_alive()
+        goes_on.set()
+        consumer.join()
+        producer.join()
+        assert (overlaps, right) == (True, [True])
+        assert same(ring.collect(), second)
+
+
+def test_close_waits_for_a_thread_that_collects(monkeypatch):
+    device = FakeDevice()
+    ring = ring_on(device)
+    ring.submit(batch_of(1))
+    event = ring._slots[0].copied_out
+    is_waiting, goes_on, right = threading.Event(), threading.Event(), []
+    reached = event.synchronize
+
+    def synchronize() -> None:
+        is_waiting.set()
+        assert goes_on.wait(10)
+        reached()
+
+    monkeypatch.setattr(event, "synchronize", synchronize)
+    consumer = threading.Thread(target=lambda: right.append(same(ring.collect(), batch_of(1))))
+    consumer.start()
+    assert is_waiting.wait(10)
+    closer = threading.Thread(target=ring.close)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    assert device.alive
+    goes_on.set()
+    consumer.join()
+    closer.join()
+    assert right == [True]
+    assert not device.alive
+
+
 class TestMisuse:
     @pytest.mark.parametrize(
         ("batch", "message"),
