@@ -60,6 +60,7 @@ def to_onnx(
     """Export WEIGHTS to ONNX with folded BN, and compare the result with torch."""
     size_hw, batch_range = parse_size(size), parse_batch(batch)
     mean_rgb, std_rgb = _parse_rgb(mean, "--mean"), _parse_rgb(std, "--std")
+    _require(verify or None, "--verify", **{"--frames": frames})
     from export.plan import ExportPlan
     from export.report import text_from_export
     from export.to_onnx import export_onnx
@@ -98,8 +99,12 @@ def run_quantize(
     table: Annotated[
         Path | None, typer.Option(help="Range table to use, or to write after calibration.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of calibration frames.")] = 128,
-    method: Annotated[Method, typer.Option(help="Calibration method.")] = "mse",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of calibration frames; default: 128.")
+    ] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="Method of --calibration; default: mse.")
+    ] = None,
     scheme: Annotated[
         Literal["tensorrt", "cpu"] | None,
         typer.Option(help="tensorrt: symmetric int8; cpu: uint8. Default: by the artefact."),
@@ -111,8 +116,9 @@ def run_quantize(
         Path | None, typer.Option(help="Dataset folder: check mIoU on its val split.")
     ] = None,
     max_miou_drop: Annotated[
-        float, typer.Option(min=0, help="Points of mIoU that INT8 may cost on --data.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, help="Points of mIoU that INT8 may cost on --data; default: 0.5."),
+    ] = None,
     trt_cache: Annotated[
         Path | None,
         typer.Option("--write-trt-cache", help="TensorRT 8.6 calibration cache to write."),
@@ -122,6 +128,8 @@ def run_quantize(
     ] = None,
 ) -> None:
     """Quantize MODEL to INT8, and check it on every installed backend before writing."""
+    _require(calibration, "--calibration", **{"--count": count, "--method": method})
+    _require(data, "--data", **{"--max-miou-drop": max_miou_drop})
     from export.quantization.check import open_labelled
     from export.quantization.quantize import QuantizeOptions, quantize
     from export.report import progress, text_from_quantization
@@ -129,11 +137,11 @@ def run_quantize(
     options = QuantizeOptions(
         calibration=calibration,
         table_path=table,
-        count=count,
-        method=method,
+        count=count or 128,
+        method=method or "mse",
         scheme=scheme,
         keep=keep or (),
-        max_miou_drop=max_miou_drop,
+        max_miou_drop=0.5 if max_miou_drop is None else max_miou_drop,
         trt_cache_path=trt_cache,
         sensitivity_path=sensitivity,
     )
@@ -220,6 +228,16 @@ def inspect(
 
     inspection = inspect_onnx(file)
     typer.echo(json_from_inspection(inspection) if as_json else text_from_inspection(inspection))
+
+
+def _require(needed: object, name: str, **options: object) -> None:
+    """Raise ``InvalidInput`` if one of the options is given without the option that it belongs to."""
+    for option, value in options.items():
+        if value is not None and needed is None:
+            raise InvalidInput(
+                f"{option} {value} has no effect without {name}",
+                hint=f"add {name}, or omit {option}",
+            )
 
 
 def _one_of(**flags: bool) -> str:

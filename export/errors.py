@@ -35,10 +35,25 @@ class CalibrationError(ExportError, ValueError):
     """The calibration frames or the range table do not fit the network."""
 
 
-def require_folder(path: Path) -> None:
-    """Raise ``ExportError`` if the folder of an output file does not exist."""
+def require_output(path: Path, source: Path) -> None:
+    """Refuse an unusable output path before any work is done.
+
+    Args:
+        path: File to write.
+        source: Input file, which must not be overwritten.
+
+    Raises:
+        ExportError: The folder does not exist, or ``path`` is a folder, a device or ``source``.
+    """
     if not path.parent.is_dir():
         raise ExportError(
             f"there is no folder {path.parent} to write to",
-            hint="create it, or choose another file with -o",
+            hint="create it, or choose another file",
         )
+    problems = {
+        "is a folder": path.is_dir(),
+        "is not a regular file": path.exists() and not path.is_file(),
+        "is the input file itself": path.exists() and path.samefile(source),
+    }
+    if problem := next((text for text, is_true in problems.items() if is_true), None):
+        raise ExportError(f"output {path} {problem}", hint="choose another file")

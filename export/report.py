@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import textwrap
 import threading
@@ -75,7 +76,7 @@ def text_from_export(report: ExportReport) -> str:
         ("parity", report.parity.as_text() if report.parity else "not checked (--no-verify)"),
         *_card_rows(card),
         ("wrote", _file_text(report)),
-        ("next", f"esnet-bench {report.path}"),
+        ("next", shlex.join(["esnet-bench", str(report.path)])),
     ]
     return _block(rows)
 
@@ -109,7 +110,8 @@ def text_from_quantization(report: QuantizeReport) -> str:
     rows.append(("wrote", _file_text(report)))
     rows += [("note", note) for note in report.notes]
     is_for_tensorrt = quantization["scheme"] == "tensorrt"
-    build, bench = f"esnet-export build-engine {report.path} --int8", f"esnet-bench {report.path}"
+    file = shlex.quote(str(report.path))
+    build, bench = f"esnet-export build-engine {file} --int8", f"esnet-bench {file}"
     return _block([*rows, ("next", build if is_for_tensorrt else bench)])
 
 
@@ -139,7 +141,7 @@ def text_from_engine(report: EngineReport) -> str:
         seconds = record.build["seconds"]
         rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
     rows += [("note", note) for note in report.notes]
-    return _block([*rows, ("next", f"esnet-bench {report.path}")])
+    return _block([*rows, ("next", shlex.join(["esnet-bench", str(report.path)]))])
 
 
 def text_from_inspection(inspection: Inspection) -> str:

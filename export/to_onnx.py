@@ -16,7 +16,7 @@ import torch
 from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
 from esnet.data.scenes import street_scene
 from esnet.labels import label_set_for
-from export.errors import ExportError, require_folder
+from export.errors import ExportError, require_output
 from export.graph.editor import op_counts
 from export.graph_builder import onnx_from_network
 from export.metadata import card_from_plan, with_card
@@ -99,7 +99,7 @@ def export_onnx(
     # Artefacts of shipped weights are named after them and go to the working folder.
     stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
     path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
-    _check_output(path, checkpoint.path)
+    require_output(path, checkpoint.path)
     images, frames_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:
         unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)
@@ -127,18 +127,6 @@ def _suffix(plan: ExportPlan) -> str:
     height, width = plan.size_hw
     outputs = "" if plan.outputs == (LABELS,) else f"_{'-'.join(plan.outputs)}"
     return f"_{height}x{width}_{plan.precision}_{plan.optimized_for}{outputs}.onnx"
-
-
-def _check_output(path: Path, weights_path: Path) -> None:
-    """Refuse an unusable output path before any work is done."""
-    require_folder(path)
-    problems = {
-        "is a folder": path.is_dir(),
-        "is not a regular file": path.exists() and not path.is_file(),
-        "is the weights file itself": path.exists() and path.samefile(weights_path),
-    }
-    if problem := next((text for text, is_true in problems.items() if is_true), None):
-        raise ExportError(f"output {path} {problem}", hint="choose another file: -o model.onnx")
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, str]:

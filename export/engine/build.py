@@ -19,7 +19,7 @@ import onnx
 from export.engine.kernels import UNKNOWN, Kernel, convolution_types, summarize_kernels
 from export.engine.targets import may_compute_in_fp32, target_notes, targets_of
 from export.engine.trt_builder import BuildOptions, build_plan
-from export.errors import BuildError, PrecisionError, require_folder
+from export.errors import BuildError, PrecisionError, require_output
 from export.graph.half import LARGEST_HALF, convert_to_half
 from export.metadata import with_card
 from runtime.artefact.card import ModelCard
@@ -82,7 +82,7 @@ def build_engine(
     _check_request(card, trt, options, onnx_path)
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
-    require_folder(path)
+    require_output(path, onnx_path)
     gpu = first_cuda_gpu()
     gpu_name = None if gpu is None else gpu[0]
     targets = targets_of(trt, options, gpu)

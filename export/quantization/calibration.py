@@ -84,7 +84,7 @@ class RangeTable:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CalibrationError(
                 f"range table {path} cannot be read: {error}",
-                hint="calibrate again: --calibration DIR",
+                hint="write one with: --calibration DIR --table FILE",
             ) from error
 
     def require(self, card: ModelCard) -> None:

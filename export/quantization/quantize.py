@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import onnx
 
 from esnet.checkpoint import SHIPPED_RANGES
 from esnet.data.labelled import LabelledSplit
-from export.errors import CalibrationError, ExportError, ParityError
+from export.errors import CalibrationError, ExportError, ParityError, require_output
 from export.graph.pool import pool_bytes
 from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions
 from export.metadata import with_card
@@ -21,7 +22,11 @@ from export.quantization.calibration import (
     write_trt_cache,
 )
 from export.quantization.check import CHECK_FRAMES, BackendCheck, BackendChecker
-from export.quantization.sensitivity import block_sensitivity, draw_sensitivity
+from export.quantization.sensitivity import (
+    block_sensitivity,
+    draw_sensitivity,
+    require_drawing,
+)
 from runtime.artefact.card import FRAMES, LABELS, ModelCard
 from runtime.files import atomic_path, sha256_of
 
@@ -106,19 +111,26 @@ def quantize(
 
     Raises:
         CalibrationError: There are no usable ranges.
-        ExportError: The file is not an fp32 artefact.
+        ExportError: The file is not an fp32 artefact, or an output path cannot be written.
         ParityError: A backend does not match the simulation, or mIoU drops too far; nothing is written.
     """
     card = ModelCard.from_file(model_path)
     _check_artefact(model_path, card)
+    if options.table_path is not None:
+        require_output(options.table_path, model_path)
+    if options.trt_cache_path is not None:
+        require_output(options.trt_cache_path, model_path)
+    if options.sensitivity_path is not None:
+        require_drawing(options.sensitivity_path, model_path)
     scheme = SCHEMES[options.scheme or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
     model = onnx.load(model_path)
     kept = _convolutions_of(model, options.keep)
+    stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
+    path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
+    require_output(path, model_path)
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         model = pool_bytes(model)
-    stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
-    path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
     card = _int8_card(card, scheme, table, sha256_of(model_path), command)
     checker = BackendChecker(model_path, card, labelled, on_frame)
     search = _Search(model, table, scheme, card, checker, on_frame, kept)
@@ -216,7 +228,7 @@ def _range_table(
     """Load a table that fits the artefact, or measure one; with remarks for the user."""
     notes: tuple[str, ...] = ()
     source, path = options.calibration, options.table_path
-    if source is None and path is not None and path.is_file():
+    if source is None and path is not None:
         table = RangeTable.load(path)
     elif source is None or str(source) in SHIPPED_RANGES:
         shipped = SHIPPED_RANGES.get(str(source or card.name))
@@ -261,7 +273,7 @@ def _int8_card(
         "calibration_frames": table.num_frames,
         "float_artefact": float_sha256,
     }
-    created = {**card.created, "quantized by": " ".join(command)}
+    created = {**card.created, "quantized by": shlex.join(command)}
     return replace(card, precision="int8", parity={}, created=created, quantization=quantization)
 
 

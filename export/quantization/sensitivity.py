@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from esnet.metrics import label_agreement
+from export.errors import ExportError, require_output
 from export.graph.qdq import Range, Scheme, insert_qdq
 from export.quantization.check import run_unoptimized
 from runtime.files import atomic_path
@@ -44,6 +46,19 @@ def block_sensitivity(
         losses[block] = 1 - label_agreement(labels, reference)
         on_frame("measuring blocks", done, len(blocks))
     return dict(sorted(losses.items(), key=lambda item: -item[1]))
+
+
+def require_drawing(path: Path, source: Path) -> None:
+    """Check before any work that ``draw_sensitivity`` can write ``path``, which must not be ``source``.
+
+    Raises:
+        ExportError: The path cannot be written, or is neither PNG nor SVG.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    require_output(path, source)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ExportError(f"image {path} is neither .png nor .svg", hint="name a .png file")
+    import_module("matplotlib")
 
 
 def draw_sensitivity(shares: Mapping[str, float], path: Path, restored: Collection[str]) -> None:

@@ -467,6 +467,44 @@ class TestQuantize:
             run_quantize(artefact, table_path=tmp_path / "other.json")
         assert not list(artefact.parent.glob("*int8*"))
 
+    def test_a_missing_table_is_not_replaced_by_the_shipped_one(self, camvid, tmp_path):
+        with pytest.raises(CalibrationError, match=r"none\.json cannot be read"):
+            run_quantize(camvid, tmp_path / "q.onnx", table_path=tmp_path / "none.json")
+
+    @pytest.mark.parametrize(
+        ("settings_of", "message"),
+        [
+            pytest.param({"output": "nowhere/q.onnx"}, "there is no folder", id="folder"),
+            pytest.param({"output": "small.onnx"}, "is the input file itself", id="input"),
+            pytest.param({"trt_cache_path": "nowhere/c"}, "there is no folder", id="cache"),
+            pytest.param({"table_path": "nowhere/t"}, "there is no folder", id="table"),
+            pytest.param({"sensitivity_path": "nowhere/b.png"}, "there is no folder", id="image"),
+            pytest.param({"sensitivity_path": "b.txt"}, r"neither \.png nor \.svg", id="suffix"),
+        ],
+    )
+    def test_outputs_are_checked_before_any_work(
+        self, artefact, tmp_path, monkeypatch, settings_of, message
+    ):
+        monkeypatch.setattr("export.quantization.quantize._range_table", None)
+        paths = {name: tmp_path / path for name, path in settings_of.items()}
+        with pytest.raises(ExportError, match=message):
+            run_quantize(artefact, **paths)
+        assert list(tmp_path.iterdir()) == [artefact]
+
+    @pytest.mark.parametrize(
+        ("option", "needed"),
+        [
+            (["--count", "5"], "--calibration"),
+            (["--method", "max"], "--calibration"),
+            (["--max-miou-drop", "1.0"], "--data"),
+        ],
+        ids=["count", "method", "budget"],
+    )
+    def test_an_option_without_effect_is_refused(self, artefact, invoke, option, needed):
+        done = invoke("esnet-export", "quantize", artefact, *option)
+        line = f"error: {' '.join(option)} has no effect without {needed}"
+        assert (done.returncode, done.stderr.splitlines()[0]) == (2, line)
+
     def test_black_frames_are_no_frames(self, artefact, tmp_path):
         black = tmp_path / "black"
         black.mkdir()

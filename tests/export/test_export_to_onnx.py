@@ -319,7 +319,7 @@ def test_interrupted_export_leaves_the_old_file(checkpoint_path, tmp_path, monke
         ),
         pytest.param("net.safetensors/m.onnx", "there is no folder", id="file-as-folder"),
         pytest.param("", "is a folder", id="folder"),
-        pytest.param("net.safetensors", "is the weights file itself", id="weights"),
+        pytest.param("net.safetensors", "is the input file itself", id="weights"),
     ],
 )
 def test_output_that_cannot_be_meant_is_refused(output, message, save_checkpoint, tmp_path):
