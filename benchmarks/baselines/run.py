@@ -21,7 +21,7 @@ from benchmarks.report.tables import Document, TextTable, progress_bar
 from benchmarks.roofline.layers import Device, network_from_onnx
 from benchmarks.roofline.peak import measure_machine
 from benchmarks.timing.statistics import Summary, median_interval, summarize
-from esnet.checkpoint import load_checkpoint
+from esnet.checkpoint import SHIPPED_RANGES, load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.labelled import LabelledSplit, nearest_size
 from esnet.metrics import confusion_from_pairs, label_agreement
@@ -95,9 +95,14 @@ def compare_pipelines(
     """Make, time and evaluate every pipeline; the arguments are the options of ``esnet-bench compare``.
 
     Raises:
-        BenchmarkError: No pipeline runs here.
+        BenchmarkError: No pipeline runs here, or the calibration frames do not exist.
         EsnetError: The weights, the frames or the dataset cannot be loaded.
     """
+    if calibration and str(calibration) not in SHIPPED_RANGES and not calibration.exists():
+        raise BenchmarkError(
+            f"calibration frames {str(calibration)!r} do not exist",
+            hint="give an image, a folder, a video or a list",
+        )
     checkpoint, frame_set = load_checkpoint(weights), load_frames(frames, size_hw)
     environment = {**describe_environment(), "frames": frame_set.description}
     labelled = None

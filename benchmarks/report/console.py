@@ -43,6 +43,8 @@ def result_table(report: BenchReport) -> TextTable:
 def stage_tables(report: BenchReport) -> list[TextTable]:
     """Make the table of the stage breakdown of each result of latency mode."""
     columns = ("stage", "ms", "share", f"of {report.target_ms:.2f} ms", HINT)
+    is_generated = "generated" in report.environment.get("frames", "")
+    decoded = ", decoded from JPEGs" if is_generated else ""
     grids = []
     for result in latency_results(report):
         total_ms, hints = result.breakdown.total_ms, result.breakdown.hints
@@ -50,7 +52,7 @@ def stage_tables(report: BenchReport) -> list[TextTable]:
         for name, ms in {**result.breakdown.stages_ms, "file to overlay": total_ms}.items():
             shares = [f"{100 * ms / whole:.0f} %" for whole in (total_ms, report.target_ms)]
             rows.append([name, f"{ms:.2f}", *shares, hints.get(name, "")])
-        title = f"{result.model.name}: stages, one frame at a time (generated frames are JPEGs)"
+        title = f"{result.model.name}: stages, one frame at a time{decoded}"
         grids.append(TextTable(title, columns, rows))
     return grids
 

@@ -95,15 +95,15 @@ def _verdict(before: Timing, after: Timing, max_slower: float, machine_slower: f
 
 
 def _load(path: Path) -> dict[str, Any]:
+    hint = "write one with: esnet-bench MODEL --json FILE"
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path} cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+    except ValueError as error:
+        raise BenchmarkError(f"{path} cannot be read as JSON: {error}", hint=hint) from error
     if not isinstance(content, dict) or "mode" not in content or "results" not in content:
-        raise BenchmarkError(
-            f"{path} is not a report of esnet-bench",
-            hint="write one with: esnet-bench MODEL --json FILE",
-        )
+        raise BenchmarkError(f"{path} is not a report of esnet-bench", hint=hint)
     return content
 
 

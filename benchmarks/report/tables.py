@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +108,18 @@ def _rich_table(table: TextTable) -> Table:
 
 
 def check_folders(*paths: Path | None) -> None:
-    """Raise ``BenchmarkError`` if the folder of an output file is missing; call it before measuring."""
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
+    """Raise ``BenchmarkError`` if an output file cannot be written; call it before measuring."""
+    for path in filter(None, paths):
+        if not path.parent.is_dir():
             raise BenchmarkError(
-                f"report folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
+                f"report folder {path.parent} does not exist",
+                hint=shlex.join(["mkdir", "-p", str(path.parent)]),
+            )
+        if path.is_dir():
+            raise BenchmarkError(f"report {path} is a folder", hint="name a file")
+        if not os.access(path.parent, os.W_OK):
+            raise BenchmarkError(
+                f"report folder {path.parent} is not writable", hint="name a file in another folder"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,5 +61,5 @@ class RunResult:
     def as_text(self) -> str:
         """Format the outcome and the next command, one line each."""
         best = "not validated" if self.best_miou is None else f"best mIoU {self.best_miou:.4f}"
-        weights = self.run_dir / "best.ckpt"
+        weights = shlex.quote(str(self.run_dir / "best.ckpt"))
         return f"trained   {self.epochs} epochs, {best}\nnext      esnet-export to-onnx {weights}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -56,7 +57,8 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
         )
     if not path.parent.is_dir():
         raise InvalidInput(
-            f"output folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
+            f"output folder {path.parent} does not exist",
+            hint=shlex.join(["mkdir", "-p", str(path.parent)]),
         )
     if suffix in IMAGE_SUFFIXES:
         return nullcontext(lambda image, name: write_image(path, image))

@@ -212,6 +212,7 @@ def test_the_json_holds_weights_files_and_figures(run):
         pytest.param(["--rounds", "3"], "greater than or equal to 20", id="rounds"),
         pytest.param(["--size", "30x40"], "size 30x40 must be multiples of 8", id="size"),
         pytest.param(["--json", "none/a.json"], "folder none does not exist", id="folder"),
+        pytest.param(["--calibration", "none"], "frames 'none' do not exist", id="calibration"),
     ],
 )
 def test_unsuitable_options_are_refused(options, message):

@@ -112,6 +112,7 @@ def test_different_files_are_warned_of(tmp_path):
     ("text", "message"),
     [
         pytest.param("", "cannot be read as JSON", id="empty"),
+        pytest.param(None, "b.json cannot be read: No such file or directory", id="missing"),
         pytest.param("[]", "is not a report of esnet-bench", id="list"),
         pytest.param('{"mode": "camera", "results": []}', "b.json of camera", id="other"),
         pytest.param('{"mode": "latency", "results": []}', "no result in common", id="nothing"),
@@ -119,6 +120,7 @@ def test_different_files_are_warned_of(tmp_path):
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, text, message):
     before = report_of(tmp_path / "a.json", 100, seed=1)
-    (tmp_path / "b.json").write_text(text)
+    if text is not None:
+        (tmp_path / "b.json").write_text(text)
     with pytest.raises(BenchmarkError, match=message):
         diff_reports(before, tmp_path / "b.json", 0.05)

@@ -231,6 +231,11 @@ def test_bad_input_is_one_line_and_2(
     assert message in done.stderr.splitlines()[0]
 
 
+def test_the_hint_quotes_a_folder_with_a_space(segment, draw_image):
+    done = segment(draw_image("in.png"), "my photos/out.png", "--backend", "null")
+    assert done.stderr.splitlines()[1] == "hint: mkdir -p 'my photos'"
+
+
 @pytest.mark.parametrize(
     "options",
     [["--alpha", "2"], ["--draw", "poem"], ["--nonsense"]],
