@@ -243,6 +243,10 @@ def evaluate(
         raise BenchmarkError(
             f"--confusion draws one model, got {len(runs)}", hint="give one --model"
         )
+    if confusion is not None and confusion.suffix.lower() not in (".png", ".svg"):
+        raise BenchmarkError(
+            f"confusion matrix {confusion} is neither .png nor .svg", hint="name a .png file"
+        )
     size_hw = parse_size(size) if size else None
     reports, notes = [], dict[str, None]()
     for name, own in runs:

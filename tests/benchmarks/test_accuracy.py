@@ -129,6 +129,7 @@ def test_the_dataset_is_told_by_the_model(weights):
             ["--json", "nowhere/a.json"], "report folder nowhere does not exist", id="json"
         ),
         pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
+        pytest.param(["--confusion", "a.txt"], "a.txt is neither .png nor .svg", id="confusion"),
     ],
 )
 def test_bad_input_is_one_line(run_eval, weights, small_camvid, options, message):
