@@ -60,7 +60,10 @@ def to_onnx(
     """Export WEIGHTS to ONNX with folded BN, and compare the result with torch."""
     size_hw, batch_range = parse_size(size), parse_batch(batch)
     mean_rgb, std_rgb = _parse_rgb(mean, "--mean"), _parse_rgb(std, "--std")
-    _require(verify or None, "--verify", **{"--frames": frames})
+    if frames is not None and not verify:
+        raise InvalidInput(
+            f"--frames {frames} has no effect with --no-verify", hint="omit one of the two"
+        )
     from export.plan import ExportPlan
     from export.report import text_from_export
     from export.to_onnx import export_onnx

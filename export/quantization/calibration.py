@@ -83,7 +83,7 @@ class RangeTable:
             return cls(**{**fields, **tuples, "ranges": ranges})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CalibrationError(
-                f"range table {path} cannot be read: {error}",
+                f"range table {path} cannot be read: {getattr(error, 'strerror', None) or error}",
                 hint="write one with: --calibration DIR --table FILE",
             ) from error
 
