@@ -43,7 +43,7 @@ def result_table(report: BenchReport) -> TextTable:
 def stage_tables(report: BenchReport) -> list[TextTable]:
     """Make the table of the stage breakdown of each result of latency mode."""
     columns = ("stage", "ms", "share", f"of {report.target_ms:.2f} ms", HINT)
-    is_generated = "generated" in report.environment.get("frames", "")
+    is_generated = "generated street scenes" in report.frames
     decoded = ", decoded from JPEGs" if is_generated else ""
     grids = []
     for result in latency_results(report):

@@ -265,7 +265,13 @@ def _with_outputs(
 
 def _images(source: Path, count: int) -> Iterator[np.ndarray]:
     if source.suffix == ".txt" and source.is_file():
-        names = [line.split()[0] for line in source.read_text().splitlines() if line.strip()]
+        try:
+            lines = source.read_text().splitlines()
+        except UnicodeDecodeError:
+            raise CalibrationError(
+                f"{source} is not a text file", hint="list one image a line"
+            ) from None
+        names = [line.split()[0] for line in lines if line.strip()]
         for name in names[:: max(1, len(names) // count)]:
             yield from (frame.image for frame in open_source(source.parent / name))
         return

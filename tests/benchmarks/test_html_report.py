@@ -12,6 +12,7 @@ from benchmarks.cli import app
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import load_frames
 from benchmarks.models import BenchOptions
+from benchmarks.report.console import stage_tables
 from benchmarks.report.page import page_from_report
 from benchmarks.timing.suite import BenchReport, bench_models
 
@@ -55,6 +56,12 @@ def test_the_page_is_well_formed_and_loads_nothing(report):
     for _, attributes in tags.seen:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:"))
+
+
+def test_the_stages_tell_whether_the_frames_were_generated(report):
+    real = dataclasses.replace(report, frames="4 frames of photos, 64x128")
+    assert stage_tables(report)[0].title.endswith("one frame at a time, decoded from JPEGs")
+    assert stage_tables(real)[0].title.endswith("one frame at a time")
 
 
 def test_it_holds_verdict_tables_pictures_and_command(report):
