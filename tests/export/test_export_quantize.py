@@ -469,7 +469,7 @@ class TestQuantize:
 
     def test_a_list_that_is_no_text_is_refused(self, artefact, tmp_path):
         (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(CalibrationError, match="list.txt is not a text file"):
+        with pytest.raises(CalibrationError, match=r"list\.txt is not a text file"):
             run_quantize(artefact, calibration=tmp_path / "list.txt")
 
     def test_a_missing_table_is_not_replaced_by_the_shipped_one(self, camvid, tmp_path):
