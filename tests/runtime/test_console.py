@@ -109,7 +109,7 @@ def test_an_error_of_the_system_names_the_file(run):
     ("arguments", "message"),
     [
         pytest.param([], "missing argument 'name'", id="missing"),
-        pytest.param(["a", "--foo"], "no such option: --foo", id="unknown"),
+        pytest.param(["a", "--foo"], "no such option", id="unknown"),
         pytest.param(["a", "--kind"], "option '--kind' requires an argument", id="no-value"),
     ],
 )
@@ -124,7 +124,8 @@ def test_a_usage_error_is_a_line_and_a_hint(monkeypatch, capsys, arguments, mess
     with pytest.raises(SystemExit) as end:
         run_app(app)
     error, hint = capsys.readouterr().err.splitlines()
-    assert (end.value.code, error.lower()) == (2, f"error: {message}")
+    assert end.value.code == 2
+    assert error.lower().startswith(f"error: {message}")
     assert hint.startswith("hint: ")
     assert hint.endswith("tool --help")
 
