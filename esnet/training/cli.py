@@ -82,7 +82,9 @@ def train(
         "encoder_epochs": encoder_epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
-        "augmentation": replace(chosen.augmentation, crop_hw=parse_size(crop, "--crop")) if crop else None,
+        "augmentation": replace(chosen.augmentation, crop_hw=parse_size(crop, "--crop"))
+        if crop
+        else None,
     }
     settings = RunSettings(
         dataset=dataset,
