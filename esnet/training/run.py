@@ -18,9 +18,9 @@ from esnet.data.labelled import LabelledSplit
 from esnet.errors import TrainingError
 from esnet.families import AUTHORS
 from esnet.model import ESNet, NetworkConfig
-from esnet.training.class_weights import class_weights, label_counts
 from esnet.training.data import EvalDataset, TrainDataset, train_loader
 from esnet.training.hardware import choose_accelerator, keep_freed_memory, lightning_precision
+from esnet.training.losses import class_weights, label_counts
 from esnet.training.run_folder import (
     checkpoint_metadata,
     open_run_folder,

@@ -12,9 +12,8 @@ from torch.nn import functional
 from esnet.data.augment import Augmentation
 from esnet.data.datasets import open_split
 from esnet.errors import TrainingError
-from esnet.training.class_weights import class_weights, label_counts
 from esnet.training.data import EvalDataset, TrainDataset, TrainSampler, train_loader
-from esnet.training.losses import cross_entropy, lovasz_softmax
+from esnet.training.losses import class_weights, cross_entropy, label_counts, lovasz_softmax
 from esnet.training.recipe import RECIPES, Recipe, recipe_named
 from esnet.training.task import MovingAverage, poly_factor
 
