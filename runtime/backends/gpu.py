@@ -108,7 +108,7 @@ class GpuBackend(Backend):
         return self.ring.collect(ticket)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        with self._turn:  # as many threads as slots may be in here
+        with self._turn:  # one thread at a time: the slot must stay untouched until its views are copied
             return tuple(view.copy() for view in self.ring.collect(self.ring.submit(batch)))
 
     def _release(self) -> None:
