@@ -108,7 +108,8 @@ class GpuBackend(Backend):
         return self.ring.collect(ticket)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        with self._turn:  # one thread at a time: the slot must stay untouched until its views are copied
+        # One thread at a time: the slot must stay untouched until its views are copied.
+        with self._turn:
             return tuple(view.copy() for view in self.ring.collect(self.ring.submit(batch)))
 
     def _release(self) -> None:
