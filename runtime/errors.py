@@ -32,6 +32,10 @@ class BackendUnavailable(EsnetError, ImportError):
     exit_code = 3
 
 
+class BackendBusy(EsnetError, TimeoutError):
+    """Every slot of the backend stayed in use: collect a batch first, or wait longer."""
+
+
 class CudaError(EsnetError, RuntimeError):
     """A CUDA call failed; the message holds the library's own text."""
 

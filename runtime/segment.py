@@ -16,9 +16,9 @@ from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.console import is_terminal
 from runtime.errors import InvalidInput
 from runtime.media.overlay import colors_from_labels
-from runtime.media.pipeline import Pipeline
 from runtime.media.sinks import open_sink
 from runtime.media.sources import Frame, FrameSource, open_source
+from runtime.pipeline import Pipeline
 from runtime.segmenter import Segmenter
 
 

@@ -80,7 +80,7 @@ class FakeDevice:
     def new_stream(self):
         return FakeStream(self)
 
-    def new_event(self, *, timing: bool = False):
+    def new_event(self, *, timing: bool = False, blocking: bool = False):
         return FakeEvent(self, timing)
 
     def pinned_buffer(self, num_bytes: int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,13 +12,12 @@ from runtime.artefact.card import ModelCard
 from runtime.backends.base import Backend
 from runtime.cuda.device import CudaDevice, Stream, open_device
 from runtime.cuda.ring import Slot, SlotLayout, SlotRing
+from runtime.slots import SlotQueue
 
 
 class GpuBackend(Backend):
-    """A backend whose batches overlap through ``submit`` and ``collect``.
+    """A backend whose slots are page-locked memory, device memory and events; see ``SlotRing``.
 
-    ``infer`` returns fresh arrays; ``collect`` returns views of pinned memory, valid until their slot is
-    submitted again (see ``SlotRing``). It may be used from any thread; calls from several threads take turns.
     Subclasses implement ``_check``, ``_load`` and ``_enqueue``.
     """
 
@@ -56,8 +54,7 @@ class GpuBackend(Backend):
         self._resources = ExitStack()
         """Callbacks that free what the backend opened."""
         self._notes: list[str] = []
-        self._turn = threading.Lock()
-        self._device, self._num_slots, self._timing = device, num_slots, timing
+        self._device, self.num_slots, self._timing = device, num_slots, timing
         super().__init__(path, card, precision=precision, threads=threads)
 
     def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
@@ -75,7 +72,7 @@ class GpuBackend(Backend):
                     self._cuda,
                     layout,
                     self._enqueue,
-                    num_slots=self._num_slots,
+                    num_slots=self.num_slots,
                     use_graphs=self._use_graphs,
                     compute_stream=self._stream,
                     timing=self._timing,
@@ -90,27 +87,11 @@ class GpuBackend(Backend):
         """Why some batches run without a CUDA graph."""
         return (*self._notes, *self.ring.notes)
 
-    def submit(self, batch: np.ndarray | None = None, *, num_frames: int | None = None) -> int:
-        """Start a batch and return its ticket at once; see ``SlotRing.submit``.
-
-        Raises:
-            InvalidInput: Also if the number of frames is outside the card's batch range.
-        """
-        if batch is not None:
-            self.input.check(batch)
-            num_frames = batch.shape[0]
-        if num_frames is not None:
-            self._check_size(num_frames)
-        return self.ring.submit(batch, num_frames=num_frames)
-
-    def collect(self, ticket: int | None = None) -> tuple[np.ndarray, ...]:
-        """Wait for a batch, by default the oldest, and get its outputs; see ``SlotRing.collect``."""
-        return self.ring.collect(ticket)
-
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        # One thread at a time: the slot must stay untouched until its views are copied.
-        with self._turn:
-            return tuple(view.copy() for view in self.ring.collect(self.ring.submit(batch)))
+        return self.ring.run(batch)
+
+    def _new_queue(self) -> SlotQueue:
+        return self.ring
 
     def _release(self) -> None:
         self._resources.close()

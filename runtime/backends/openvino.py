@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 
 from runtime.backends.base import Backend
 from runtime.errors import ModelFileError
-from runtime.machine.machine import cpu_name
+from runtime.machine.machine import cpu_name, num_cores
+from runtime.slots import HostSlotQueue, SlotQueue
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -27,11 +29,12 @@ def shared_core() -> ov.Core:
 
 
 class OpenVinoBackend(Backend):
-    """Runs an ONNX file with OpenVINO's CPU plugin; each result is a fresh array.
+    """Runs an ONNX file with OpenVINO's CPU plugin.
 
-    The precision is always an explicit hint: without one, OpenVINO runs an fp32 model in bf16 on CPUs that
-    support it. One static network is compiled for each batch size on its first use, because a dynamic batch
-    axis is slower at every size.
+    ``infer`` uses all threads for one batch. Batches in flight run on a second network, one thread each,
+    which is compiled on first use. The precision is always an explicit hint: without one, OpenVINO runs an
+    fp32 model in bf16 on CPUs that support it. One static network is compiled for each batch size on its
+    first use, because a dynamic batch axis is slower at every size.
     """
 
     name = "openvino"
@@ -52,6 +55,8 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision, hint),
             "PERFORMANCE_HINT": "LATENCY",
         }
+        self._num_streams = threads or num_cores()
+        self.num_slots = self._num_streams + 1
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
             # With pinning, two models of one thread each would share the first core.
@@ -69,21 +74,66 @@ class OpenVinoBackend(Backend):
             ) from error
 
     def _request(self, size: int) -> ov.InferRequest:
-        """Get the request for a batch size; it is compiled on first use."""
+        """Get the request of ``infer`` for a batch size; it is compiled on first use."""
         if size not in self._requests:
-            model = self._model.clone()
-            model.reshape({self.input.name: [size, *self.input.shape[1:]]})
-            compiled = shared_core().compile_model(model, "CPU", self._config)
-            self._requests[size] = compiled.create_infer_request()
+            self._requests[size] = self._compile(size, self._config).create_infer_request()
         return self._requests[size]
 
+    def _compile(self, size: int, config: dict[str, object]) -> ov.CompiledModel:
+        model = self._model.clone()
+        model.reshape({self.input.name: [size, *self.input.shape[1:]]})
+        return shared_core().compile_model(model, "CPU", config)
+
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        results = self._request(batch.shape[0]).infer({self.input.name: batch}, share_inputs=True)
-        return tuple(results[spec.name] for spec in self.outputs)
+        with self._in_turn():
+            request = self._request(len(batch))
+            results = request.infer({self.input.name: batch}, share_inputs=True)
+            return tuple(results[spec.name] for spec in self.outputs)
+
+    def _new_queue(self) -> SlotQueue:
+        return _RequestQueue(self)
 
     def _release(self) -> None:
         self._requests.clear()
         del self._model
+
+
+class _RequestQueue(HostSlotQueue):
+    """Slots with asynchronous requests: one in each stream, and one that is filled meanwhile."""
+
+    def __init__(self, backend: OpenVinoBackend) -> None:
+        super().__init__(
+            backend.input, num_slots=backend.num_slots, max_batch=backend.card.batch.max
+        )
+        self._backend = backend
+        streams = backend._num_streams
+        self._config = backend._config | {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._models: dict[int, ov.CompiledModel] = {}
+        self._requests: dict[tuple[Any, int], ov.InferRequest] = {}
+
+    def _start(self, slot: Any, num_frames: int) -> None:
+        if (slot, num_frames) not in self._requests:
+            if num_frames not in self._models:
+                self._models[num_frames] = self._backend._compile(num_frames, self._config)
+            request = self._models[num_frames].create_infer_request()
+            memory = ov.Tensor(slot.array[:num_frames], shared_memory=True)
+            request.set_tensor(self._backend.input.name, memory)
+            self._requests[slot, num_frames] = request
+        self._requests[slot, num_frames].start_async()
+
+    def _finish(self, slot: Any, num_frames: int) -> tuple[np.ndarray, ...]:
+        request = self._requests[slot, num_frames]
+        request.wait()
+        return tuple(request.get_tensor(spec.name).data.copy() for spec in self._backend.outputs)
+
+    def _free(self) -> None:
+        self._requests.clear()
+        self._models.clear()
 
 
 def _shapes(model: ov.Model) -> dict[str, tuple[int | None, ...]]:

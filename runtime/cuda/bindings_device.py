@@ -62,10 +62,11 @@ class BindingsDevice(CudaDevice):
     def _synchronize_stream(self, stream: Any) -> None:
         _call(driver.cuStreamSynchronize, stream)
 
-    def _create_event(self, timing: bool) -> Created:
-        flags = driver.CUevent_flags
-        flag = flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING
-        return _call(driver.cuEventCreate, flag), partial(_call, driver.cuEventDestroy)
+    def _create_event(self, timing: bool, blocking: bool) -> Created:
+        kinds = driver.CUevent_flags
+        flags = 0 if timing else int(kinds.CU_EVENT_DISABLE_TIMING)
+        flags |= int(kinds.CU_EVENT_BLOCKING_SYNC) if blocking else 0
+        return _call(driver.cuEventCreate, flags), partial(_call, driver.cuEventDestroy)
 
     def _record(self, event: Any, stream: Any) -> None:
         _call(driver.cuEventRecord, event, stream)

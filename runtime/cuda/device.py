@@ -24,7 +24,7 @@ class _Library(Protocol):
     def _stream_handle(self, stream: Any) -> int: ...
     def _wait(self, stream: Any, event: Any) -> None: ...
     def _synchronize_stream(self, stream: Any) -> None: ...
-    def _create_event(self, timing: bool) -> Created: ...
+    def _create_event(self, timing: bool, blocking: bool) -> Created: ...
     def _record(self, event: Any, stream: Any) -> None: ...
     def _synchronize_event(self, event: Any) -> None: ...
     def _elapsed_ms(self, start: Any, end: Any) -> float: ...
@@ -82,9 +82,14 @@ class CudaDevice(_Library):
         """Create a non-blocking stream."""
         return Stream(self)
 
-    def new_event(self, *, timing: bool = False) -> Event:
-        """Create an event; it is cheaper without ``timing``."""
-        return Event(self, timing=timing)
+    def new_event(self, *, timing: bool = False, blocking: bool = False) -> Event:
+        """Create an event.
+
+        Args:
+            timing: True for ``ms_since``; the event is cheaper without it.
+            blocking: True if a thread in ``synchronize`` sleeps; otherwise it uses a core, and wakes sooner.
+        """
+        return Event(self, timing=timing, blocking=blocking)
 
     def pinned_buffer(self, num_bytes: int) -> PinnedMemory:
         """Allocate page-locked host memory.
@@ -203,9 +208,9 @@ class Stream(Resource):
 class Event(Resource):
     """A marker in a stream."""
 
-    def __init__(self, device: CudaDevice, *, timing: bool) -> None:
+    def __init__(self, device: CudaDevice, *, timing: bool, blocking: bool) -> None:
         self._device = device
-        super().__init__(device, device._create_event(timing))
+        super().__init__(device, device._create_event(timing, blocking))
 
     def record(self, stream: Stream) -> None:
         """Record the event after the work that the stream holds now."""

@@ -83,9 +83,11 @@ class PyCudaDevice(CudaDevice):
     def _synchronize_stream(self, stream: Any) -> None:
         _call("cuStreamSynchronize", stream.synchronize)
 
-    def _create_event(self, timing: bool) -> Created:
-        flag = 0 if timing else cuda.event_flags.DISABLE_TIMING
-        return _call("cuEventCreate", cuda.Event, flag), _drop_object
+    def _create_event(self, timing: bool, blocking: bool) -> Created:
+        kinds = cuda.event_flags
+        flags = 0 if timing else int(kinds.DISABLE_TIMING)
+        flags |= int(kinds.BLOCKING_SYNC) if blocking else 0
+        return _call("cuEventCreate", cuda.Event, flags), _drop_object
 
     def _record(self, event: Any, stream: Any) -> None:
         _call("cuEventRecord", event.record, stream)

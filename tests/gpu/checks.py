@@ -16,10 +16,12 @@ import pytest
 
 from benchmarks.timing.latency import END_TO_END, TimingConfig, Workload, measure_latency
 from esnet.metrics import label_agreement
-from runtime.backends.base import Backend, TensorSpec
+from runtime.artefact.tensors import TensorSpec
+from runtime.backends.base import Backend
 from runtime.backends.gpu import GpuBackend
 from runtime.cuda.device import CudaDevice
 from runtime.cuda.ring import Enqueue, SlotLayout, SlotRing
+from runtime.slots import Ticket
 from tests.gpu.overlap import StageClock
 
 SIZE_HW = (512, 1024)
@@ -87,15 +89,15 @@ def check_ring(
     expected = images.reshape(_NUM_IMAGES, batch, -1)[:, :, :plane]
     wrong = 0
     submit_us, free_bytes = [], []
-    in_flight: deque[int] = deque()
+    in_flight: deque[tuple[Ticket, int]] = deque()
     num_batches = max(num_frames // batch, 2 * _BATCHES_PER_SAMPLE)
 
     def collect_oldest(ring, clock):
         nonlocal wrong
-        (labels,) = ring.collect()
-        wanted = expected[in_flight.popleft()]
+        ticket, number = in_flight.popleft()
+        (labels,), wanted = ring.collect(ticket), expected[number]
         wrong += int((labels.reshape(wanted.shape) != wanted).any(axis=1).sum())
-        clock.add()
+        clock.add(ticket)
 
     layout, enqueue = ring_layout(batch, size_hw), copy_engine(copy, plane)
     with (
@@ -108,12 +110,12 @@ def check_ring(
         clock = stack.enter_context(StageClock(ring))
         started = time.perf_counter()
         for number in range(num_batches):
-            if ring.free_slots == 0:
+            if len(in_flight) == ring.num_slots:
                 collect_oldest(ring, clock)
             before = time.perf_counter()
-            ring.submit(images[number % _NUM_IMAGES])
+            ticket = ring.submit(images[number % _NUM_IMAGES])
             submit_us.append(1e6 * (time.perf_counter() - before))
-            in_flight.append(number % _NUM_IMAGES)
+            in_flight.append((ticket, number % _NUM_IMAGES))
             if (number + 1) % _BATCHES_PER_SAMPLE == 0:
                 free_bytes.append(device.memory_bytes()[0])
         while in_flight:
@@ -140,9 +142,8 @@ def measure_overhead(
     layout, samples = ring_layout(1, size_hw), []
     with device.current(), SlotRing(device, layout, lambda slot, count, stream: None) as ring:
         for _ in range(rounds):
-            ring.next_input()
             before = time.perf_counter()
-            ring.submit(num_frames=1)
+            ring.submit(ring.acquire(), num_frames=1)
             submitted = time.perf_counter()
             time.sleep(0.0005)  # the copies end meanwhile, so that collect does not wait for them
             again = time.perf_counter()
@@ -217,14 +218,14 @@ def check_throughput(
         backend.infer(images)
     with StageClock(ring) as clock:
         num_batches, started = 0, time.perf_counter()
+        in_flight = deque(backend.submit(images) for _ in range(ring.num_slots))
         while (wall := time.perf_counter() - started) < seconds:
-            while ring.free_slots:
-                backend.submit(images)
-            backend.collect()
-            clock.add()
+            backend.collect(ticket := in_flight.popleft())
+            clock.add(ticket)
+            in_flight.append(backend.submit(images))
             num_batches += 1
-        while ring.free_slots < ring.num_slots:
-            labels = backend.collect()[0]
+        for ticket in in_flight:
+            labels = backend.collect(ticket)[0]
         wanted = [reference[index % len(frames)] for index in range(BATCH)]
         agreement, least = label_agreement(list(labels), wanted), MIN_AGREEMENT[backend.precision]
         record(

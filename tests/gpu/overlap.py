@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 from runtime.cuda.ring import SlotRing
+from runtime.slots import Ticket
 
 EXPECTED_OVERLAP = 0.3
 """Share of the busy time in which two stages should run; recorded beside the measured one, never asserted."""
@@ -29,9 +30,9 @@ class StageClock(AbstractContextManager["StageClock"]):
             self._start = self._device.new_event(timing=True)
             self._start.record(ring._in)
 
-    def add(self) -> None:
-        """Add the batch that was collected last, before its slot is submitted again."""
-        slot = self._ring._last
+    def add(self, ticket: Ticket) -> None:
+        """Add a batch that was collected, before its slot is submitted again."""
+        slot = ticket._slot
         events = (slot.started, slot.copied_in, slot.computed, slot.copied_out)
         with self._device.current():
             self.batches.append(tuple(event.ms_since(self._start) for event in events))

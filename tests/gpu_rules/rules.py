@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.base import TensorSpec
+from runtime.artefact.tensors import TensorSpec
 from runtime.cuda.device import CudaDevice, open_device
 from runtime.cuda.ring import SlotLayout, SlotRing
 from runtime.errors import CudaError, EsnetError

@@ -5,10 +5,8 @@ A fake TensorRT and a fake ONNX Runtime enqueue a host function as their engine.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, read_record, write_engine
 from runtime.cuda.device import open_device
 from runtime.errors import BackendUnavailable, EngineMismatch, EsnetError
+from tests.contract import CHECKS
 from tests.cuda_stub import stub
 from tests.fake_trt import GENERATIONS, build_plan, fake_tensorrt
 from tests.gpu_rules.rules import expected, on_stub, run_engine, untyped
@@ -178,38 +177,17 @@ def test_results_of_infer_belong_to_the_caller(library, onnx_file):
     assert all(map(np.array_equal, results, expected(frames_of(2))))
 
 
-@on_stub
-def test_threads_may_share_a_backend(library, onnx_file):
-    wrong = []
-    with open_onnxruntime(library, onnx_file) as backend:
-        collect, everybody = backend.ring.collect, threading.Barrier(4)
-
-        def collect_late(ticket=None):
-            with contextlib.suppress(threading.BrokenBarrierError):
-                everybody.wait(0.5)  # until every thread has submitted, if they can
-            return collect(ticket)
-
-        backend.ring.collect = collect_late
-
-        def work(seed: int) -> None:
-            try:
-                if not all(
-                    map(
-                        np.array_equal,
-                        backend.infer(frames_of(2, seed)),
-                        expected(frames_of(2, seed)),
-                    )
-                ):
-                    wrong.append("a wrong result")
-            except Exception as error:
-                wrong.append(f"{type(error).__name__}: {error}")
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert wrong == []
+@pytest.mark.parametrize("check", CHECKS)
+@on_stub(environment=AMPERE)
+def test_batches_in_flight(library, engines, onnx_file, check):
+    batches = [frames_of(1 + seed % 3, seed) for seed in range(12)]
+    results = list(map(expected, batches))
+    for backend in (
+        open_tensorrt(library, engines, GENERATIONS[0]),
+        open_onnxruntime(library, onnx_file),
+    ):
+        with backend:
+            CHECKS[check](backend, batches, results)
 
 
 @on_stub(environment={"CUDA_STUB_SM": "61"})

@@ -167,10 +167,10 @@ def test_a_closed_device_refuses_with_an_error_of_ours(library):
 
 
 @on_stub
-def test_views_outlive_the_ring(library):
+def test_results_outlive_the_ring(library):
     with opened(library) as (_, ring):
-        views = ring.collect(ring.submit(batch(2)))
-    assert is_right(views, batch(2))
+        results = ring.collect(ring.submit(batch(2)))
+    assert is_right(results, batch(2))
 
 
 @on_stub

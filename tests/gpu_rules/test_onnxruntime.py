@@ -16,8 +16,8 @@ import onnxruntime as ort
 import pytest
 
 from runtime.artefact.card import ModelCard
+from runtime.artefact.tensors import TensorSpec
 from runtime.backends import onnxruntime_cuda
-from runtime.backends.base import TensorSpec
 from runtime.cuda.device import CudaDevice, open_device
 from runtime.cuda.ring import SlotLayout, SlotRing
 from runtime.errors import CudaError

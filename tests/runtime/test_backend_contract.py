@@ -6,6 +6,7 @@ import pytest
 from runtime.artefact.card import BatchRange
 from runtime.backend import BACKENDS, open_backend
 from runtime.errors import InvalidInput
+from tests.contract import CHECKS
 
 NAMES = [
     name for name, entry in BACKENDS.items() if entry.opens != "engine" and not entry.by_name_only
@@ -170,3 +171,19 @@ def test_a_precision_that_cannot_run_is_refused_with_those_that_can(name, make_a
     with pytest.raises(InvalidInput, match=f"{name} cannot run int3 on .*, it offers fp32") as no:
         open_backend(make_artefact(), name, precision="int3")
     assert "--precision fp32" in no.value.hint
+
+
+@pytest.fixture(scope="module")
+def batches_and_results(backend):
+    batches = [noise(1 + seed % 3, 64, 128, 3, seed=seed) for seed in range(12)]
+    return batches, [backend.infer(batch) for batch in batches]
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check != "closing"])
+def test_batches_in_flight(backend, batches_and_results, check):
+    CHECKS[check](backend, *batches_and_results)
+
+
+def test_closing_with_batches_in_flight(name, make_artefact, batches_and_results):
+    with open_backend(make_artefact(), name) as backend:
+        CHECKS["closing"](backend, *batches_and_results)

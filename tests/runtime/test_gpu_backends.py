@@ -238,9 +238,12 @@ class TestTensorRt:
         path, device, _ = engine
         card = replace(read_record(path).card, batch=BatchRange(2, 2, 8))
         with TensorRtBackend(path, card, device=device) as backend:
-            for refused in ({"batch": frames_of(1)}, {"num_frames": 1}):
+            slot = backend.acquire()
+            slot.num_frames = 1
+            for refused in (frames_of(1), slot):
                 with pytest.raises(InvalidInput, match=r"batch of 1 frames, .* takes 2 to 8"):
-                    backend.submit(**refused)
+                    backend.submit(refused)
+            slot.release()
             np.testing.assert_array_equal(backend.infer(frames_of(2))[0], truth(frames_of(2)))
 
     def test_a_fixed_batch_refuses_fewer_frames(self, engine, make_artefact):
@@ -250,7 +253,7 @@ class TestTensorRt:
             TensorRtBackend(path, card, device=device) as backend,
             pytest.raises(InvalidInput, match="batch of 1 frames, the artefact takes 2"),
         ):
-            backend.submit(num_frames=1)
+            backend.submit(backend.acquire(), num_frames=1)
 
     def test_a_frame_of_the_wrong_size_is_refused(self, engine):
         with opened(engine) as backend, pytest.raises(InvalidInput, match="must be uint8"):

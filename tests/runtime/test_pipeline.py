@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from runtime.media.pipeline import Pipeline
+from runtime.pipeline import Pipeline
 
 
 @pytest.fixture(autouse=True)

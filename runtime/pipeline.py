@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, NamedTuple
 
 _END = object()
 _POLL_SECONDS = 0.1
@@ -14,13 +14,18 @@ _POLL_SECONDS = 0.1
 class Pipeline:
     """Passes the items of a source through functions in order, each function in its own thread.
 
-    The caller's thread takes the results. The first exception of the source or of a stage stops all threads
-    and is raised to the caller. Leaving the iteration early, also by Ctrl-C, stops them too. An iterator that
-    is neither exhausted nor closed keeps its threads, and so the process, alive.
+    The caller's thread takes the results. An exception of the source or of a stage is raised to the caller
+    after the results of the items before it, and ends all threads. Leaving the iteration early, also by
+    Ctrl-C, ends them too. An iterator that is neither exhausted nor closed keeps its threads, and so the
+    process, alive.
     """
 
     def __init__(
-        self, source: Iterable[Any], *stages: Callable[[Any], Any], queue_size: int = 4
+        self,
+        source: Iterable[Any],
+        *stages: Callable[[Any], Any],
+        queue_size: int = 4,
+        while_stopping: Callable[[], object] = lambda: None,
     ) -> None:
         """Define the pipeline; threads start with the iteration.
 
@@ -28,12 +33,13 @@ class Pipeline:
             source: Iterated in its own thread.
             *stages: Functions from item to item; ``stages[i]`` feeds ``stages[i + 1]``.
             queue_size: Items that may wait before each stage.
+            while_stopping: Called until all threads have ended, to free what they may wait for.
         """
-        self._source, self._stages, self._queue_size = source, stages, queue_size
+        self._source, self._stages = source, stages
+        self._queue_size, self._while_stopping = queue_size, while_stopping
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any]:
         stopped = threading.Event()
-        errors: list[BaseException] = []
         queues = [queue.Queue[Any](self._queue_size) for _ in range(len(self._stages) + 1)]
 
         def items(feed: queue.Queue[Any]) -> Iterator[Any]:
@@ -44,6 +50,8 @@ class Pipeline:
                     continue
                 if item is _END:
                     return
+                if isinstance(item, _Failure):
+                    raise item.error
                 yield item
 
         def results(stage: Callable[[Any], Any], feed: queue.Queue[Any]) -> Iterator[Any]:
@@ -65,8 +73,7 @@ class Pipeline:
                         return
                 put(target, _END)
             except BaseException as error:  # raised in the caller's thread
-                errors.append(error)
-                stopped.set()
+                put(target, _Failure(error))
 
         producers = [iter(self._source), *map(results, self._stages, queues)]
         # Not daemons: a thread that is inside a library while Python exits would abort the process.
@@ -80,7 +87,13 @@ class Pipeline:
         finally:
             stopped.set()
             for thread in threads:
-                if thread.is_alive():  # Ctrl-C may come before all threads have started
-                    thread.join()
-        if errors:
-            raise errors[0]
+                while thread.is_alive():  # Ctrl-C may come before all threads have started
+                    self._while_stopping()
+                    thread.join(_POLL_SECONDS)
+            self._while_stopping()
+
+
+class _Failure(NamedTuple):
+    """An exception on its way to the caller, in the place of an item."""
+
+    error: BaseException
