@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,9 +19,9 @@ from runtime.console import is_terminal
 from runtime.errors import InvalidInput
 from runtime.media.overlay import colors_from_labels
 from runtime.media.sinks import open_sink
-from runtime.media.sources import Frame, FrameSource, open_source
+from runtime.media.sources import FrameSource, open_source
 from runtime.pipeline import Pipeline
-from runtime.segmenter import Segmenter
+from runtime.segmenter import Result, Segmenter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,21 +92,18 @@ def segment_source(
     with Segmenter.open(model_path, backend=backend, precision=precision) as segmenter:
         sink = open_sink(output_path, source)
 
-        def infer(frame: Frame) -> tuple[Frame, np.ndarray]:
-            return frame, segmenter.segment(frame.image)
-
-        def paint(item: tuple[Frame, np.ndarray]) -> tuple[str, np.ndarray]:
-            frame, image = item
+        def paint(result: Result) -> tuple[str, np.ndarray]:
+            image = result.labels
             if draw == "colors":
                 image = colors_from_labels(image, segmenter.card)
             elif draw == "overlay":
-                image = segmenter.overlay(frame.image, image, alpha=alpha, legend=legend)
-            return frame.name, image
+                image = segmenter.overlay(result.frame, image, alpha=alpha, legend=legend)
+            return result.name, image
 
         started = time.perf_counter()
         count = 0
-        with sink as write, _progress() as progress:
-            painted = Pipeline(source, infer, paint)
+        painted = Pipeline(segmenter.stream(source), paint)
+        with _one_opencv_thread(), sink as write, _progress() as progress, closing(painted):
             for name, image in progress.track(
                 painted, source.num_frames, description=source_path.name
             ):
@@ -123,6 +122,17 @@ def segment_source(
             skipped=tuple(source.skipped),
             warnings=tuple(_warnings(source, count, segmenter)),
         )
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Keep OpenCV from starting a thread for each core: the stages use them all."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator[str]:

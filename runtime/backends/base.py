@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class Backend(AbstractContextManager["Backend"]):
     """Device name, for reports."""
     num_slots: int
     """Batches that can be in flight at once."""
+    prefers_batches = False
+    """True if a batch of ``card.batch.opt`` gives more frames per second than as many batches of one."""
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Backend(AbstractContextManager["Backend"]):
         """
         self._require_open()
         self.input.check(batch)
-        self._check_size(batch.shape[0])
+        self.check_batch_size(batch.shape[0])
         return self._infer(np.ascontiguousarray(batch))
 
     def acquire(self, timeout: float | None = None) -> InputSlot:
@@ -141,10 +143,10 @@ class Backend(AbstractContextManager["Backend"]):
         """
         queue = self._slots()
         if isinstance(batch, InputSlot):
-            self._check_size(batch.num_frames if num_frames is None else num_frames)
+            self.check_batch_size(batch.num_frames if num_frames is None else num_frames)
         else:
             self.input.check(batch)
-            self._check_size(batch.shape[0])
+            self.check_batch_size(batch.shape[0])
         return queue.submit(batch, num_frames=num_frames, timeout=timeout)
 
     def collect(self, ticket: Ticket | None = None) -> tuple[np.ndarray, ...]:
@@ -164,7 +166,9 @@ class Backend(AbstractContextManager["Backend"]):
         """
         return self._slots().collect(ticket)
 
-    def stream(self, batches: Iterable[np.ndarray | InputSlot]) -> Iterator[tuple[np.ndarray, ...]]:
+    def stream(
+        self, batches: Iterable[np.ndarray | InputSlot]
+    ) -> Generator[tuple[np.ndarray, ...]]:
         """Run batches with ``num_slots`` in flight, and yield their outputs in order.
 
         A thread takes the batches. When the iteration ends, by its last batch, the first error, Ctrl-C or
@@ -191,8 +195,8 @@ class Backend(AbstractContextManager["Backend"]):
                     self.collect(tickets.popleft())
 
         pipeline = Pipeline(submitted(), queue_size=self.num_slots, while_stopping=drop_results)
-        with closing(iter(pipeline)) as running:
-            for ticket in running:
+        with closing(pipeline):
+            for ticket in pipeline:
                 outputs = self.collect(ticket)
                 tickets.popleft()
                 yield outputs
@@ -244,8 +248,12 @@ class Backend(AbstractContextManager["Backend"]):
         if not self._is_open:
             raise InvalidInput(f"the {self.name} backend is closed", hint="open the artefact again")
 
-    def _check_size(self, size: int) -> None:
-        """Refuse a number of frames outside the card's batch range."""
+    def check_batch_size(self, size: int) -> None:
+        """Check a number of frames.
+
+        Raises:
+            InvalidInput: It is outside the card's batch range; the hint says how to export the artefact.
+        """
         low, _, high = self.card.batch
         if not low <= size <= high:
             allowed = str(low) if low == high else f"{low} to {high}"

@@ -23,6 +23,7 @@ class GpuBackend(Backend):
 
     ring: SlotRing
     """The slots."""
+    prefers_batches = True
     _use_graphs = True
 
     def __init__(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from runtime.artefact.card import FRAMES, ModelCard
+from runtime.artefact.tensors import tensor_specs
 from runtime.errors import InvalidInput
 
 RESIZE_FILTER = "bilinear"
@@ -28,19 +29,25 @@ def check_frame(frame: np.ndarray) -> None:
         )
 
 
-def resize_frame(frame: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def resize_frame(
+    frame: np.ndarray, size_hw: tuple[int, int], out: np.ndarray | None = None
+) -> np.ndarray:
     """Resize a frame with the filter ``RESIZE_FILTER``, which the card names.
 
     Args:
         frame: uint8 (H, W, 3).
         size_hw: Target height and width.
+        out: uint8 (*size_hw, 3) to write to; ``None`` allocates it.
 
     Returns:
-        uint8 (*size_hw, 3); the same array if it has this size already.
+        uint8 (*size_hw, 3): ``out`` if it is given; else the same array if it has this size already.
     """
-    if frame.shape[:2] == size_hw:
+    if frame.shape[:2] != size_hw:
+        return cv2.resize(frame, size_hw[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+    if out is None:
         return frame
-    return cv2.resize(frame, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    np.copyto(out, frame)
+    return out
 
 
 def resize_map(class_map: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -58,30 +65,59 @@ def resize_map(class_map: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(class_map, size_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def batch_from_frames(frames: Sequence[np.ndarray], card: ModelCard) -> np.ndarray:
+def batch_from_frames(
+    frames: Sequence[np.ndarray], card: ModelCard, *, color: str = "rgb"
+) -> np.ndarray:
     """Resize, stack and, for a ``tensor`` input, normalise frames into one batch of an artefact's input.
 
     Fewer frames than the card's smallest batch are padded with copies of the last one.
 
     Args:
-        frames: RGB, uint8 (H, W, 3) each, any size; at least one.
+        frames: uint8 (H, W, 3) each, any size; at least one.
         card: Gives size, smallest batch, mean and standard deviation.
+        color: Channel order of the frames, ``rgb`` or ``bgr``.
 
     Returns:
-        uint8 (N, H, W, 3), or normalised float (N, 3, H, W); C-contiguous. A view if a single frame needs no
-        change.
+        uint8 (N, H, W, 3), or normalised float (N, 3, H, W); RGB, C-contiguous. A view if a single frame
+        needs no change.
 
     Example:
         >>> card = ModelCard.from_file(Path("model.onnx"))
         >>> batch_from_frames([frame, frame[::2, ::2]], card).shape
         (2, 64, 128, 3)
     """
-    resized = [resize_frame(frame, card.size_hw) for frame in frames]
-    resized += [resized[-1]] * (card.batch.min - len(resized))
-    batch = resized[0][None] if len(resized) == 1 else np.stack(resized)
-    if card.input == FRAMES:
-        return np.ascontiguousarray(batch)
-    return normalise(batch, card.mean, card.std).astype(card.float_dtype, copy=False)
+    if len(frames) == 1 == card.batch.min and card.input == FRAMES and color == "rgb":
+        return np.ascontiguousarray(resize_frame(frames[0], card.size_hw)[None])
+    spec = next(tensor_specs(card))
+    batch = np.empty((max(len(frames), card.batch.min), *spec.item_shape), spec.dtype)
+    fill_batch(frames, card, batch, color=color)
+    return batch
+
+
+def fill_batch(
+    frames: Sequence[np.ndarray], card: ModelCard, batch: np.ndarray, *, color: str = "rgb"
+) -> int:
+    """Do the same as ``batch_from_frames`` in memory of the caller.
+
+    Args:
+        frames: As for ``batch_from_frames``.
+        card: As for ``batch_from_frames``.
+        batch: The artefact's input, for at least as many frames as are needed; the first ones are written.
+        color: As for ``batch_from_frames``.
+
+    Returns:
+        Number of frames written: at least the smallest batch.
+    """
+    for frame, target in zip(frames, batch, strict=False):
+        is_tensor = card.input != FRAMES
+        image = resize_frame(frame, card.size_hw, None if is_tensor else target)
+        if color == "bgr":
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=None if is_tensor else target)
+        if is_tensor:
+            target[:] = normalise(image[None], card.mean, card.std)[0]
+    count = max(len(frames), card.batch.min)
+    batch[len(frames) : count] = batch[len(frames) - 1]
+    return count
 
 
 def normalise(images_NHWC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

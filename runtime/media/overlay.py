@@ -22,9 +22,7 @@ def colors_from_labels(labels: np.ndarray, card: ModelCard) -> np.ndarray:
     Returns:
         RGB, uint8 (H, W, 3).
     """
-    table = np.zeros((256, 3), np.uint8)
-    table[: card.num_classes] = card.palette
-    return table.take(labels, axis=0)
+    return cv2.applyColorMap(labels, _palette(card, "rgb"))
 
 
 def draw_overlay(
@@ -34,18 +32,20 @@ def draw_overlay(
     *,
     alpha: float = 0.5,
     legend: bool = True,
+    color: str = "rgb",
 ) -> np.ndarray:
     """Blend the colours of a class map over its frame.
 
     Args:
-        frame: RGB, uint8 (H, W, 3).
+        frame: uint8 (H, W, 3).
         labels: uint8 (H, W), the frame's size.
         card: Gives palette and class names.
         alpha: Weight of the colours, 0 (frame only) to 1 (colours only).
         legend: True to name the classes that cover at least 0.5 % of the frame.
+        color: Channel order of the frame and of the result, ``rgb`` or ``bgr``.
 
     Returns:
-        RGB, uint8 (H, W, 3), fresh.
+        uint8 (H, W, 3), fresh.
 
     Raises:
         InvalidInput: Not a frame, sizes that differ, or alpha out of range.
@@ -61,15 +61,27 @@ def draw_overlay(
         raise InvalidInput(f"labels {labels.shape} and frame {frame.shape[:2]} differ in size")
     if not 0 <= alpha <= 1:
         raise InvalidInput(f"alpha must be between 0 and 1, got {alpha}")
-    image = cv2.addWeighted(frame, 1 - alpha, colors_from_labels(labels, card), alpha, 0)
+    palette = _palette(card, color)
+    image = cv2.applyColorMap(labels, palette)
+    cv2.addWeighted(frame, 1 - alpha, image, alpha, 0, dst=image)
     if legend:
-        _draw_legend(image, labels, card)
+        _draw_legend(image, labels, card, palette)
     return image
 
 
-def _draw_legend(image: np.ndarray, labels: np.ndarray, card: ModelCard) -> None:
+def _palette(card: ModelCard, color: str) -> np.ndarray:
+    """Get the colours of all 256 label values, uint8 (256, 1, 3); values that are no class are black."""
+    table = np.zeros((256, 1, 3), np.uint8)
+    table[: card.num_classes, 0] = card.palette
+    return np.ascontiguousarray(table[..., ::-1]) if color == "bgr" else table
+
+
+def _draw_legend(
+    image: np.ndarray, labels: np.ndarray, card: ModelCard, palette: np.ndarray
+) -> None:
     """Draw swatch and name of each visible class in the upper left corner, largest area first."""
-    areas = np.bincount(labels.ravel(), minlength=256)[: card.num_classes] / labels.size
+    counts = cv2.calcHist([labels], [0], None, [256], [0, 256])
+    areas = counts.ravel()[: card.num_classes] / labels.size
     shown = [int(index) for index in np.argsort(-areas) if areas[index] >= 0.005]
     scale = image.shape[0] / 512 * 0.5
     row = max(8, round(36 * scale))
@@ -83,6 +95,6 @@ def _draw_legend(image: np.ndarray, labels: np.ndarray, card: ModelCard) -> None
     for line, (index, text) in enumerate(zip(shown, texts, strict=False)):
         top = row // 4 + line * row
         swatch = ((row // 4, top), (row, top + row * 3 // 4))
-        cv2.rectangle(image, *swatch, card.palette[index], cv2.FILLED)
+        cv2.rectangle(image, *swatch, palette[index, 0].tolist(), cv2.FILLED)
         origin = (row + row // 3, top + row * 5 // 8)
         cv2.putText(image, text, origin, _FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)

@@ -24,6 +24,8 @@ class Frame:
     """RGB, uint8 (H, W, 3), fresh."""
     name: str
     """File name without suffix (with it if names would repeat), or video name and frame number."""
+    timestamp: float = 0.0
+    """Position in the video, seconds; 0 for an image."""
 
 
 @dataclass(slots=True)
@@ -104,7 +106,9 @@ def _video_source(path: Path) -> FrameSource:
                 is_read, image = capture.read()
                 if not is_read:
                     return
-                yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), f"{path.stem}_{index:06d}")
+                seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+                rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                yield Frame(rgb, f"{path.stem}_{index:06d}", seconds)
         finally:
             capture.release()
 

@@ -1,8 +1,10 @@
 """Stages side by side: order, bounded memory, and an end without a thread left, however it ends."""
 
 import itertools
+import queue
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -52,9 +54,25 @@ def test_an_empty_source_ends_at_once(stages):
     assert list(Pipeline([], *stages)) == []
 
 
-def test_it_can_be_run_again():
+def test_an_exhausted_pipeline_stays_empty():
     pipeline = Pipeline(range(5), plus_one)
-    assert list(pipeline) == list(pipeline) == [1, 2, 3, 4, 5]
+    assert (list(pipeline), list(pipeline)) == ([1, 2, 3, 4, 5], [])
+
+
+def test_what_is_ready_can_be_taken_without_waiting():
+    gate = threading.Event()
+
+    def source():
+        yield 1
+        assert gate.wait(10)
+        yield 2
+
+    with closing(Pipeline(source())) as pipeline:
+        assert pipeline.next_within(10) == 1
+        with pytest.raises(queue.Empty):
+            pipeline.next_within(0)
+        gate.set()
+        assert list(pipeline) == [2]
 
 
 def test_none_is_an_item_like_any_other():
@@ -72,7 +90,7 @@ def test_a_slow_consumer_holds_the_source_back(queue_size, num_stages):
             made += 1
             yield made
 
-    results = iter(Pipeline(source(), *[plus_one] * num_stages, queue_size=queue_size))
+    results = Pipeline(source(), *[plus_one] * num_stages, queue_size=queue_size)
     next(results)
     # One item taken; then each thread has one in hand, and each queue is full.
     limit = 1 + (queue_size + 1) * (num_stages + 1)
@@ -107,6 +125,14 @@ def test_whoever_fails_the_caller_gets_the_very_error(make):
     assert raised.value is error
 
 
+@pytest.mark.parametrize("stages", [(), (plus_one,), (plus_one, plus_one)])
+def test_the_results_before_an_error_come_first(stages):
+    results = []
+    with pytest.raises(Broken):
+        results.extend(Pipeline(map(fail_at(3, Broken()), range(9)), *stages))
+    assert len(results) == 3
+
+
 def test_an_error_ends_a_source_that_waits_for_room():
     with pytest.raises(Broken):
         list(Pipeline(itertools.count(), plus_one, fail_at(3, Broken()), queue_size=1))
@@ -123,18 +149,18 @@ def test_a_source_that_cannot_be_iterated_fails_in_the_caller():
 
 
 def test_leaving_early_ends_the_threads():
-    for item in Pipeline(itertools.count(), plus_one, plus_one):
-        if item == 5:
-            break
-    assert item == 5
+    with closing(Pipeline(itertools.count(), plus_one, plus_one)) as pipeline:
+        assert next(pipeline) == 2
+    assert list(pipeline) == []
 
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
 def test_an_error_of_the_consumer_reaches_the_caller(error):
     def consume():
-        for item in Pipeline(itertools.count(), plus_one, plus_one):
-            if item == 5:
-                raise error
+        with closing(Pipeline(itertools.count(), plus_one, plus_one)) as pipeline:
+            for item in pipeline:
+                if item == 5:
+                    raise error
 
     with pytest.raises(error):
         consume()

@@ -54,40 +54,58 @@ def test_labels_of_a_larger_frame_are_the_models_enlarged(segmenter, frame):
     assert np.mean(segmenter.segment(doubled) == expected) > 0.95
 
 
-def test_bgr_frames_give_the_labels_of_their_rgb_twins(segmenter, frame):
-    bgr = np.ascontiguousarray(frame[..., ::-1])
-    np.testing.assert_array_equal(segmenter.segment(bgr, color="bgr"), segmenter.segment(frame))
+@pytest.fixture(scope="module")
+def bgr_segmenter(segmenter):
+    """The same backend, for frames in OpenCV's channel order."""
+    return Segmenter(segmenter.backend, color="bgr")
 
 
-def test_channel_order_matters(segmenter, frame):
-    assert np.any(segmenter.segment(frame, color="bgr") != segmenter.segment(frame))
-
-
-def test_an_unknown_channel_order_is_refused(segmenter, frame):
-    with pytest.raises(InvalidInput, match="color must be 'rgb' or 'bgr', got 'yuv'"):
-        segmenter.segment(frame, color="yuv")
+def swapped(frame):
+    return np.ascontiguousarray(frame[..., ::-1])
 
 
 @pytest.mark.parametrize("size_hw", [(64, 128), (50, 70)], ids=["the-model's", "another"])
-@pytest.mark.parametrize("color", ["rgb", "bgr"])
-def test_a_batch_gives_what_its_frames_give_one_by_one(segmenter, size_hw, color):
+def test_bgr_frames_give_the_labels_of_their_rgb_twins(segmenter, bgr_segmenter, size_hw):
+    frame = noise(*size_hw, 3)
+    np.testing.assert_array_equal(bgr_segmenter.segment(swapped(frame)), segmenter.segment(frame))
+    assert np.any(bgr_segmenter.segment(frame) != segmenter.segment(frame))
+
+
+def test_a_tensor_input_takes_bgr_frames_too(make_artefact, frame):
+    with Segmenter.open(make_artefact(input="tensor"), backend="onnxruntime") as rgb:
+        bgr = Segmenter(rgb.backend, color="bgr")
+        np.testing.assert_array_equal(bgr.segment(swapped(frame)), rgb.segment(frame))
+
+
+def test_overlays_have_the_channel_order_of_their_frames(segmenter, bgr_segmenter, frame):
+    np.testing.assert_array_equal(
+        swapped(bgr_segmenter.overlay(swapped(frame))), segmenter.overlay(frame)
+    )
+
+
+def test_an_unknown_channel_order_is_refused(make_artefact):
+    with pytest.raises(InvalidInput, match="color must be 'rgb' or 'bgr', got 'yuv'"):
+        Segmenter.open(make_artefact(), backend="null", color="yuv")
+
+
+@pytest.mark.parametrize("size_hw", [(64, 128), (50, 70)], ids=["the-model's", "another"])
+def test_a_batch_gives_what_its_frames_give_one_by_one(segmenter, size_hw):
     batch = noise(10, *size_hw, 3)
-    expected = np.stack([segmenter.segment(frame, color=color) for frame in batch])
-    np.testing.assert_array_equal(segmenter.segment(batch, color=color), expected)
+    expected = np.stack([segmenter.segment(frame) for frame in batch])
+    np.testing.assert_array_equal(segmenter.segment(batch), expected)
+
+
+@pytest.mark.parametrize("count", [2, 11])
+def test_a_list_may_hold_frames_of_any_sizes(segmenter, count):
+    frames = [noise(20 + 7 * index, 90 - index, 3, seed=index) for index in range(count)]
+    labels = segmenter.segment(frames)
+    assert len(labels) == count
+    for frame, found in zip(frames, labels, strict=True):
+        np.testing.assert_array_equal(found, segmenter.segment(frame))
 
 
 def test_a_batch_of_one_keeps_its_axis(segmenter, frame):
     assert segmenter.segment(frame[None]).shape == (1, 64, 128)
-
-
-def test_a_large_batch_runs_in_parts_of_the_usual_size(make_artefact, monkeypatch):
-    with Segmenter.open(make_artefact(batch=BatchRange(1, 2, 4)), backend="null") as segmenter:
-        infer, sizes = segmenter.backend.infer, []
-        monkeypatch.setattr(
-            segmenter.backend, "infer", lambda batch: sizes.append(len(batch)) or infer(batch)
-        )
-        segmenter.segment(noise(5, 64, 128, 3))
-    assert sizes == [2, 2, 1]
 
 
 def test_the_filling_of_a_fixed_batch_is_cut_off(make_artefact):
@@ -105,6 +123,7 @@ def test_the_filling_of_a_fixed_batch_is_cut_off(make_artefact):
         pytest.param(np.zeros((2, 3, 8, 8), np.uint8), r"got uint8 \(3, 8, 8\)", id="planes-first"),
         pytest.param(np.zeros((0, 8, 8, 3), np.uint8), "at least one frame", id="empty-batch"),
         pytest.param([[1, 2, 3]], "numpy array, got list", id="list"),
+        pytest.param([], "at least one frame", id="empty-list"),
     ],
 )
 def test_what_is_no_frame_is_refused(segmenter, frames, message):
