@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from benchmarks.errors import BenchmarkError, TargetMissed
 from runtime.console import new_app, parse_size, run_app
+from runtime.files import require_outputs
 
 
 class _DefaultGroup(TyperGroup):
@@ -88,7 +89,7 @@ def run(
     from benchmarks.timing.suite import bench_models
 
     kind, camera_fps = _parse_mode(mode)
-    tables.check_folders(json_file, csv_file, markdown_file, html_file)
+    require_outputs(json_file, csv_file, markdown_file, html_file)
     if html_file is not None:
         page.require_page_libraries()
     options = BenchOptions(
@@ -138,10 +139,10 @@ def roofline(
     markdown_file: MarkdownFile = None,
 ) -> None:
     """Compute a lower bound of MODEL's time on a GPU, and on this machine with the measured time."""
-    from benchmarks.report.tables import check_folders, publish
+    from benchmarks.report.tables import publish
     from benchmarks.roofline.report import analyse_model, document_from_report
 
-    check_folders(json_file, markdown_file)
+    require_outputs(json_file, markdown_file)
     size_hw = parse_size(size) if size else None
     report = analyse_model(model, gpu=gpu, size_hw=size_hw, measure=measure)
     document = document_from_report(report, show_layers=layers)
@@ -163,9 +164,9 @@ def compare(
 ) -> None:
     """Compare WEIGHTS in torch, in a plain ONNX export and in the exported models of this toolkit."""
     from benchmarks.baselines.run import compare_pipelines, document_from_report
-    from benchmarks.report.tables import check_folders, publish
+    from benchmarks.report.tables import publish
 
-    check_folders(json_file, markdown_file)
+    require_outputs(json_file, markdown_file)
     report = compare_pipelines(
         weights,
         frames=frames,
@@ -232,10 +233,10 @@ def evaluate(
     from benchmarks.accuracy.evaluate import open_predictor
     from benchmarks.accuracy.report import document_from_reports, draw_confusion
     from benchmarks.models import precisions_of
-    from benchmarks.report.tables import check_folders, progress_bar, publish
+    from benchmarks.report.tables import progress_bar, publish
     from esnet.data.datasets import open_split
 
-    check_folders(json_file, confusion)
+    require_outputs(json_file, confusion)
     runs = [
         (name, own) for name in model for own in precisions_of(Path(name), precision or (None,))
     ]

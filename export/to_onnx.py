@@ -16,7 +16,7 @@ import torch
 from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
 from esnet.data.scenes import street_scene
 from esnet.labels import label_set_for
-from export.errors import ExportError, require_output
+from export.errors import ExportError
 from export.graph.editor import op_counts
 from export.graph_builder import onnx_from_network
 from export.metadata import card_from_plan, with_card
@@ -25,7 +25,7 @@ from export.verify import Parity, measure_parity, require_parity
 from runtime.artefact.card import LABELS, ModelCard
 from runtime.backend import installed_backends
 from runtime.errors import BackendUnavailable
-from runtime.files import atomic_path, sha256_of
+from runtime.files import atomic_path, require_outputs, sha256_of
 from runtime.media.sources import open_source
 
 _NUM_PARITY_FRAMES = 3
@@ -76,6 +76,7 @@ def export_onnx(
 
     Raises:
         CheckpointError: The weights cannot be loaded.
+        InvalidInput: The output path cannot be written.
         LabelSetError: The label set does not fit.
         ParityError: The artefact is out of tolerance; nothing was written.
         BackendUnavailable: No installed backend can run the comparison.
@@ -99,7 +100,7 @@ def export_onnx(
     # Artefacts of shipped weights are named after them and go to the working folder.
     stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
     path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
-    require_output(path, checkpoint.path)
+    require_outputs(path, source=checkpoint.path)
     images, frames_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:
         unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)

@@ -1,4 +1,4 @@
-"""Atomic writes, file hashes, and the cache folder."""
+"""Output paths, atomic writes, file hashes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,38 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+
+from runtime.errors import InvalidInput
+
+
+def require_outputs(*paths: Path | None, source: Path | None = None) -> None:
+    """Refuse output files that cannot be written, before any work is done.
+
+    Args:
+        paths: Files to write; ``None`` is skipped.
+        source: Input file, which must not be overwritten.
+
+    Raises:
+        InvalidInput: A folder is missing or not writable, or a path is a folder, a device or ``source``.
+    """
+    for path in filter(None, paths):
+        folder = path.parent
+        if not folder.is_dir():
+            raise InvalidInput(
+                f"output folder {folder} does not exist",
+                hint=shlex.join(["mkdir", "-p", str(folder)]),
+            )
+        problems = {
+            "is a folder": path.is_dir(),
+            "is not a regular file": path.exists() and not path.is_file(),
+            "is the input file itself": source and path.exists() and path.samefile(source),
+            "is in a folder that is not writable": not os.access(folder, os.W_OK),
+        }
+        if problem := next((text for text, is_true in problems.items() if is_true), None):
+            raise InvalidInput(f"output {path} {problem}", hint="choose another file")
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.errors import BenchmarkError
 from runtime.console import is_terminal
 from runtime.files import atomic_path
 
@@ -105,22 +102,6 @@ def _rich_table(table: TextTable) -> Table:
     for row in table.rows:
         grid.add_row(*map(escape, row))
     return grid
-
-
-def check_folders(*paths: Path | None) -> None:
-    """Raise ``BenchmarkError`` if an output file cannot be written; call it before measuring."""
-    for path in filter(None, paths):
-        if not path.parent.is_dir():
-            raise BenchmarkError(
-                f"report folder {path.parent} does not exist",
-                hint=shlex.join(["mkdir", "-p", str(path.parent)]),
-            )
-        if path.is_dir():
-            raise BenchmarkError(f"report {path} is a folder", hint="name a file")
-        if not os.access(path.parent, os.W_OK):
-            raise BenchmarkError(
-                f"report folder {path.parent} is not writable", hint="name a file in another folder"
-            )
 
 
 def publish(

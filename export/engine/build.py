@@ -19,13 +19,13 @@ import onnx
 from export.engine.kernels import UNKNOWN, Kernel, convolution_types, summarize_kernels
 from export.engine.targets import may_compute_in_fp32, target_notes, targets_of
 from export.engine.trt_builder import BuildOptions, build_plan
-from export.errors import BuildError, PrecisionError, require_output
+from export.errors import BuildError, PrecisionError
 from export.graph.half import LARGEST_HALF, convert_to_half
 from export.metadata import with_card
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, check_plan, read_record, write_engine
 from runtime.errors import EsnetError
-from runtime.files import cache_dir, save_cache, sha256_of
+from runtime.files import cache_dir, require_outputs, save_cache, sha256_of
 from runtime.machine.gpus import first_cuda_gpu
 from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
@@ -73,6 +73,7 @@ def build_engine(
 
     Raises:
         ModelFileError: The file is not an artefact.
+        InvalidInput: The output path cannot be written.
         BuildError: TensorRT rejects the graph or the request.
         PrecisionError: The engine computes in other types than requested; nothing was written.
         BackendUnavailable: TensorRT is not installed, or it needs a GPU and this machine has none.
@@ -82,7 +83,7 @@ def build_engine(
     _check_request(card, trt, options, onnx_path)
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
-    require_output(path, onnx_path)
+    require_outputs(path, source=onnx_path)
     gpu = first_cuda_gpu()
     gpu_name = None if gpu is None else gpu[0]
     targets = targets_of(trt, options, gpu)

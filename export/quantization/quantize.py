@@ -11,7 +11,7 @@ import onnx
 
 from esnet.checkpoint import SHIPPED_RANGES
 from esnet.data.labelled import LabelledSplit
-from export.errors import CalibrationError, ExportError, ParityError, require_output
+from export.errors import CalibrationError, ExportError, ParityError
 from export.graph.pool import pool_bytes
 from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions
 from export.metadata import with_card
@@ -28,7 +28,7 @@ from export.quantization.sensitivity import (
     require_drawing,
 )
 from runtime.artefact.card import FRAMES, LABELS, ModelCard
-from runtime.files import atomic_path, sha256_of
+from runtime.files import atomic_path, require_outputs, sha256_of
 
 OnFrame = Callable[[str, int, int], None]
 """Progress callback: description, number done, total."""
@@ -111,15 +111,13 @@ def quantize(
 
     Raises:
         CalibrationError: There are no usable ranges.
-        ExportError: The file is not an fp32 artefact, or an output path cannot be written.
+        ExportError: The file is not an fp32 artefact.
+        InvalidInput: An output path cannot be written.
         ParityError: A backend does not match the simulation, or mIoU drops too far; nothing is written.
     """
     card = ModelCard.from_file(model_path)
     _check_artefact(model_path, card)
-    if options.table_path is not None:
-        require_output(options.table_path, model_path)
-    if options.trt_cache_path is not None:
-        require_output(options.trt_cache_path, model_path)
+    require_outputs(options.table_path, options.trt_cache_path, source=model_path)
     if options.sensitivity_path is not None:
         require_drawing(options.sensitivity_path, model_path)
     scheme = SCHEMES[options.scheme or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
@@ -127,7 +125,7 @@ def quantize(
     kept = _convolutions_of(model, options.keep)
     stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
     path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
-    require_output(path, model_path)
+    require_outputs(path, source=model_path)
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         model = pool_bytes(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import InvalidInput
-from runtime.files import atomic_path
+from runtime.files import atomic_path, require_outputs
 from runtime.media.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FrameSource
 
 _DEFAULT_FPS = 30.0
@@ -55,11 +54,7 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
             f"{source.path} has {source.num_frames or 'many'} frames, {path.name!r} is one image",
             hint="name a folder, or a .mp4 file",
         )
-    if not path.parent.is_dir():
-        raise InvalidInput(
-            f"output folder {path.parent} does not exist",
-            hint=shlex.join(["mkdir", "-p", str(path.parent)]),
-        )
+    require_outputs(path)
     if suffix in IMAGE_SUFFIXES:
         return nullcontext(lambda image, name: write_image(path, image))
     return _open_video(path, source.fps or _DEFAULT_FPS)

@@ -126,7 +126,7 @@ def test_the_dataset_is_told_by_the_model(weights):
         ),
         pytest.param(["--dataset", "kitti"], "unknown dataset 'kitti'", id="dataset"),
         pytest.param(
-            ["--json", "nowhere/a.json"], "report folder nowhere does not exist", id="json"
+            ["--json", "nowhere/a.json"], "output folder nowhere does not exist", id="json"
         ),
         pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
         pytest.param(["--confusion", "a.txt"], "a.txt is neither .png nor .svg", id="confusion"),

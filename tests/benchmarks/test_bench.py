@@ -236,7 +236,7 @@ def test_assert_decides_the_exit_code(make_artefact, invoke, fps, code):
         pytest.param(
             ["{model}", "--json", "no/such/r.json"], "does not exist", id="no report folder"
         ),
-        pytest.param(["{model}", "--html", "."], "report . is a folder", id="folder as report"),
+        pytest.param(["{model}", "--html", "."], "output . is a folder", id="folder as report"),
         pytest.param(["{model}", "--csv", "/proc/r.csv"], "/proc", id="unwritable"),
         pytest.param(["{model}", "--target-fps", "0"], "greater than", id="target of nothing"),
         pytest.param(["{model}", "--mode", "burst"], "unknown mode 'burst'", id="mode"),

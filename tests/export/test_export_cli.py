@@ -90,7 +90,10 @@ def test_command_line_stands_in_the_card(esnet_export, checkpoint_path, tmp_path
         pytest.param(["--opset", "9"], "opset 9 is out of range", "17", id="opset"),
         pytest.param(["--frames", "nowhere"], "'nowhere' does not exist", "image", id="frames"),
         pytest.param(
-            ["-o", "nowhere/model.onnx"], "no folder nowhere", "create it", id="no-folder"
+            ["-o", "nowhere/model.onnx"],
+            "output folder nowhere does not exist",
+            "mkdir -p nowhere",
+            id="no-folder",
         ),
         pytest.param(["-o", "."], "output . is a folder", "choose another", id="folder"),
     ],

@@ -15,12 +15,12 @@ from esnet.labels import label_set_for
 from export.engine.build import build_engine, require_types
 from export.engine.kernels import Edge, Kernel, kernels_from_inspector
 from export.engine.trt_builder import BuildOptions, build_plan
-from export.errors import BuildError, ExportError, PrecisionError
+from export.errors import BuildError, PrecisionError
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.artefact.engine_file import read_record, record_path
-from runtime.errors import BackendUnavailable
+from runtime.errors import BackendUnavailable, InvalidInput
 from runtime.tensorrt_api import load_tensorrt
 from tests import fake_trt
 from tests.conftest import random_network
@@ -424,7 +424,7 @@ def test_a_batch_that_the_graph_does_not_have_is_refused(use_fake, make_artefact
 
 def test_a_folder_that_is_not_there_is_refused_first(use_fake, artefact):
     state = use_fake("10.3.0")
-    with pytest.raises(ExportError, match="there is no folder"):
+    with pytest.raises(InvalidInput, match="nowhere does not exist"):
         build(artefact, output=artefact.parent / "nowhere" / "a.engine", tensorrt="tensorrt")
     assert state.builds == 0
 

@@ -42,6 +42,7 @@ from runtime.artefact.advice import quantization_advice
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.backend import open_backend
 from runtime.backends.openvino import shared_core
+from runtime.errors import EsnetError
 from runtime.tensorrt_api import load_tensorrt
 
 SIZE = (64, 128)
@@ -479,11 +480,13 @@ class TestQuantize:
     @pytest.mark.parametrize(
         ("settings_of", "message"),
         [
-            pytest.param({"output": "nowhere/q.onnx"}, "there is no folder", id="folder"),
+            pytest.param({"output": "nowhere/q.onnx"}, "folder .* does not exist", id="folder"),
             pytest.param({"output": "small.onnx"}, "is the input file itself", id="input"),
-            pytest.param({"trt_cache_path": "nowhere/c"}, "there is no folder", id="cache"),
-            pytest.param({"table_path": "nowhere/t"}, "there is no folder", id="table"),
-            pytest.param({"sensitivity_path": "nowhere/b.png"}, "there is no folder", id="image"),
+            pytest.param({"trt_cache_path": "nowhere/c"}, "folder .* does not exist", id="cache"),
+            pytest.param({"table_path": "nowhere/t"}, "folder .* does not exist", id="table"),
+            pytest.param(
+                {"sensitivity_path": "nowhere/b.png"}, "folder .* does not exist", id="image"
+            ),
             pytest.param({"sensitivity_path": "b.txt"}, r"neither \.png nor \.svg", id="suffix"),
         ],
     )
@@ -492,7 +495,7 @@ class TestQuantize:
     ):
         monkeypatch.setattr("export.quantization.quantize._range_table", None)
         paths = {name: tmp_path / path for name, path in settings_of.items()}
-        with pytest.raises(ExportError, match=message):
+        with pytest.raises(EsnetError, match=message):
             run_quantize(artefact, **paths)
         assert list(tmp_path.iterdir()) == [artefact]
 

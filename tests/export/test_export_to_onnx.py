@@ -315,23 +315,23 @@ def test_interrupted_export_leaves_the_old_file(checkpoint_path, tmp_path, monke
     ("output", "message"),
     [
         pytest.param(
-            "nowhere/model.onnx", "there is no folder .*nowhere to write to", id="no-folder"
+            "nowhere/model.onnx", "output folder .*nowhere does not exist", id="no-folder"
         ),
-        pytest.param("net.safetensors/m.onnx", "there is no folder", id="file-as-folder"),
+        pytest.param("net.safetensors/m.onnx", "does not exist", id="file-as-folder"),
         pytest.param("", "is a folder", id="folder"),
         pytest.param("net.safetensors", "is the input file itself", id="weights"),
     ],
 )
 def test_output_that_cannot_be_meant_is_refused(output, message, save_checkpoint, tmp_path):
     weights = save_checkpoint()
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(InvalidInput, match=message):
         export_onnx(weights, tmp_path / output, SMALL)
     assert list(tmp_path.iterdir()) == [weights]
 
 
 def test_output_that_is_a_pipe_or_device_is_refused(checkpoint_path, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ExportError, match="pipe is not a regular file"):
+    with pytest.raises(InvalidInput, match="pipe is not a regular file"):
         export_onnx(checkpoint_path, tmp_path / "pipe", SMALL)
 
 

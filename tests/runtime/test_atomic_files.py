@@ -1,11 +1,12 @@
-"""A file appears whole or not at all, with the permissions that the user's umask asks for."""
+"""A file appears whole or not at all, with the umask's permissions; an unusable output path is refused."""
 
 import hashlib
 import os
 
 import pytest
 
-from runtime.files import atomic_path, sha256_of
+from runtime.errors import InvalidInput
+from runtime.files import atomic_path, require_outputs, sha256_of
 
 
 @pytest.fixture
@@ -85,3 +86,32 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     content = bytes(range(256)) * 9000
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("nowhere/a.json", "output folder .*nowhere does not exist", id="no-folder"),
+        pytest.param("source/a.json", "output folder .*source does not exist", id="file-as-folder"),
+        pytest.param(".", "is a folder", id="folder"),
+        pytest.param("pipe", "is not a regular file", id="pipe"),
+        pytest.param("source", "is the input file itself", id="input"),
+    ],
+)
+def test_an_output_that_cannot_be_meant_is_refused(tmp_path, name, message):
+    source = tmp_path / "source"
+    source.write_text("input")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidInput, match=message):
+        require_outputs(None, tmp_path / "fine.json", tmp_path / name, source=source)
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root
+    with pytest.raises(InvalidInput, match="is in a folder that is not writable"):
+        require_outputs(tmp_path / "a.json")
+
+
+def test_new_and_existing_files_may_be_outputs(tmp_path):
+    (tmp_path / "old").write_text("old")
+    require_outputs(tmp_path / "old", None, tmp_path / "new")
