@@ -22,7 +22,8 @@ class Scheme(NamedTuple):
     name: str
     """Name on the command line."""
     is_symmetric: bool
-    """True: int8 with zero-point 0. False: uint8 with a zero-point."""
+    """True: int8 with zero-point 0, and the skip input of a residual Add is quantized too, so that TensorRT
+    fuses Conv + Add + ReLU into one INT8 kernel. False: uint8 with a zero-point."""
 
 
 TENSORRT_SCHEME = Scheme("tensorrt", is_symmetric=True)
@@ -45,10 +46,8 @@ def insert_qdq(
     """Quantize the convolutions of a float graph.
 
     The data input of each convolution passes through Q and DQ; its weights are stored as int8 and pass
-    through DQ. A tensor with several readers is quantized once. The skip input of a residual Add is quantized
-    too: TensorRT fuses Conv, Add and ReLU into one INT8 kernel, and OpenVINO stores no float copy of the skip.
-    Biases stay float, as TensorRT requires. There is no Q/DQ between a convolution and its ReLU, and none
-    after the last layer.
+    through DQ. A tensor with several readers is quantized once. Biases stay float, as TensorRT requires.
+    There is no Q/DQ between a convolution and its ReLU, and none after the last layer.
 
     Args:
         model: Float graph, BN folded. Not modified.
@@ -71,12 +70,13 @@ def insert_qdq(
             done[tensor] = _quantized(editor, tensor, ranges, scheme)
         node.input[0] = done[tensor]
         _quantize_weight(editor, node)
-    for node in editor.of_type("Add"):
-        for position, tensor in enumerate(node.input):
-            other = editor.producer(node.input[1 - position])
-            is_residual = other is not None and other.op_type in ("Conv", "Add")
-            if tensor in done and is_residual:
-                node.input[position] = done[tensor]
+    if scheme.is_symmetric:
+        for node in editor.of_type("Add"):
+            for position, tensor in enumerate(node.input):
+                other = editor.producer(node.input[1 - position])
+                is_residual = other is not None and other.op_type in ("Conv", "Add")
+                if tensor in done and is_residual:
+                    node.input[position] = done[tensor]
     return editor.finish()
 
 

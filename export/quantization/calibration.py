@@ -25,7 +25,6 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from export.errors import CalibrationError, ExportError
 from export.graph.half import float_tensors
 from export.graph.qdq import TENSORRT_SCHEME, Range, activation_scale, quantizable_tensors
-from export.graph.scores import SCORES, find_scores, score_bounds
 from runtime.artefact.card import ModelCard
 from runtime.files import atomic_path
 from runtime.media.frames import batch_from_frames
@@ -35,8 +34,7 @@ METHODS = ("percentile", "entropy", "mse", "max")
 SCHEMA = 1
 _PERCENTILE = 99.99
 _BINS = 2048
-_STRIDE = 5
-"""Histograms count every fifth value: odd, so that each column of an even width takes part."""
+_CHUNK = 4
 _TRT_CACHE_HEADER = "TRT-8601-EntropyCalibration2"
 
 
@@ -152,7 +150,7 @@ def measure_ranges(
     *,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Range], int, str]:
-    """Measure the range of every tensor that quantization needs, and of the scores for ``quantize_scores``.
+    """Measure the range of every tensor that quantization needs.
 
     Args:
         model: Float graph with one input.
@@ -169,8 +167,8 @@ def measure_ranges(
     """
     if method not in METHODS:
         raise CalibrationError(f"unknown method {method!r}", hint=f"methods: {', '.join(METHODS)}")
-    tensors, scores = list(quantizable_tensors(model)), find_scores(model)
-    run = open_on_cpu(_with_outputs(model, [*tensors, *([scores[0]] if scores else [])]))
+    tensors = list(quantizable_tensors(model))
+    run = open_on_cpu(_with_outputs(model, tensors))
     collector = HistogramCollector(
         method="entropy",
         symmetric=False,
@@ -179,25 +177,27 @@ def measure_ranges(
         percentile=_PERCENTILE,
         scenario="same",
     )
-    digest, score_ranges, done = hashlib.sha256(), list[Range](), 0
-    for done, batch in enumerate(batches, start=1):
-        digest.update(batch.tobytes())
-        arrays = run(batch)
-        if scores:
-            score_ranges.append(score_bounds(arrays.pop(), scores[1]))
-        samples = {name: _sample(name, array) for name, array in zip(tensors, arrays, strict=True)}
+    source, digest, done = iter(batches), hashlib.sha256(), 0
+    while chunk := list(islice(source, _CHUNK)):
+        values: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
+        for batch in chunk:
+            digest.update(batch.tobytes())
+            for name, array in zip(tensors, run(batch), strict=True):
+                if not np.isfinite(array).all():
+                    raise CalibrationError(
+                        f"tensor {name!r} holds NaN or Inf", hint="check the weights and the frames"
+                    )
+                values[name].append(array)
+            done += 1
+            on_batch(done)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per call
-            collector.collect(samples)
-        on_batch(done)
+            collector.collect(values)
     if not done:
         raise CalibrationError(
             "no frames to calibrate on", hint="use a folder, list or video with frames"
         )
     histograms = collector.get_histogram_dict()
     chosen = {name: _range_of(histograms[name][:4], method, collector) for name in tensors}
-    if scores:
-        lows, highs = zip(*score_ranges, strict=True)
-        chosen[SCORES] = min(lows), max(highs)
     return chosen, done, digest.hexdigest()
 
 
@@ -278,16 +278,6 @@ def _images(source: Path, count: int) -> Iterator[np.ndarray]:
     opened = open_source(source)
     step = max(1, (opened.num_frames or count) // count)
     yield from (frame.image for frame in islice(opened, 0, None, step))
-
-
-def _sample(name: str, array: np.ndarray) -> np.ndarray:
-    """Take every ``_STRIDE``-th value, and the smallest and the largest one."""
-    ends = array.min(), array.max()
-    if not np.isfinite(ends).all():
-        raise CalibrationError(
-            f"tensor {name!r} holds NaN or Inf", hint="check the weights and the frames"
-        )
-    return np.append(array.ravel()[::_STRIDE], ends)
 
 
 def _range_of(histogram: Sequence[Any], method: str, collector: HistogramCollector) -> Range:
