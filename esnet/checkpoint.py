@@ -93,7 +93,7 @@ def resolve_weights(source: str | Path) -> Path:
         CheckpointError: There is neither such a file nor such a name.
     """
     path = Path(source)
-    if str(source) in SHIPPED_WEIGHTS and not path.exists():
+    if str(source) in SHIPPED_WEIGHTS and not path.is_file():
         return SHIPPED_WEIGHTS[str(source)]
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

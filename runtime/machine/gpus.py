@@ -175,7 +175,7 @@ def sm_of(text: str) -> Sm:
     Raises:
         InvalidInput: Neither a compute capability nor a known GPU.
     """
-    match = re.fullmatch(r"(?:sm[ _]?)?([1-9]\d??)\.?(\d)", text.strip().lower())
+    match = re.fullmatch(r"(?:sm[ _]?)?([1-9]|1\d)\.?(\d)", text.strip().lower())
     if match:
         return int(match[1]), int(match[2])
     try:

@@ -139,6 +139,12 @@ def test_own_file_goes_before_shipped_weights_of_the_same_name(
     assert load_checkpoint("camvid").network.config.num_classes == 3
 
 
+def test_a_folder_does_not_hide_shipped_weights_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camvid").mkdir()
+    assert load_checkpoint("camvid").network.config.num_classes == 11
+
+
 def test_sha256_is_that_of_the_files_bytes(make_state_dict, weights_path):
     torch.save(make_state_dict(), weights_path)
     expected = hashlib.sha256(weights_path.read_bytes()).hexdigest()

@@ -77,6 +77,12 @@ def test_a_compute_capability_is_read_or_looked_up(text, sm):
     assert sm_of(text) == sm
 
 
+@pytest.mark.parametrize("text", ["980", "sm_980", "20.1"])
+def test_a_number_that_is_no_compute_capability_is_refused(text):
+    with pytest.raises(InvalidInput, match=f"unknown GPU '{text}'"):
+        sm_of(text)
+
+
 def test_what_is_neither_gets_both_forms_as_a_hint():
     with pytest.raises(InvalidInput, match="unknown GPU 'sm_'") as caught:
         sm_of("sm_")
