@@ -107,6 +107,8 @@ def read_record(path: Path) -> EngineRecord:
                 f"{beside}: schema {fields['schema']!r}, expected {SCHEMA}",
                 hint="pip install --upgrade esnet-deploy",
             )
+        if lacking := {"kind", "version"} - fields["tensorrt"].keys():
+            raise ValueError(f"tensorrt has no {' and no '.join(sorted(lacking))}")
         card = ModelCard.from_json(json.dumps(fields.pop("card")), origin=str(beside))
         return EngineRecord(**{**fields, "profile": BatchRange(*fields["profile"]), "card": card})
     except ModelFileError:
@@ -145,7 +147,7 @@ def check_library(path: Path, record: EngineRecord, *, kind: str, version: str) 
     Raises:
         EngineMismatch: Another kind, or a version that cannot load it.
     """
-    built_kind, built_version = record.tensorrt.get("kind"), str(record.tensorrt.get("version"))
+    built_kind, built_version = record.tensorrt["kind"], str(record.tensorrt["version"])
     if (built_kind, built_version) == (kind, version):
         return
     newest = ""
@@ -153,7 +155,8 @@ def check_library(path: Path, record: EngineRecord, *, kind: str, version: str) 
         old, new = version_numbers(built_version), version_numbers(version)
         if built_kind == kind and old[:1] == new[:1] and old <= new:
             return
-        newest = f" as a version-compatible engine, for {built_version} and newer {old[0]}.x"
+        major = built_version.partition(".")[0]
+        newest = f" as a version-compatible engine, for {built_version} and newer {major}.x"
     built = f"{built_kind} {built_version}"
     raise _mismatch(f"{path} was built by {built}{newest}, here is {kind} {version}", record)
 

@@ -33,11 +33,11 @@ class TensorRtBackend(GpuBackend):
 
     def _check(self, path: Path, precision: str | None) -> None:
         self._record = read_record(path)
+        self.name = self._record.tensorrt["kind"]
         self._require_precision(precision, (self.precision,), on="this engine")
         check_plan(path, self._record)
-        self._trt = load_tensorrt(self._record.tensorrt["kind"])
-        self.name = self._trt.kind
-        check_library(path, self._record, kind=self._trt.kind, version=self._trt.version)
+        self._trt = load_tensorrt(self.name)
+        check_library(path, self._record, kind=self.name, version=self._trt.version)
 
     def _load(self, path: Path) -> None:
         check_gpu(path, self._record, gpu=self._cuda.name, sm=self._cuda.sm)

@@ -82,6 +82,10 @@ def test_a_crash_between_the_two_files_leaves_no_lying_record(engine, monkeypatc
         pytest.param(lambda p: change(p, schema=9), "schema 9, expected 1", id="schema"),
         pytest.param(lambda p: change(p, card={}), "model card schema None", id="no-card"),
         pytest.param(lambda p: change(p, extra=1), "is damaged", id="unknown-field"),
+        pytest.param(
+            lambda p: change(p, tensorrt={"kind": "tensorrt"}), "has no version", id="no-version"
+        ),
+        pytest.param(lambda p: change(p, tensorrt=[]), "is damaged", id="tensorrt-is-a-list"),
     ],
 )
 def test_a_missing_or_lying_record_is_told_apart(engine, spoil, message):
@@ -151,6 +155,7 @@ def test_a_version_compatible_engine_runs_on_newer_versions_of_its_major_line(en
         pytest.param("10.3.0", "tensorrt", "11.4.0", id="next-major"),
         pytest.param("10.3.0", "tensorrt", "8.6.1", id="last-major"),
         pytest.param("10.3.0", "tensorrt-rtx", "10.4.0", id="another-kind"),
+        pytest.param("", "tensorrt", "10.4.0", id="no-number"),
     ],
 )
 def test_a_version_compatible_engine_does_not_run_everywhere(engine, built, kind, here):

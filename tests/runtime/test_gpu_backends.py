@@ -411,6 +411,10 @@ class TestTensorRtRtx:
         assert alive == [True]
         assert (engines[0](), configs[0]()) == (None, None)
 
+    def test_another_precision_is_refused_in_its_name(self, rtx_engine):
+        with pytest.raises(InvalidInput, match="tensorrt-rtx cannot run int8 on this engine"):
+            opened(rtx_engine, precision="int8")
+
     def test_its_runtime_cache_is_kept(self, rtx_engine, tmp_path):
         with opened(rtx_engine) as backend:
             backend.infer(frames_of(1))
