@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import re
+import resource
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from runtime.machine.cuda_driver import CudaGpu, list_cuda_gpus
 _UNKNOWN = "unknown"
 # The kernel module of the NVIDIA driver makes this file.
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_STATUS_FILE = Path("/proc/self/status")
 
 _T = TypeVar("_T")
 _Query = Callable[..., Any]
@@ -56,6 +58,16 @@ def num_cores() -> int:
 def cpu_flags() -> frozenset[str]:
     """Read the CPU's instruction-set flags, such as ``avx512_bf16``; empty if the kernel lists none."""
     return frozenset((_cpu_field("flags") or "").split())
+
+
+def peak_memory_bytes() -> int:
+    """Get the peak resident memory of this process.
+
+    It is the kernel's VmHWM. ``ru_maxrss``, the fallback, is at least the parent's memory at the start.
+    """
+    match = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS_FILE.read_text(), re.MULTILINE)
+    kilobytes = int(match[1]) if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024
 
 
 def source_revision() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import types
 from importlib import metadata
@@ -23,6 +24,7 @@ from runtime.machine.machine import (
     normalise_bus_id,
     num_cores,
     nvidia_gpus,
+    peak_memory_bytes,
 )
 from tests.fake_nvml import FUNCTION_NOT_FOUND, GPU_IS_LOST, NOT_SUPPORTED, FakeGpu, FakeNvml
 
@@ -111,6 +113,30 @@ def check(name):
 
 def test_the_cpu_is_named_with_the_cores_this_process_may_use():
     assert cpu_name().endswith(f"({num_cores()} cores)")
+
+
+_PEAK = "from runtime.machine.machine import peak_memory_bytes; {}; print(peak_memory_bytes())"
+
+
+def peak_of_child(work: str) -> int:
+    command = [sys.executable, "-c", _PEAK.format(work)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_peak_memory_is_that_of_this_process_alone():
+    """``ru_maxrss`` of a child is at least the memory of its parent."""
+    memory = bytearray(150_000_000)
+    assert len(memory) > peak_of_child("pass") > 1_000_000
+
+
+def test_peak_memory_counts_what_was_freed():
+    assert peak_of_child("bytearray(100_000_000)") > 100_000_000
+
+
+def test_peak_memory_is_known_to_kernels_without_its_line(monkeypatch, tmp_path):
+    (tmp_path / "status").write_text("VmRSS:\t    2184 kB\n")
+    monkeypatch.setattr("runtime.machine.machine._STATUS_FILE", tmp_path / "status")
+    assert peak_memory_bytes() > 1_000_000
 
 
 def test_the_cpu_has_flags():
