@@ -105,8 +105,8 @@ def build_engine(
         words = re.sub(r"[^a-z0-9]+", "-", str(gpu_name).lower()).strip("-")
         timings = cache_dir() / f"timing-{trt.version}-{words}.cache"
     options = replace(options, timing_cache_path=timings, sms=targets.compiled_for)
-    record, cache_note = _build_and_write(path, trt, model, options, record, wait)
-    return EngineReport(path=path, record=record, status="built", notes=(*notes, *cache_note))
+    record, build_notes = _build_and_write(path, trt, model, options, record, wait)
+    return EngineReport(path=path, record=record, status="built", notes=(*notes, *build_notes))
 
 
 def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -> None:
@@ -230,7 +230,7 @@ def _build_and_write(
     """Build the plan, check its types, and write it, then its timings.
 
     Returns:
-        The complete record, and a note if the timings could not be saved.
+        The complete record, and notes on unknown kernels and on timings that could not be saved.
     """
     started = time.perf_counter()
     built = build_plan(trt, model.SerializeToString(), options, wait=wait)
@@ -250,8 +250,10 @@ def _build_and_write(
     )
     write_engine(path, built.plan, record)
     timings_path = options.timing_cache_path
-    note = save_cache(timings_path, built.timings) if timings_path and built.timings else None
-    return record, () if note is None else (note,)
+    notes = [] if built.kernels else [f"{trt.kind} lists no kernels: the precision is not checked"]
+    if timings_path and built.timings and (note := save_cache(timings_path, built.timings)):
+        notes.append(note)
+    return record, tuple(notes)
 
 
 def _unchanged(path: Path, record: EngineRecord) -> EngineRecord | None:

@@ -70,9 +70,16 @@ def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
 
 
 def kernels_from_inspector(text: str) -> tuple[Kernel, ...]:
-    """Parse the JSON of ``EngineInspector.get_engine_information`` of an engine built at DETAILED."""
-    layers = json.loads(text).get("Layers", [])
-    return tuple(_kernel_from_layer(layer) for layer in layers if isinstance(layer, dict))
+    """Parse the JSON of ``EngineInspector.get_engine_information`` of an engine built at DETAILED.
+
+    Returns:
+        The kernels; empty if this version's JSON cannot be read, which must not cost the built engine.
+    """
+    try:
+        layers = json.loads(text).get("Layers", [])
+        return tuple(_kernel_from_layer(layer) for layer in layers if isinstance(layer, dict))
+    except (ValueError, TypeError, AttributeError):
+        return ()
 
 
 def summarize_kernels(kernels: Sequence[Kernel]) -> dict[str, Any]:

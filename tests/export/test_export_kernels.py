@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.engine.build import require_types
+from export.engine.build import build_engine, require_types
 from export.engine.kernels import (
     Edge,
     Kernel,
@@ -18,6 +18,7 @@ from export.engine.kernels import (
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import PrecisionError
 from runtime.artefact.card import BatchRange
+from runtime.artefact.engine_file import read_record
 from runtime.tensorrt_api import load_tensorrt
 from tests import fake_trt
 
@@ -148,6 +149,31 @@ def test_a_convolution_of_unknown_type_is_no_precision_error():
     require_types([unknown] * 60 + [half], "fp16", num_fp32=0)
     with pytest.raises(PrecisionError, match="1 in Half"):
         require_types([unknown] * 60 + [half], "fp32", num_fp32=0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param('{"Layers": [', id="truncated"),
+        pytest.param("[]", id="list"),
+        pytest.param('{"Layers": 3}', id="no-layers"),
+        pytest.param('{"Layers": [{"Inputs": [{"Dimensions": ["x"]}]}]}', id="dimensions"),
+        pytest.param('{"Layers": [{"Outputs": ["name"]}]}', id="names-alone"),
+    ],
+)
+def test_an_engine_with_unreadable_kernels_is_written_with_a_note(
+    text, make_artefact, tmp_path, monkeypatch
+):
+    """A build takes minutes: a new layout of the inspector's JSON must not cost it."""
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_trt.fake_tensorrt("10.3.0"))
+    monkeypatch.setattr("export.engine.build.first_cuda_gpu", lambda: ("RTX 3060", (8, 6)))
+    monkeypatch.setattr(fake_trt._Inspector, "get_engine_information", lambda *_: text)
+    path = tmp_path / "small.engine"
+    options = BuildOptions(precision="fp32", tensorrt="tensorrt", timing_cache_path=tmp_path / "t")
+    report = build_engine(make_artefact(), path, options, command=[])
+    assert report.notes == ("tensorrt lists no kernels: the precision is not checked",)
+    assert read_record(path).kernels == {}
 
 
 @pytest.mark.parametrize("generation", fake_trt.GENERATIONS)
