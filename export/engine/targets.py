@@ -19,6 +19,9 @@ SM 7.5 in the same engine would cost the others speed: 4% more bytes moved at 51
 docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
 """
 _TURING, _AMPERE = (7, 5), (8, 0)
+# Orin, and Thor under CUDA 12 and 13. TensorRT has no hardware compatibility on JetPack. Source:
+# docs.nvidia.com/deeplearning/tensorrt/archives/tensorrt-861/developer-guide, "Hardware Compatibility".
+_JETSONS = ((8, 7), (10, 1), (11, 0))
 
 
 class Targets(NamedTuple):
@@ -68,6 +71,11 @@ def targets_of(trt: TensorRt, options: BuildOptions, gpu: tuple[str, Sm] | None)
     if gpu[1] < _AMPERE:
         raise BuildError(
             f"--hardware-compatible needs a GPU from Ampere on to build, not {_this(gpu)}",
+            hint="omit --hardware-compatible",
+        )
+    if gpu[1] in _JETSONS:
+        raise BuildError(
+            f"--hardware-compatible is not available on a Jetson: {_this(gpu)}",
             hint="omit --hardware-compatible",
         )
     return Targets((f"{sm_text(_AMPERE)}+",))

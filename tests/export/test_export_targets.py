@@ -115,6 +115,19 @@ def test_hardware_compatible_engines_are_not_built_before_ampere():
         targets_of(tensorrt("11.4.0"), options(hardware_compatible=True), TURING)
 
 
+def test_hardware_compatible_engines_are_not_built_on_a_jetson():
+    orin = ("Orin", (8, 7))
+    with pytest.raises(BuildError, match=r"not available on a Jetson.*SM 8\.7") as caught:
+        targets_of(tensorrt("10.3.0"), options(hardware_compatible=True), orin)
+    assert caught.value.hint == "omit --hardware-compatible"
+
+
+@pytest.mark.parametrize("sm", [(8, 0), (9, 0), (10, 3), (12, 0)], ids=str)
+def test_hardware_compatible_engines_are_built_from_ampere_on(sm):
+    gpu = ("some GPU", sm)
+    assert targets_of(tensorrt("11.4.0"), options(hardware_compatible=True), gpu).sms == ("8.0+",)
+
+
 def test_hardware_compatible_has_no_effect_on_rtx():
     assert target_notes(RTX, options(), None) == ()
     (note,) = target_notes(RTX, options(hardware_compatible=True), None)
