@@ -72,7 +72,8 @@ class Slot(InputSlot):
         )
         # The host waits for this one, without using a core.
         self.copied_out = _freed_by(owner, device.new_event(timing=timing, blocking=True))
-        self.graphs: dict[int, Graph] = {}
+        self.engine_graphs: dict[int, Graph] = {}
+        self.whole_graphs: dict[int, Graph] = {}
 
 
 Enqueue = Callable[[Slot, int, Stream], None]
@@ -100,7 +101,8 @@ class SlotRing(SlotQueue, AbstractContextManager["SlotRing"]):
             layout: Tensors of a slot.
             enqueue: Enqueues the engine's work on a stream.
             num_slots: Batches in flight.
-            use_graphs: True to replay each batch size as a CUDA graph from the second run of a slot on.
+            use_graphs: True to replay each batch size as a CUDA graph from the second run of a slot on; the
+                copies belong to the graph if no other batch is in flight.
             compute_stream: Stream of the engine, which the ring does not free; ``None`` creates one.
             timing: True to measure ``stage_times_ms``.
 
@@ -180,33 +182,59 @@ class SlotRing(SlotQueue, AbstractContextManager["SlotRing"]):
 
     def _enqueue_batch(self, slot: Slot, count: int) -> None:
         """Enqueue copy in, engine and copy out. The slot's last batch was collected: its memory is free."""
-        device, layout = self._device, self.layout
+        is_alone = not self._in_flight
+        if is_alone and count in slot.engine_graphs and not self._timing:
+            self._replay_whole(slot, count)
+            return
         if self._timing:
             slot.started.record(self._in)
-        num_bytes = count * layout.input.item_bytes
-        device.copy_to_device(slot.input_buffer, slot.pinned_input, num_bytes, self._in)
+        self._copy_in(slot, count, self._in)
         slot.copied_in.record(self._in)
         self._compute.wait(slot.copied_in)
         self._run(slot, count)
         slot.computed.record(self._compute)
         self._out.wait(slot.computed)
-        for spec, pinned, memory in zip(
-            layout.outputs, slot.pinned_outputs, slot.output_buffers, strict=True
-        ):
-            device.copy_to_host(pinned, memory, count * spec.item_bytes, self._out)
+        self._copy_out(slot, count, self._out)
         slot.copied_out.record(self._out)
+
+    def _replay_whole(self, slot: Slot, count: int) -> None:
+        """Launch copy in, engine and copy out as one graph on one stream: least work for the host.
+
+        Only for a batch that is alone. Graphs on one stream run one after the other, so copies of
+        neighbouring batches would not overlap.
+        """
+        if count not in slot.whole_graphs:
+
+            def work() -> None:
+                self._copy_in(slot, count, self._compute)
+                self._enqueue(slot, count, self._compute)
+                self._copy_out(slot, count, self._compute)
+
+            graph = self._device.capture(self._compute, work)
+            slot.whole_graphs[count] = _freed_by(self._resources, graph)
+        slot.whole_graphs[count].launch(self._compute)
+        slot.copied_out.record(self._compute)
+
+    def _copy_in(self, slot: Slot, count: int, stream: Stream) -> None:
+        num_bytes = count * self.layout.input.item_bytes
+        self._device.copy_to_device(slot.input_buffer, slot.pinned_input, num_bytes, stream)
+
+    def _copy_out(self, slot: Slot, count: int, stream: Stream) -> None:
+        buffers = zip(self.layout.outputs, slot.pinned_outputs, slot.output_buffers, strict=True)
+        for spec, pinned, memory in buffers:
+            self._device.copy_to_host(pinned, memory, count * spec.item_bytes, stream)
 
     def _run(self, slot: Slot, count: int) -> None:
         """Run the engine: directly the first time, which is the warm-up of the capture, then replayed."""
-        if count in slot.graphs:
-            slot.graphs[count].launch(self._compute)
+        if count in slot.engine_graphs:
+            slot.engine_graphs[count].launch(self._compute)
             return
         self._enqueue(slot, count, self._compute)
         if self._use_graphs and count not in self._sizes_without_graph:
             self._compute.synchronize()  # libraries allocate and compile in their first run of a shape
-            self._capture(slot, count)
+            self._capture_engine(slot, count)
 
-    def _capture(self, slot: Slot, count: int) -> None:
+    def _capture_engine(self, slot: Slot, count: int) -> None:
         work = partial(self._enqueue, slot, count, self._compute)
         try:
             graph = self._device.capture(self._compute, work)
@@ -216,7 +244,7 @@ class SlotRing(SlotQueue, AbstractContextManager["SlotRing"]):
             with suppress(CudaError):
                 work()  # ONNX Runtime reports the failure once more, in its next run
         else:
-            slot.graphs[count] = _freed_by(self._resources, graph)
+            slot.engine_graphs[count] = _freed_by(self._resources, graph)
 
     def _new_stream(self) -> Stream:
         stream = _freed_by(self._resources, self._device.new_stream())

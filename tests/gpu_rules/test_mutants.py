@@ -14,7 +14,7 @@ from typing import Any
 from runtime.cuda.device import CudaDevice, open_device
 from runtime.cuda.ring import SlotRing
 from tests.cuda_stub import stub
-from tests.gpu_rules.rules import LAYOUT, batch, drive, enqueue, on_stub
+from tests.gpu_rules.rules import LAYOUT, batch, drive, enqueue, is_right, on_stub
 
 HARMLESS = {
     "_free: self._resources.close()": (
@@ -77,14 +77,18 @@ def trouble_of(library: str, skipped: str, seen: list[str]) -> list[str]:
     device = open_device(library)
     intercept(device, skipped.__eq__, seen)
     troubles = []
-    for use_graphs in (False, True):
+    for use_graphs, timing in ((False, True), (True, True), (True, False)):
         try:
-            ring = SlotRing(device, LAYOUT, enqueue, use_graphs=use_graphs, timing=True)
-            if wrong := drive(ring):
+            ring = SlotRing(device, LAYOUT, enqueue, use_graphs=use_graphs, timing=timing)
+            wrong = drive(ring)
+            for seed in range(9):  # alone: copies and engine in one graph
+                wrong += not is_right(ring.run(batch(3, seed)), batch(3, seed))
+            if wrong:
                 troubles.append(f"{wrong} wrong results")
             if ring.notes:
                 troubles.append(ring.notes[0])
-            ring.stage_times_ms()
+            if timing:
+                ring.stage_times_ms()
             for _ in range(ring.num_slots):
                 ring.submit(batch(2))
             ring.close()

@@ -30,7 +30,47 @@ def test_the_first_run_of_a_size_is_the_warm_up_of_its_capture(library):
         assert is_right(ring.collect(ring.submit(batch(2))), batch(2))
         assert [stub.calls(name) for name in names] == [2, 1, 1, 0]
         assert is_right(ring.collect(ring.submit(batch(2, 1))), batch(2, 1))
-        assert [stub.calls(name) for name in names] == [2, 1, 1, 1]
+        assert [stub.calls(name) for name in names] == [3, 2, 2, 1]  # the copies join the graph
+        assert is_right(ring.collect(ring.submit(batch(2, 2))), batch(2, 2))
+        assert [stub.calls(name) for name in names] == [3, 2, 2, 2]
+
+
+CALLS_OF_A_BATCH = (
+    "cuMemcpyHtoDAsync",
+    "cuMemcpyDtoHAsync",
+    "cuGraphLaunch",
+    "cuEventRecordWithFlags",
+    "cuStreamWaitEvent",
+    "cuEventSynchronize",
+)
+
+
+@on_stub
+def test_a_lone_batch_is_one_launch(library):
+    with opened(library, num_slots=1) as (_, ring):
+        for seed in range(3):
+            ring.run(batch(2, seed))
+        before = [stub.calls(name) for name in CALLS_OF_A_BATCH]
+        for seed in range(10):
+            assert is_right(ring.run(batch(2, seed)), batch(2, seed))
+        after = [stub.calls(name) for name in CALLS_OF_A_BATCH]
+    assert [(b - a) / 10 for a, b in zip(before, after, strict=True)] == [0, 0, 1, 1, 0, 1]
+
+
+@on_stub
+def test_batches_in_flight_keep_their_copies_on_streams_of_their_own(library):
+    with opened(library, num_slots=2) as (_, ring):
+        for _ in range(2):
+            tickets = [ring.submit(batch(2, seed)) for seed in range(2)]
+            for ticket in tickets:
+                ring.collect(ticket)
+        ring.submit(batch(2))
+        before = [stub.calls(name) for name in CALLS_OF_A_BATCH]
+        ring.submit(batch(2, 1))
+        after = [stub.calls(name) for name in CALLS_OF_A_BATCH]
+        assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2, 1, 3, 2, 0]
+        assert is_right(ring.collect(), batch(2))
+        assert is_right(ring.collect(), batch(2, 1))
 
 
 @on_stub(log="cuStreamBeginCapture")
