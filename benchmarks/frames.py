@@ -29,6 +29,11 @@ class FrameSet:
     source: Path | None = None
     """Image, folder or video; ``None`` if the frames are generated."""
 
+    def groups(self, size: int) -> list[list[np.ndarray]]:
+        """Split the frames into groups of ``size``; a frame comes twice only if there are too few."""
+        images = cycle(self.frames)
+        return [list(islice(images, size)) for _ in range(max(1, len(self.frames) // size))]
+
     def decode_again(self) -> Iterator[np.ndarray]:
         """Decode the source, or JPEGs of the generated frames, endlessly: RGB, uint8 (H, W, 3)."""
         if self.source is not None:

@@ -17,7 +17,7 @@ from benchmarks.timing.latency import TimingConfig
 from esnet.data.datasets import open_split
 from esnet.metrics import label_agreement
 from runtime.artefact.advice import form_advice, quantization_advice
-from runtime.artefact.card import LOGITS, ModelCard
+from runtime.artefact.card import LOGITS, BatchRange, ModelCard
 from runtime.backend import identify_artefact
 from runtime.errors import EsnetError, ModelFileError
 from runtime.files import sha256_of
@@ -39,6 +39,9 @@ class BenchOptions:
     """Backend names; ``None`` is the fastest installed backend."""
     precisions: Sequence[str | None] = (None,)
     """Precisions; ``None`` is the precision of the artefact. Ignored for INT8 and engines."""
+    batches: Sequence[int] = ()
+    """Batch sizes, for latency and throughput; none: the smallest of each model, for throughput on a GPU the
+    optimal one."""
     config: TimingConfig = field(default_factory=TimingConfig)
     """Length of warm-up and measurement."""
     target_fps: float = TARGET_FPS
@@ -80,12 +83,12 @@ class ModelIdentity:
 class OpenModel(NamedTuple):
     """One model on one backend at one precision."""
 
-    path: Path
-    """The artefact."""
     segmenter: Segmenter
     """The open segmenter."""
     identity: ModelIdentity
     """Identity for results."""
+    batches: Sequence[int]
+    """Batch sizes to measure."""
 
 
 def open_models(
@@ -96,9 +99,11 @@ def open_models(
     The stack closes the models.
 
     Raises:
-        EsnetError: A model cannot be opened, a backend or precision is not available, or the reference cannot
-            run in fp32.
+        EsnetError: A model cannot be opened, a backend, precision or batch size is not available, or the
+            reference cannot run in fp32.
     """
+    for path in models:
+        _check_batches(path, options.batches)
     opened: list[tuple[Path, Segmenter]] = []
     for path in models:
         for backend in options.backends:
@@ -131,7 +136,9 @@ def open_models(
             miou=miou,
             advice=tuple(filter(None, advice)),
         )
-        result.append(OpenModel(path, segmenter, identity))
+        is_full = options.mode == "throughput" and engine.prefers_batches
+        default = card.batch.opt if is_full else card.batch.min
+        result.append(OpenModel(segmenter, identity, options.batches or [default]))
     return result
 
 
@@ -161,6 +168,23 @@ def find_reference(path: Path) -> Path | None:
 def class_map(output: np.ndarray, card: ModelCard) -> np.ndarray:
     """Return one class map, uint8 (H, W), from the first output of a frame: labels or logits (K, H, W)."""
     return output.argmax(0).astype(np.uint8) if card.outputs[0] == LOGITS else output
+
+
+def _check_batches(path: Path, batches: Sequence[int]) -> None:
+    """Refuse batch sizes outside the range of an artefact."""
+    card, builder = identify_artefact(path)
+    low, _, high = card.batch
+    if not batches or low <= min(batches) <= max(batches) <= high:
+        return
+    middle = sorted(batches)[len(batches) // 2]
+    wanted = BatchRange(min(low, *batches), middle, max(high, *batches))
+    command = f"to-onnx WEIGHTS --optimize-for {card.optimized_for}"
+    if builder is not None:
+        command = f"build-engine MODEL.onnx --{card.precision}"
+    raise BenchmarkError(
+        f"--batch {','.join(map(str, batches))}: {path} takes batches of {low} to {high}",
+        hint=f"esnet-export {command} --batch {wanted}",
+    )
 
 
 def _fp32_labels(path: Path, frames: FrameSet) -> list[np.ndarray]:

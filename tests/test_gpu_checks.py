@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.timing.latency import TimingConfig
-from runtime.cuda.ring import SlotRing
+from esnet.data.scenes import street_scene
+from esnet.labels import label_set_for
+from export.metadata import card_from_plan
+from export.plan import ExportPlan
+from runtime.backends.gpu import GpuBackend
 from tests.fake_cuda import FakeDevice
 from tests.gpu import checks
 from tests.gpu.overlap import overlap_of
@@ -22,6 +25,9 @@ from tests.gpu.overlap import overlap_of
 ROOT = Path(__file__).parents[1]
 GPU_TESTS = ROOT / "tests" / "gpu"
 SIZE_HW = (8, 16)
+QUICK = TimingConfig(
+    warmup_cap_seconds=0.001, min_seconds=0, min_samples=5, block_seconds=0.01, cap_seconds=0.1
+)
 
 
 @pytest.fixture
@@ -102,19 +108,27 @@ def test_host_overhead_is_measured(device):
     assert checks.measure_overhead(device, rounds=20, size_hw=SIZE_HW) > 0
 
 
+class CopyBackend(GpuBackend):
+    """A backend whose labels are the first bytes of a frame."""
+
+    name = "copy"
+
+    def _check(self, path, precision):
+        """Accept anything."""
+
+    def _load(self, path):
+        self._run = checks.copy_engine(copy_on(self._cuda), SIZE_HW[0] * SIZE_HW[1])
+
+    def _enqueue(self, slot, num_frames, stream):
+        self._run(slot, num_frames, stream)
+
+
 @pytest.fixture
 def backend(device):
-    """A backend on the fake device whose labels are the first bytes of a frame."""
-    layout = checks.ring_layout(8, SIZE_HW)
-    enqueue = checks.copy_engine(copy_on(device), SIZE_HW[0] * SIZE_HW[1])
-    with device.current(), SlotRing(device, layout, enqueue, timing=True) as ring:
-        yield SimpleNamespace(
-            ring=ring,
-            precision="fp16",
-            submit=ring.submit,
-            collect=ring.collect,
-            infer=lambda batch: ring.collect(ring.submit(batch)),
-        )
+    plan = ExportPlan(size_hw=SIZE_HW, precision="fp16")
+    card = card_from_plan(plan, label_set_for(11), name="copy")
+    with CopyBackend(Path("copy.onnx"), card, device=device, timing=True) as backend:
+        yield backend
 
 
 @pytest.fixture
@@ -126,10 +140,14 @@ def first_bytes(frame):
     return frame.reshape(-1)[: SIZE_HW[0] * SIZE_HW[1]].reshape(SIZE_HW)
 
 
-def test_throughput_is_measured_and_the_ring_left_empty(backend, frames, figures):
+def test_throughput_and_overlap_efficiency_are_recorded(backend, frames, figures):
     reference = [first_bytes(frame) for frame in frames]
-    checks.check_throughput(backend, frames, reference, figures.update, seconds=0.05)
-    assert figures["frames_per_second"] > 0
+    checks.check_throughput(backend, frames, reference, figures.update, timing=QUICK)
+    assert figures["frames_per_second_from_pinned_memory"] > 0
+    assert figures["frames_per_second_from_arrays"] > 0
+    rate = figures["frames_per_second_from_pinned_memory"] / checks.BATCH
+    slowest_ms = max(figures["stages_alone_ms"])
+    assert figures["overlap_efficiency"] == pytest.approx(rate * slowest_ms / 1e3, abs=0.01)
     assert figures["labels_equal_to_torch_fp32"] == 1.0
     assert not backend.ring._in_flight
 
@@ -137,8 +155,15 @@ def test_throughput_is_measured_and_the_ring_left_empty(backend, frames, figures
 def test_wrong_labels_of_a_timed_batch_are_found_and_recorded(backend, frames, figures):
     reference = [first_bytes(frame) ^ 1 for frame in frames]
     with pytest.raises(AssertionError, match=r"0\.000% of the labels equal torch fp32"):
-        checks.check_throughput(backend, frames, reference, figures.update, seconds=0.01)
+        checks.check_throughput(backend, frames, reference, figures.update, timing=QUICK)
     assert figures["labels_equal_to_torch_fp32"] == 0.0
+
+
+def test_three_batch_sizes_are_recorded(make_artefact, figures):
+    frames = [street_scene((64, 128), seed=seed).image for seed in range(8)]
+    checks.record_bench(make_artefact(), "null", frames, figures.update, QUICK)
+    assert list(figures) == ["batch_1", "batch_4", "batch_8"]
+    assert all(timed["engine"]["fps"] > 0 for timed in figures.values())
 
 
 @pytest.mark.parametrize(
@@ -169,16 +194,13 @@ def test_labels_are_compared_with_torch(backend, frames, figures):
 
 
 def test_pipelines_are_timed_and_compared(frames, figures):
-    timing = TimingConfig(
-        warmup_cap_seconds=0.001, min_seconds=0, min_samples=5, block_seconds=0.01, cap_seconds=0.1
-    )
     pipelines = {
         checks.REFERENCE: first_bytes,
         checks.BASELINE: first_bytes,
         "ours": lambda frame: first_bytes(frame) ^ 1,
     }
     with pytest.raises(AssertionError, match=r"share of equal ones: \{'ours': 0\.0\}"):
-        checks.time_pipelines(pipelines, frames, figures.update, timing)
+        checks.time_pipelines(pipelines, frames, figures.update, QUICK)
     result = figures["latency"]
     assert list(result) == list(pipelines)
     assert result[checks.BASELINE]["speed_to_torch_eager_fp16"] == 1.0

@@ -20,7 +20,7 @@ from benchmarks.frames import FrameSet, load_frames
 from benchmarks.report.tables import Document, TextTable, progress_bar
 from benchmarks.roofline.layers import Device, network_from_onnx
 from benchmarks.roofline.peak import measure_machine
-from benchmarks.timing.statistics import Summary, median_interval, summarize
+from benchmarks.timing.statistics import Summary, bootstrap_interval, summarize
 from esnet.checkpoint import SHIPPED_RANGES, load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.labelled import LabelledSplit, nearest_size
@@ -80,7 +80,7 @@ class CompareReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {"schema": 3, "mode": "compare", **dataclasses.asdict(self)}
+        return {"schema": 4, "mode": "compare", **dataclasses.asdict(self)}
 
 
 def compare_pipelines(
@@ -149,7 +149,7 @@ def results_of(workers: Sequence[PipelineWorker]) -> list[PipelineResult]:
                 name=worker.name,
                 end_to_end=summarize([time for block in worker.blocks_ms for time in block]),
                 speed=float(np.median(ratios)),
-                speed_interval=median_interval(ratios),
+                speed_interval=bootstrap_interval(ratios),
                 agreement=label_agreement(worker.labels, workers[0].labels),
                 miou=worker.miou,
                 sha256=worker.sha256,

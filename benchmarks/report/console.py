@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from benchmarks.models import TARGET_SOURCE
 from benchmarks.report.tables import HINT, Document, TextTable
+from benchmarks.scopes import END_TO_END, ENGINE, HOST, PINNED, SCOPES
 from benchmarks.timing.camera import CameraResult
-from benchmarks.timing.latency import END_TO_END, ENGINE, TRANSFER
 from benchmarks.timing.statistics import MIN_SAMPLES_FOR_P99, Summary
-from benchmarks.timing.suite import BenchReport, LatencyResult, Result
-from benchmarks.timing.throughput import ThroughputResult
+from benchmarks.timing.suite import BenchReport, Result, SpeedResult
 
 _TITLES = {
-    "latency": "Latency, one frame in flight, milliseconds",
-    "throughput": "Throughput, several frames in flight, frames per second",
+    "latency": "Latency, one batch in flight, milliseconds per batch",
+    "throughput": "Throughput, several batches in flight, frames per second",
     "camera": "Camera at {camera_fps:g} FPS, a slow model drops frames, milliseconds",
 }
 _COLUMNS = {
-    "latency": ("scope", "n", "p50", "95 % CI", "p90", "p95", "p99", "min", "max", "FPS", "speed"),
-    "throughput": ("scope", "frames", "FPS", "95 % CI", "speed"),
+    "latency": (
+        *("batch", "scope", "n", "p50", "95 % CI", "p95", "p99", "min", "max"),
+        *("ms/frame", "FPS", "speed"),
+    ),
+    "throughput": (
+        *("batch", "in flight", "scope", "n", "ms/batch", "ms/frame", "FPS", "95 % CI", "speed"),
+    ),
     "camera": ("offered", "done", "dropped", "missed", "age p50", "p90", "p99", "max"),
 }
 
 
 def result_table(report: BenchReport) -> TextTable:
-    """Make the table of results, one row per model and scope; ``speed`` is relative to the first model."""
+    """Make the table of results, a row per scope; ``speed`` is relative to the first result."""
     has_miou = any(result.model.miou is not None for result in report.results)
     rows = []
     for result in report.results:
@@ -41,25 +45,26 @@ def result_table(report: BenchReport) -> TextTable:
 
 
 def stage_tables(report: BenchReport) -> list[TextTable]:
-    """Make the table of the stage breakdown of each result of latency mode."""
-    columns = ("stage", "ms", "share", f"of {report.target_ms:.2f} ms", HINT)
+    """Make the table of the stage breakdown of each model, in latency mode."""
+    columns = ("stage", "ms/frame", "share", f"of {report.target_ms:.2f} ms", HINT)
     is_generated = "generated street scenes" in report.frames
     decoded = ", decoded from JPEGs" if is_generated else ""
     grids = []
-    for result in latency_results(report):
-        total_ms, hints = result.breakdown.total_ms, result.breakdown.hints
+    for model, breakdown in report.stages.items():
         rows = []
-        for name, ms in {**result.breakdown.stages_ms, "file to overlay": total_ms}.items():
-            shares = [f"{100 * ms / whole:.0f} %" for whole in (total_ms, report.target_ms)]
-            rows.append([name, f"{ms:.2f}", *shares, hints.get(name, "")])
-        title = f"{result.model.name}: stages, one frame at a time{decoded}"
+        for name, ms in {**breakdown.stages_ms, "file to overlay": breakdown.total_ms}.items():
+            shares = [
+                f"{100 * ms / whole:.0f} %" for whole in (breakdown.total_ms, report.target_ms)
+            ]
+            rows.append([name, f"{ms:.2f}", *shares, breakdown.hints.get(name, "")])
+        title = f"{model}: stages, one batch of {breakdown.batch} at a time{decoded}"
         grids.append(TextTable(title, columns, rows))
     return grids
 
 
-def latency_results(report: BenchReport) -> list[LatencyResult]:
-    """Select the results of latency mode."""
-    return [result for result in report.results if isinstance(result, LatencyResult)]
+def speed_results(report: BenchReport) -> list[SpeedResult]:
+    """Select the results of latency and throughput mode."""
+    return [result for result in report.results if isinstance(result, SpeedResult)]
 
 
 def document_from_report(report: BenchReport) -> Document:
@@ -80,69 +85,64 @@ def verdicts(report: BenchReport) -> list[str]:
     target = f"{report.target_fps:g} FPS ({report.target_ms:.2f} ms), {TARGET_SOURCE}"
     lines = []
     for result in report.results:
-        place = f"on {result.model.device} with {result.model.name}"
+        place = f"on {result.model.device} with {result.name}"
         if isinstance(result, CameraResult):
             counts = f"{result.done} of {result.offered} frames"
             camera = f"a {result.camera_fps:g} FPS camera"
             text = f"{counts} of {camera} labelled, {result.missed} late, {place}"
         else:
             timing = result.scopes[END_TO_END]
-            detail = f"({timing.p50:.1f} ms)" if isinstance(timing, Summary) else "sustained"
-            text = f"{timing.fps:.1f} FPS {detail} end to end {place}; target {target}"
+            sustained = "" if isinstance(timing, Summary) else " sustained"
+            text = f"{timing.fps:.1f} FPS{sustained} end to end {place}; target {target}"
         lines.append(f"{'PASS' if report.meets_target(result) else 'MISS'}: {text}")
     return lines
 
 
 def notes(report: BenchReport) -> list[str]:
     """List explanations and warnings: scopes, missing p99, unstable runs, unchecked labels, advice."""
-    lines = []
-    if report.mode == "latency":
-        lines.append(
-            "engine: prepared input to outputs (GPU: kernels only, timed by the device; transfer: with "
-            "copies). end to end: decoded frame to class map of its size. speed: relative to the first row."
-        )
-    timings = [(r.model.name, *item) for r in report.results for item in r.scopes.items()]
+    timings = [(r.name, *item) for r in report.results for item in r.scopes.items()]
+    scopes = {scope for _, scope, _ in timings}
+    lines = [f"{scope}: {text}." for scope, text in SCOPES.items() if scope in scopes]
+    if END_TO_END in scopes and PINNED not in scopes:
+        lines.append("pinned: does not exist on a CPU.")
     if any(isinstance(timing, Summary) and timing.p99 is None for *_, timing in timings):
         lines.append(
             f"p99 n/a: fewer than {MIN_SAMPLES_FOR_P99} samples within {report.config.cap_seconds:g} s "
             "per row."
         )
-    lines.extend(
-        f"unstable: {name}, {scope}: the speed changed by more than 5 % during the run, or the interval "
-        "of the median is wider than 3 %."
-        for name, scope, timing in timings
-        if not timing.is_stable
-    )
+    if unstable := [f"{name}, {scope}" for name, scope, timing in timings if not timing.is_stable]:
+        lines.append(
+            f"unstable: {'; '.join(unstable)}: the speed changed by more than 5 % during the run, or the "
+            "interval of the median is wider than 3 %."
+        )
     lines.extend(report.notes)
-    for result in report.results:
-        name = result.model.name
-        if isinstance(result, ThroughputResult):
-            tried = ", ".join(f"{trial}: {fps:.1f}" for trial, fps in result.trials.items())
-            lines.append(f"{name}: {result.concurrency} is the fastest setting; FPS: {tried}.")
-        if isinstance(result, LatencyResult) and TRANSFER in result.scopes:
-            kernels, host = result.scopes[ENGINE].p50, result.scopes[TRANSFER].p50
-            if kernels > host:
-                lines.append(
-                    f"clocks disagree: {name}: {kernels:.2f} ms on the device, but {host:.2f} ms on the "
-                    "host including copies; neither value is reliable."
-                )
-        if result.model.reference is None:
+    for result in speed_results(report):
+        pinned, host = result.scopes.get(PINNED), result.scopes.get(HOST)
+        if report.mode == "latency" and pinned and host and pinned.fps < host.fps:
             lines.append(
-                f"unchecked: {name}: no fp32 artefact of the same weights and size in its folder; "
+                f"clocks disagree: {result.name}: {1e3 / pinned.fps:.2f} ms on the device, but "
+                f"{1e3 / host.fps:.2f} ms on the host including copies; neither value is reliable."
+            )
+    for model in dict.fromkeys(result.model for result in report.results):
+        if model.reference is None:
+            lines.append(
+                f"unchecked: {model.name}: no fp32 artefact of the same weights and size in its folder; "
                 "select one with --reference."
             )
-        lines += [f"advice: {name}: {advice}" for advice in result.model.advice]
+        lines += [f"advice: {model.name}: {advice}" for advice in model.advice]
     return lines + int8_advice(report)
 
 
 def int8_advice(report: BenchReport) -> list[str]:
     """Advise against INT8 if half precision is as fast: one line, or none."""
-    timed = sorted(latency_results(report), key=lambda result: result.scopes[ENGINE].p50)
+    results = speed_results(report) if report.mode == "latency" else []
+    timed = [result for result in results if result.batch == results[0].batch]
+    timed.sort(key=lambda result: -result.scopes[ENGINE].fps)
     int8 = next((result for result in timed if result.model.precision == "int8"), None)
     half = next((result for result in timed if result.model.precision in ("fp16", "bf16")), None)
     if int8 is None or half is None:
         return []
-    gain = half.scopes[ENGINE].p50 / int8.scopes[ENGINE].p50 - 1
+    gain = int8.scopes[ENGINE].fps / half.scopes[ENGINE].fps - 1
     if gain >= 0.05:
         return []
     return [
@@ -167,17 +167,32 @@ def _cells(result: Result, first: Result) -> list[list[str]]:
         return [[*map(str, counts), *map(_number, (age.p50, age.p90, age.p99, age.max))]]
     rows = []
     for scope, timing in result.scopes.items():
-        if isinstance(timing, Summary):
-            marks = (timing.p90, timing.p95, timing.p99, timing.min, timing.max, timing.fps)
-            interval = f"{timing.p50_low:.1f}-{timing.p50_high:.1f}"
-            row = [str(timing.n), _number(timing.p50), interval, *map(_number, marks)]
-        else:
-            interval = f"{timing.fps_low:.1f}-{timing.fps_high:.1f}"
-            row = [str(timing.num_frames), _number(timing.fps), interval]
         base = first.scopes.get(scope)
-        rows.append([scope, *row, f"{timing.fps / base.fps:.2f}x" if base else ""])
+        per_frame, fps = _number(1e3 / timing.fps), _number(timing.fps)
+        if isinstance(timing, Summary):
+            head = [
+                scope,
+                str(timing.n),
+                _number(timing.p50),
+                _interval(timing.p50_low, timing.p50_high),
+            ]
+            marks = (timing.p95, timing.p99, timing.min, timing.max)
+            row = [*head, *map(_number, marks), per_frame, fps]
+        else:
+            per_batch, interval = (
+                1e3 * timing.frames / timing.fps,
+                _interval(timing.fps_low, timing.fps_high),
+            )
+            head = [str(result.in_flight), scope, str(timing.n), _number(per_batch)]
+            row = [*head, per_frame, fps, interval]
+        speed = f"{timing.fps / base.fps:.2f}x" if base else ""
+        rows.append([str(result.batch), *row, speed])
     return rows
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.1f}"
+    return "n/a" if value is None else f"{value:.{1 if value >= 10 else 2}f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{_number(low)}-{_number(high)}"

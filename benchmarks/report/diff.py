@@ -109,13 +109,14 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _timings(report: dict[str, Any]) -> Iterator[tuple[str, Timing]]:
     for result in report["results"]:
+        size = result.get("batch", 1)
         for scope, values in result["scopes"].items():
             if "p50" in values:
-                times = [values[name] for name in ("p50", "p50_low", "p50_high")]
+                times = [values[name] / size for name in ("p50", "p50_low", "p50_high")]
             else:
                 times = [1e3 / values[name] for name in ("fps", "fps_high", "fps_low")]
             timing = Timing(times[0], times[1], times[2], values["is_stable"])
-            yield f"{result['model']['name']}, {scope}", timing
+            yield f"{result['model']['name']}, batch {size}, {scope}", timing
 
 
 def _machine_slower(first: dict[str, Any], second: dict[str, Any]) -> float:

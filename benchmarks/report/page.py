@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,10 @@ import numpy as np
 from benchmarks.errors import BenchmarkError
 from benchmarks.report import console
 from benchmarks.report.tables import HINT, TEXT_COLUMNS, TextTable
-from benchmarks.timing.camera import CameraResult
-from benchmarks.timing.latency import END_TO_END
-from benchmarks.timing.stages import STAGES
-from benchmarks.timing.suite import BenchReport, LatencyResult
-from benchmarks.timing.throughput import ThroughputResult
+from benchmarks.scopes import END_TO_END
+from benchmarks.timing.stages import STAGES, StageBreakdown
+from benchmarks.timing.statistics import Summary
+from benchmarks.timing.suite import BenchReport, SpeedResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,14 +62,14 @@ def page_from_report(report: BenchReport) -> str:
 def _sections(report: BenchReport, tables: Sequence[TextTable]) -> list[dict[str, Any]]:
     """Make the sections of the page: title, and a table, or a plot with or without text."""
     sections: list[dict[str, Any]] = [{"title": table.title, "table": table} for table in tables]
-    if timed := console.latency_results(report):
-        text = "Share of frames completed within a time, end to end; outliers are included."
-        distribution = _plot_distribution(timed, report.target_ms)
+    speeds = console.speed_results(report)
+    if report.stages:
+        text = "Share of batches completed within a time, end to end; outliers are included."
+        distribution = _plot_distribution(speeds, report.target_ms)
         sections[1:1] = [
             _plot_section("Latency distribution", distribution, text),
-            _plot_section("Stage breakdown", _plot_stages(timed, report.target_ms)),
+            _plot_section("Stage breakdown", _plot_stages(report.stages, report.target_ms)),
         ]
-    speeds = [result for result in report.results if not isinstance(result, CameraResult)]
     if len(speeds) > 1 and any(result.model.agreement is not None for result in speeds):
         text = "Up and to the right is better. Both axes are measured on the same file."
         title = "Precision, speed and accuracy"
@@ -78,39 +77,41 @@ def _sections(report: BenchReport, tables: Sequence[TextTable]) -> list[dict[str
     return sections
 
 
-def _plot_distribution(results: Sequence[LatencyResult], target_ms: float) -> Figure:
+def _plot_distribution(results: Sequence[SpeedResult], target_ms: float) -> Figure:
     figure, axis = _figure(3.2)
     for index, result in enumerate(results):
-        quantiles = result.scopes[END_TO_END].quantiles
-        axis.plot(quantiles, range(101), label=result.model.name, color=f"C{index}")
+        timing = result.scopes[END_TO_END]
+        assert isinstance(timing, Summary)
+        times = np.divide(timing.quantiles, result.batch)
+        axis.plot(times, range(101), label=result.name, color=f"C{index}")
     axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
     axis.annotate(f"{target_ms:.2f} ms", (target_ms, 4), **_OFFSET)
-    axis.set(xlabel="milliseconds", ylabel="% of frames", ylim=(0, 100))
+    axis.set(xlabel="milliseconds per frame", ylabel="% of batches", ylim=(0, 100))
     axis.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside upper center", ncols=3)
     return figure
 
 
-def _plot_stages(results: Sequence[LatencyResult], target_ms: float) -> Figure:
-    figure, axis = _figure(1.3 + 0.5 * len(results))
-    rows, ends = range(len(results)), np.zeros(len(results))
+def _plot_stages(breakdowns: Mapping[str, StageBreakdown], target_ms: float) -> Figure:
+    figure, axis = _figure(1.3 + 0.5 * len(breakdowns))
+    rows, ends = range(len(breakdowns)), np.zeros(len(breakdowns))
     for index, stage in enumerate(STAGES):
-        widths = [result.breakdown.stages_ms.get(stage, 0.0) for result in results]
+        widths = [breakdown.stages_ms.get(stage, 0.0) for breakdown in breakdowns.values()]
         if any(widths):
             axis.barh(rows, widths, left=ends, color=f"C{index}", label=stage, height=0.6)
         ends += widths
     for row, end in enumerate(ends):
         axis.annotate(f"{end:.1f} ms", (end, row), va="center", **_OFFSET)
     axis.axvline(target_ms, color="#555", linestyle="--", linewidth=1)
-    axis.set_yticks(rows, [result.model.name for result in results])
+    axis.set_yticks(rows, list(breakdowns))
     axis.invert_yaxis()
-    axis.set_xlabel(f"milliseconds; dashed: the budget of {target_ms:.2f} ms")
+    axis.set_xlabel(f"milliseconds per frame; dashed: the budget of {target_ms:.2f} ms")
     axis.margins(x=0.12)
     figure.legend(frameon=False, ncols=5, loc="outside upper center", columnspacing=1)
     return figure
 
 
-def _plot_accuracy(results: Sequence[LatencyResult | ThroughputResult]) -> Figure:
+def _plot_accuracy(results: Sequence[SpeedResult]) -> Figure:
     figure, axis = _figure(3.2)
     has_miou = all(result.model.miou is not None for result in results)
     for index, result in enumerate(results):
@@ -119,7 +120,7 @@ def _plot_accuracy(results: Sequence[LatencyResult | ThroughputResult]) -> Figur
             continue
         point = (result.scopes[END_TO_END].fps, 100 * share)
         axis.scatter(*point, color=f"C{index}", s=48, zorder=3)
-        axis.annotate(result.model.name, point, ha="center", **{**_OFFSET, "xytext": (0, 8)})
+        axis.annotate(result.name, point, ha="center", **{**_OFFSET, "xytext": (0, 8)})
     axis.set(
         xlabel="FPS end to end",
         ylabel="mIoU, %" if has_miou else "label agreement with reference, %",

@@ -50,8 +50,6 @@ class RooflineBound:
     """Share of ``ms`` in layers bound by memory, 0 to 1."""
     fps: float
     """Frames per second at ``ms``."""
-    num_bytes: int
-    """Bytes read and written by all layers, per batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +112,6 @@ class Network:
             compute_ms=sum(compute for compute, _ in pairs),
             memory_share=memory_bound_ms / total_ms,
             fps=self.batch * 1e3 / total_ms,
-            num_bytes=self.bytes_at(precision),
         )
 
     def bounds(self, device: Device) -> dict[str, RooflineBound]:

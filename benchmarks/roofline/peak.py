@@ -69,7 +69,7 @@ def measure_model(path: Path, backend: str, precisions: Sequence[str]) -> dict[s
     batch = batch_from_frames([street_scene(card.size_hw).image], card)
     for precision in precisions_of(path, [name for name in precisions if name != "int8"]):
         with open_backend(path, backend, precision=precision, threads=num_cores()) as opened:
-            workload = engine_workload(opened, batch)
+            workload = engine_workload(backend, opened, [batch])
             measured[opened.precision] = measure_latency([workload], _TIMING)[0]
     return measured
 

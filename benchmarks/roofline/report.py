@@ -92,7 +92,7 @@ class RooflineReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        header = {"schema": 3, "mode": "roofline", "target_fps": TARGET_FPS}
+        header = {"schema": 4, "mode": "roofline", "target_fps": TARGET_FPS}
         return {**header, **dataclasses.asdict(self)}
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from benchmarks.frames import FrameSet
 from benchmarks.models import ModelIdentity, OpenModel
-from benchmarks.timing.latency import cycle
 from benchmarks.timing.statistics import Summary, summarize
 
 
@@ -33,6 +32,11 @@ class CameraResult:
     """``age``: time from the arrival of a frame to its class map, milliseconds."""
 
     @property
+    def name(self) -> str:
+        """Name for tables."""
+        return self.model.name
+
+    @property
     def keeps_up(self) -> bool:
         """True if every frame was labelled within one frame interval."""
         return self.dropped == 0 and self.missed == 0
@@ -45,10 +49,13 @@ def measure_camera(
 
     The camera repeats ``frames`` at ``camera_fps`` frames per second for a number of seconds.
     """
-    segment = model.segmenter.segment
-    images = cycle(frames.frames)
+    images = frames.frames
+
+    def segment(index: int) -> None:
+        model.segmenter.segment(images[index % len(images)])
+
     for index in range(5):  # warm-up
-        segment(images(index))
+        segment(index)
     num_offered = max(1, round(seconds * camera_fps))
     started, index, ages = time.perf_counter(), -1, list[float]()
     while index < num_offered - 1:
@@ -56,7 +63,7 @@ def measure_camera(
         time.sleep(max(0.0, started + index / camera_fps - time.perf_counter()))
         newest = int((time.perf_counter() - started) * camera_fps)
         index = min(max(index, newest), num_offered - 1)
-        segment(images(index))
+        segment(index)
         finished = time.perf_counter() - started
         ages.append((finished - index / camera_fps) * 1e3)
     return CameraResult(

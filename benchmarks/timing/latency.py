@@ -1,4 +1,4 @@
-"""Latency of several workloads, one call in flight, measured in turns so that clock drift affects all."""
+"""Latency of several workloads, one batch in flight, in turns so that clock drift affects all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.scopes import ENGINE
 from benchmarks.timing.statistics import Summary, summarize
 from runtime.backends.base import Backend
 
-ENGINE, TRANSFER, END_TO_END = "engine", "transfer", "end to end"
 _WINDOW, _SETTLED_WITHIN = 10, 1.02
 
 
@@ -22,9 +22,13 @@ class Workload:
     name: str
     """Name for tables."""
     scope: str
-    """Timed part: ``engine``, ``transfer`` or ``end to end``."""
+    """Key of ``benchmarks.scopes.SCOPES``."""
     call: Callable[[int], object]
-    """Processes the i-th frame and returns when the result is complete."""
+    """Processes the i-th batch and returns when the result is complete."""
+    frames: int = 1
+    """Frames of a batch."""
+    after: Callable[[], object] = lambda: None
+    """Called after each timed call, outside the clock."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +85,7 @@ class _Run:
         while self.progress < 1:
             self.samples_ms.append(self.call())
             self.total_ms += self.samples_ms[-1]
+            self.workload.after()
             if time.perf_counter() >= ends:
                 return
 
@@ -110,7 +115,7 @@ def measure_latency(
         for run in pending:
             run.turn()
             on_turn(run.workload, run.progress)
-    return [summarize(run.samples_ms) for run in runs]
+    return [summarize(run.samples_ms, run.workload.frames) for run in runs]
 
 
 def machine_reference() -> Workload:
@@ -128,14 +133,14 @@ def machine_reference() -> Workload:
     )
 
 
-def engine_workload(backend: Backend, batch: np.ndarray) -> Workload:
-    """Return the inference of one batch, from the input on the host to the outputs on the host."""
-    return Workload(name=backend.name, scope=ENGINE, call=lambda index: backend.infer(batch))
-
-
-def cycle(items: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:
-    """Return a function that maps the call number to an item, in an endless cycle."""
-    return lambda index: items[index % len(items)]
+def engine_workload(name: str, backend: Backend, batches: Sequence[np.ndarray]) -> Workload:
+    """Return the inference of batches of one size in a cycle: input on the host, outputs on the host."""
+    return Workload(
+        name=name,
+        scope=ENGINE,
+        call=lambda index: backend.infer(batches[index % len(batches)]),
+        frames=len(batches[0]),
+    )
 
 
 def _is_settled(times: Sequence[float]) -> bool:

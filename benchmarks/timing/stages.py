@@ -1,20 +1,22 @@
-"""Stage breakdown of one frame, from the encoded file to the overlay, with hints to reduce each stage."""
+"""Stage breakdown from the encoded file to the overlay, with hints to reduce each stage."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from benchmarks.frames import FrameSet
 from benchmarks.models import class_map
+from benchmarks.scopes import ENGINE
 from runtime.artefact.card import FRAMES, LOGITS
 from runtime.media.frames import batch_from_frames, resize_frame, resize_map
 from runtime.segmenter import Segmenter
 
-DECODE, RESIZE, PREPARE, COPY_IN, ENGINE = "decode", "resize", "prepare", "copy in", "engine"
+DECODE, RESIZE, PREPARE, COPY_IN = "decode", "resize", "prepare", "copy in"
 COPY_OUT, UPSCALE, OVERLAY, OTHER = "copy out", "upscale", "overlay", "other"
 STAGES = (DECODE, RESIZE, PREPARE, COPY_IN, ENGINE, COPY_OUT, UPSCALE, OVERLAY, OTHER)
 """All stages in order; a CPU has no copies."""
@@ -23,27 +25,32 @@ _MIN_SHARE_FOR_HINT = 0.10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageBreakdown:
-    """Times of all stages of processing a frame."""
+    """Times of all stages of processing a batch, per frame."""
 
+    batch: int
+    """Frames of the batch."""
     stages_ms: dict[str, float]
     """Median milliseconds by stage, in order; ``other`` is the total less the medians of all stages."""
     hints: dict[str, str]
     """Ways to reduce the long stages, by stage."""
     total_ms: float
-    """Median total time of one frame, milliseconds."""
+    """Median total time per frame, milliseconds."""
 
 
-def measure_stages(segmenter: Segmenter, frames: FrameSet, rounds: int = 32) -> StageBreakdown:
-    """Time each stage of ``rounds`` frames, one frame at a time, after two warm-up frames.
+def measure_stages(
+    segmenter: Segmenter, frames: FrameSet, batch: int = 1, rounds: int = 32
+) -> StageBreakdown:
+    """Time each stage of ``rounds`` batches, one at a time, after two warm-up batches.
 
     On a GPU, the segmenter must be opened with ``timing``. Generated frames are decoded from JPEGs.
     """
     images = frames.decode_again()
-    rows = [_time_frame(segmenter, images) for _ in range(rounds + 2)][2:]
+    rows = [_time_batch(segmenter, images, batch) for _ in range(rounds + 2)][2:]
     stages_ms = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
     total_ms = float(np.median([sum(row.values()) for row in rows]))
     stages_ms[OTHER] = max(0.0, total_ms - sum(stages_ms.values()))
     return StageBreakdown(
+        batch=batch,
         stages_ms=stages_ms,
         hints={
             name: hint
@@ -54,8 +61,8 @@ def measure_stages(segmenter: Segmenter, frames: FrameSet, rounds: int = 32) -> 
     )
 
 
-def _time_frame(segmenter: Segmenter, images: Iterator[np.ndarray]) -> dict[str, float]:
-    """Process one frame and return the milliseconds of each stage."""
+def _time_batch(segmenter: Segmenter, images: Iterator[np.ndarray], size: int) -> dict[str, float]:
+    """Process one batch and return the milliseconds of each stage per frame."""
     card, backend = segmenter.card, segmenter.backend
     times: dict[str, float] = {}
     last = time.perf_counter()
@@ -63,24 +70,28 @@ def _time_frame(segmenter: Segmenter, images: Iterator[np.ndarray]) -> dict[str,
     def lap(name: str) -> None:
         nonlocal last
         now = time.perf_counter()
-        times[name], last = (now - last) * 1e3, now
+        times[name], last = (now - last) * 1e3 / size, now
 
-    image = next(images)
+    frames = list(islice(images, size))
     lap(DECODE)
-    resized = resize_frame(image, card.size_hw)
+    resized = [resize_frame(frame, card.size_hw) for frame in frames]
     lap(RESIZE)
-    batch = batch_from_frames([resized], card)
+    batch = batch_from_frames(resized, card)
     lap(PREPARE)
     outputs = backend.infer(batch)
     lap(ENGINE)
     if (ring := getattr(backend, "ring", None)) is not None:
-        copy_in, engine, copy_out = ring.stage_times_ms()
+        copy_in, engine, copy_out = (ms / size for ms in ring.stage_times_ms())
         # The rest of the host time is the copy to and from pinned memory.
         times[PREPARE] += max(0.0, times.pop(ENGINE) - copy_in - engine - copy_out)
         times |= {COPY_IN: copy_in, ENGINE: engine, COPY_OUT: copy_out}
-    labels = resize_map(class_map(outputs[0][0], card), (image.shape[0], image.shape[1]))
+    maps = [
+        resize_map(class_map(output, card), (frame.shape[0], frame.shape[1]))
+        for output, frame in zip(outputs[0], frames, strict=True)
+    ]
     lap(UPSCALE)
-    segmenter.overlay(image, labels, legend=False)
+    for frame, labels in zip(frames, maps, strict=True):
+        segmenter.overlay(frame, labels, legend=False)
     lap(OVERLAY)
     return times
 

@@ -1,10 +1,11 @@
-"""Summaries of timings: percentiles, spread and the confidence interval of the median."""
+"""Summaries of timings: percentiles, spread and bootstrap intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,10 @@ _BOOTSTRAP_BLOCKS = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Summary of timings, in milliseconds; all samples count, outliers included."""
+    """Summary of the timings of a call, in milliseconds; all samples count, outliers included."""
 
+    frames: int
+    """Frames of a call."""
     n: int
     """Number of samples."""
     mean: float
@@ -51,20 +54,26 @@ class Summary:
 
     @property
     def fps(self) -> float:
-        """Frames per second at the median, one frame at a time."""
-        return 1e3 / self.p50
+        """Frames per second at the median."""
+        return 1e3 * self.frames / self.p50
+
+    @property
+    def fps_low(self) -> float:
+        """Lower end of the interval of ``fps``."""
+        return 1e3 * self.frames / self.p50_high
 
 
-def summarize(samples_ms: Sequence[float]) -> Summary:
-    """Summarize at least one timing, in milliseconds and measurement order.
+def summarize(samples_ms: Sequence[float], frames: int = 1) -> Summary:
+    """Summarize at least one timing of a call of ``frames`` frames, in milliseconds and measurement order.
 
     Percentiles are nearest-rank: each is a measured sample.
     """
     times = np.asarray(samples_ms, np.float64)
-    low, high = median_interval(times)
+    low, high = bootstrap_interval(times)
     quantiles = np.percentile(times, np.arange(101), method="inverted_cdf").tolist()
     is_certain = len(times) >= 3 and high - low <= _MAX_INTERVAL_WIDTH * quantiles[50]
     return Summary(
+        frames=frames,
         n=len(times),
         mean=float(times.mean()),
         std=float(times.std()),
@@ -86,8 +95,10 @@ def is_steady(values: Sequence[float] | np.ndarray) -> bool:
     return bool(max(values) <= min(values) * STABLE_WITHIN)
 
 
-def median_interval(samples: np.ndarray) -> tuple[float, float]:
-    """Compute the bootstrap 95 % interval of the median, with a fixed random seed.
+def bootstrap_interval(
+    samples: np.ndarray, statistic: Callable[[np.ndarray], Any] = np.median
+) -> tuple[float, float]:
+    """Compute the bootstrap 95 % interval of a statistic, with a fixed random seed.
 
     It resamples blocks of neighbouring samples, a twelfth of all samples each. Slow periods of a machine span
     many samples, so resampling single samples would give an interval that is too narrow.
@@ -95,10 +106,10 @@ def median_interval(samples: np.ndarray) -> tuple[float, float]:
     random = np.random.default_rng(0)
     block = max(1, len(samples) // _BOOTSTRAP_BLOCKS)
     count = math.ceil(len(samples) / block)
-    medians = np.empty(_BOOTSTRAP_ROUNDS)
+    values = np.empty(_BOOTSTRAP_ROUNDS)
     for index in range(_BOOTSTRAP_ROUNDS):
         starts = random.integers(0, len(samples), count)
         picks = (starts[:, None] + np.arange(block)) % len(samples)
-        medians[index] = np.median(samples[picks.ravel()[: len(samples)]])
-    low, high = np.percentile(medians, [2.5, 97.5])
+        values[index] = statistic(samples[picks.ravel()[: len(samples)]])
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
 from benchmarks.errors import BenchmarkError
@@ -18,11 +19,16 @@ from benchmarks.report.console import (
     verdicts,
 )
 from benchmarks.report.tables import markdown_from_document, print_document, write_csv, write_json
+from benchmarks.scopes import SCOPES
+from benchmarks.timing.stages import measure_stages
 from benchmarks.timing.statistics import summarize
 from benchmarks.timing.suite import bench_models
 from esnet.data.scenes import street_scene
+from runtime.artefact.card import BatchRange
+from runtime.backends.null import NullBackend
 from runtime.errors import InvalidInput
 from runtime.media.sinks import write_image
+from runtime.segmenter import Segmenter
 from tests.conftest import command_line
 
 SIZE = (64, 128)
@@ -101,27 +107,103 @@ def test_int8_that_is_no_faster_is_advised_against(report):
     assert int8_advice(apart) == []
 
 
-def test_every_stage_of_a_frame_has_its_time(report):
-    breakdown = report.results[0].breakdown
-    assert list(breakdown.stages_ms) == [
-        "decode",
-        "resize",
-        "prepare",
-        "engine",
-        "upscale",
-        "overlay",
-        "other",
-    ]
+@pytest.mark.parametrize("batch", [1, 4])
+def test_every_stage_of_a_batch_has_its_time_per_frame(make_artefact, batch):
+    with Segmenter.open(make_artefact(), backend="null") as segmenter:
+        breakdown = measure_stages(segmenter, load_frames(None, SIZE), batch, rounds=5)
+    names = ("decode", "resize", "prepare", "engine", "upscale", "overlay", "other")
+    assert tuple(breakdown.stages_ms) == names
+    assert breakdown.batch == batch
     total_ms = sum(breakdown.stages_ms.values())
     assert total_ms == pytest.approx(breakdown.total_ms, rel=0.05)
+
+
+class TestBatches:
+    @pytest.fixture
+    def seen(self, monkeypatch) -> list[np.ndarray]:
+        """The batches that the null backend runs."""
+        seen: list[np.ndarray] = []
+        run = NullBackend._infer
+        monkeypatch.setattr(
+            NullBackend, "_infer", lambda self, batch: (seen.append(batch), run(self, batch))[1]
+        )
+        return seen
+
+    def test_every_batch_holds_different_frames(self, make_artefact, quick, seen):
+        options = BenchOptions(backends=["null"], batches=(8,), config=quick)
+        bench_models([make_artefact()], load_frames(None, SIZE), options)
+        batches = [batch for batch in seen if len(batch) == 8]
+        assert batches
+        assert all(len({frame.tobytes() for frame in batch}) == 8 for batch in batches)
+
+    def test_a_row_has_times_per_batch_and_per_frame(self, report):
+        first = report.results[0]
+        result = dataclasses.replace(first, batch=4, scopes={"engine": summarize([80.0] * 20, 4)})
+        table = result_table(dataclasses.replace(report, results=(result,)))
+        row = dict(zip(table.columns, table.rows[0], strict=True))
+        cells = [row[name] for name in ("batch", "scope", "p50", "ms/frame", "FPS")]
+        assert cells == ["4", "engine", "80.0", "20.0", "50.0"]
+
+    @pytest.mark.parametrize(
+        ("ms", "word"), [pytest.param(60.0, "PASS", id="66"), pytest.param(70.0, "MISS", id="57")]
+    )
+    def test_the_verdict_counts_frames(self, report, ms, word):
+        first = report.results[0]
+        result = dataclasses.replace(first, batch=4, scopes={"end to end": summarize([ms] * 20, 4)})
+        assert verdicts(dataclasses.replace(report, results=(result,)))[0].startswith(word)
+
+    def test_a_fixed_batch_is_filled_without_an_option(self, make_artefact, quick, seen):
+        path = make_artefact(batch=BatchRange(4, 4, 4))
+        options = BenchOptions(backends=["null"], config=quick)
+        (result,) = bench_models([path], load_frames(None, SIZE), options).results
+        assert (result.batch, result.scopes["engine"].frames) == (4, 4)
+        assert any(len({frame.tobytes() for frame in batch}) == 4 for batch in seen)
+
+    def test_the_files_know_the_batch(self, make_artefact, invoke, tmp_path):
+        files = {name: tmp_path / f"r.{name}" for name in ("json", "csv", "markdown", "html")}
+        words = [word for name, path in files.items() for word in (f"--{name}", path)]
+        done = invoke(
+            "esnet-bench", make_artefact(), *QUICK, "--backend", "null", "--batch", "1,4", *words
+        )
+        assert done.returncode == 0, done.stderr
+        content = json.loads(files["json"].read_text())
+        assert content["schema"] == 5
+        assert [result["batch"] for result in content["results"]] == [1, 4]
+        with files["csv"].open() as stream:
+            assert [row["batch"] for row in csv.DictReader(stream)] == ["1", "1", "4", "4"]
+        for name in ("markdown", "html"):
+            assert "with null fp32, batch 4" in files[name].read_text()
+        assert invoke("esnet-bench", "diff", files["json"], files["json"]).returncode == 0
+
+    @pytest.mark.parametrize("mode", ["latency", "throughput"])
+    def test_a_size_out_of_range_is_refused_with_the_export(self, make_artefact, invoke, mode):
+        path = make_artefact(batch=BatchRange(1, 2, 4), optimized_for="openvino")
+        done = invoke("esnet-bench", path, "--mode", mode, "--batch", "1,4,8")
+        assert done.returncode == 2
+        assert f"{path} takes batches of 1 to 4" in done.stderr
+        hint = "hint: esnet-export to-onnx WEIGHTS --optimize-for openvino --batch 1:4:8"
+        assert hint in done.stderr
+
+
+def test_help_defines_every_scope(invoke, monkeypatch):
+    for name, value in {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    text = invoke("esnet-bench", "--help").stdout
+    assert all(f"{scope}: {definition}" in text for scope, definition in SCOPES.items())
+
+
+def test_the_report_defines_its_scopes_and_names_the_one_that_a_cpu_lacks(report):
+    lines = notes(report)
+    assert f"engine: {SCOPES['engine']}." in lines
+    assert "pinned: does not exist on a CPU." in lines
 
 
 def test_the_table_is_written_for_spreadsheets_and_papers(report, tmp_path):
     write_csv(tmp_path / "r.csv", result_table(report))
     rows = list(csv.reader((tmp_path / "r.csv").open()))
-    assert rows[0][:3] == ["model", "scope", "n"]
+    assert rows[0][:4] == ["model", "batch", "scope", "n"]
     assert [row[0] for row in rows[1:3]] == [report.results[0].model.name] * 2
-    assert "| model | scope |" in markdown_from_document(document_from_report(report))
+    assert "| model | batch | scope |" in markdown_from_document(document_from_report(report))
 
 
 def test_the_verdict_names_device_target_and_its_source(report):
@@ -241,6 +323,12 @@ def test_assert_decides_the_exit_code(make_artefact, invoke, fps, code):
         pytest.param(["{model}", "--target-fps", "0"], "greater than", id="target of nothing"),
         pytest.param(["{model}", "--mode", "burst"], "unknown mode 'burst'", id="mode"),
         pytest.param(["{model}", "--mode", "camera:0"], "must be above 0 FPS", id="camera"),
+        pytest.param(["{model}", "--batch", "1,x"], "'1,x' is not a list", id="batch"),
+        pytest.param(
+            ["{model}", "--mode", "camera", "--batch", "1"],
+            "one frame at a time",
+            id="camera batch",
+        ),
         pytest.param(["{model}", "--reference", "no.onnx"], "no.onnx", id="reference"),
         pytest.param(["{model}", "--data", "nowhere"], "nowhere", id="data"),
         pytest.param(["diff", "a.json", "b.json"], "a.json cannot be read", id="diff"),
@@ -266,21 +354,26 @@ class TestOnAGpu:
 
     @pytest.fixture
     def timed(self, make_artefact, quick, monkeypatch):
-        from runtime.backends.null import NullBackend
-
         monkeypatch.setattr(NullBackend, "ring", self.Ring(), raising=False)
         options = BenchOptions(backends=["null"], config=quick)
         return bench_models([make_artefact()], load_frames(None, SIZE), options)
 
-    def test_kernels_and_transfers_are_told_apart(self, timed):
-        result = timed.results[0]
-        assert result.scopes["engine"].p50 == 0.01
-        assert result.scopes["transfer"].n == result.scopes["engine"].n
-        assert list(result.scopes) == ["engine", "transfer", "end to end"]
-        stages = result.breakdown.stages_ms
+    def test_one_call_gives_three_scopes(self, timed):
+        scopes = timed.results[0].scopes
+        assert list(scopes) == ["engine", "pinned", "host", "end to end"]
+        assert scopes["engine"].p50 == 0.01
+        assert scopes["pinned"].p50 == pytest.approx(0.2 + 0.01 + 0.1)
+        assert scopes["engine"].n == scopes["pinned"].n == scopes["host"].n
+        (breakdown,) = timed.stages.values()
+        stages = breakdown.stages_ms
         assert (stages["copy in"], stages["engine"], stages["copy out"]) == (0.2, 0.01, 0.1)
 
+    def test_throughput_runs_from_pinned_memory_too(self, make_artefact, quick, timed):
+        options = BenchOptions(mode="throughput", backends=["null"], batches=(4,), config=quick)
+        report = bench_models([make_artefact()], load_frames(None, SIZE), options)
+        assert list(report.results[0].scopes) == ["host", "pinned", "end to end"]
+
     def test_clocks_that_disagree_are_told(self, timed):
-        slow = with_scope(timed.results[0], "engine", [1e3] * 20)
+        slow = with_scope(timed.results[0], "pinned", [1e3] * 20)
         disagreeing = dataclasses.replace(timed, results=(slow,))
         assert any(note.startswith("clocks disagree") for note in notes(disagreeing))

@@ -92,6 +92,21 @@ def test_a_rate_is_slower_when_it_falls(tmp_path):
     assert change.slower == pytest.approx(0.25)
 
 
+def test_batches_are_compared_per_frame_with_those_of_their_size(tmp_path):
+    def with_batches(name: str, *ms_of_batch: tuple[int, float]) -> Path:
+        results = []
+        for batch, ms in ms_of_batch:
+            summary = dataclasses.asdict(summarize([ms] * 20, batch))
+            results.append({**result_of({"engine": summary}), "batch": batch})
+        return report_of(tmp_path / name, 1, seed=1, results=results)
+
+    before = with_batches("a.json", (1, 10.0), (4, 40.0))
+    changes, warnings = diff_reports(before, with_batches("b.json", (4, 80.0), (8, 40.0)), 0.05)
+    (change,) = changes
+    assert (change.name, change.after.median) == ("model, batch 4, engine", 20.0)
+    assert warnings == ["model, batch 1, engine: only before", "model, batch 8, engine: only after"]
+
+
 def test_what_else_differs_is_said(tmp_path):
     before = report_of(tmp_path / "a.json", 100, seed=1)
     after = report_of(tmp_path / "b.json", 100, seed=1, frames="g", environment={"cpu": "d"})

@@ -60,8 +60,8 @@ def test_the_page_is_well_formed_and_loads_nothing(report):
 
 def test_the_stages_tell_whether_the_frames_were_generated(report):
     real = dataclasses.replace(report, frames="4 frames of photos, 64x128")
-    assert stage_tables(report)[0].title.endswith("one frame at a time, decoded from JPEGs")
-    assert stage_tables(real)[0].title.endswith("one frame at a time")
+    assert stage_tables(report)[0].title.endswith("one batch of 1 at a time, decoded from JPEGs")
+    assert stage_tables(real)[0].title.endswith("one batch of 1 at a time")
 
 
 def test_it_holds_verdict_tables_pictures_and_command(report):

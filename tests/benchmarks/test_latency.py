@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import pytest
 
+from benchmarks.scopes import ENGINE
 from benchmarks.timing import latency
-from benchmarks.timing.latency import ENGINE, TimingConfig, Workload, cycle, measure_latency
+from benchmarks.timing.latency import TimingConfig, Workload, measure_latency
 
 NO_WARMUP = {"warmup_seconds": 0.0, "warmup_calls": 1, "warmup_cap_seconds": 0.0}
 
@@ -122,6 +123,13 @@ def test_progress_ends_at_the_whole_for_every_workload(clock, quick):
     assert told == {"a": 1.0, "b": 1.0}
 
 
-def test_cycle_goes_round_the_frames():
-    frames = [np.full(1, value) for value in range(3)]
-    assert [int(cycle(frames)(index)[0]) for index in range(5)] == [0, 1, 2, 0, 1]
+def test_device_times_are_read_after_every_timed_call_and_no_other(clock, quick):
+    reads: list[int] = []
+    workload = dataclasses.replace(clock.workload(ms=1.0), after=lambda: reads.append(clock.ns))
+    summary = measure_latency([workload], quick)[0]
+    assert len(reads) == summary.n
+
+
+def test_a_summary_knows_the_frames_of_a_call(clock, quick):
+    workload = dataclasses.replace(clock.workload(ms=20.0), frames=4)
+    assert measure_latency([workload], quick)[0].fps == 200.0

@@ -455,7 +455,7 @@ def test_options_that_cannot_be_meant_are_refused(make_artefact, settings, error
 def test_a_report_without_a_folder_is_refused_before_any_work(make_artefact, tmp_path):
     out = str(tmp_path / "none" / "a.json")
     result = CliRunner().invoke(app, ["roofline", str(make_artefact()), "--json", out])
-    assert isinstance(result.exception, BenchmarkError)
+    assert isinstance(result.exception, InvalidInput)
     assert "does not exist" in str(result.exception)
     assert result.stdout == ""
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.timing.statistics import median_interval, summarize
+from benchmarks.timing.statistics import bootstrap_interval, summarize
 
 TIMES = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=400)
 
@@ -67,12 +67,15 @@ def test_a_median_that_moves_is_called_unstable(slow_down, is_stable):
     assert summarize(times).is_stable == is_stable
 
 
-def test_fps_is_the_inverse_of_the_median():
-    assert summarize([10.0, 20.0, 30.0]).fps == pytest.approx(50.0)
+@pytest.mark.parametrize("frames", [1, 4])
+def test_fps_is_frames_over_the_median(frames):
+    summary = summarize([10.0, 20.0, 30.0], frames)
+    assert summary.fps == pytest.approx(50.0 * frames)
+    assert summary.fps_low == pytest.approx(1e3 * frames / summary.p50_high)
 
 
 def test_slow_spells_widen_the_interval():
     random = np.random.default_rng(0)
     mixed = np.where(random.random(300) < 0.5, 100.0, 110.0) + random.normal(0, 1, 300)
     spells = np.sort(mixed)  # the same samples, slow ones together
-    assert np.diff(median_interval(spells)) > np.diff(median_interval(mixed))
+    assert np.diff(bootstrap_interval(spells)) > np.diff(bootstrap_interval(mixed))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import pytest
 
@@ -22,18 +21,13 @@ from benchmarks.models import (
     precisions_of,
 )
 from benchmarks.report.console import result_table, verdicts
+from benchmarks.timing import throughput
 from benchmarks.timing.camera import measure_camera
 from benchmarks.timing.latency import TimingConfig
 from benchmarks.timing.suite import bench_models
-from benchmarks.timing.throughput import (
-    Concurrency,
-    _keep_full,
-    measure_rate,
-    possible_concurrencies,
-)
+from benchmarks.timing.throughput import measure_rate
 from export.metadata import with_card
-from runtime.artefact.card import BatchRange, ModelCard
-from runtime.segmenter import Segmenter
+from runtime.artefact.card import ModelCard
 
 SIZE = (64, 128)
 NOBODY = ModelIdentity(
@@ -53,7 +47,7 @@ NOBODY = ModelIdentity(
 
 def camera(segment, frames: FrameSet, *, fps: float, seconds: float):
     """Put a function that labels a frame behind a camera."""
-    model = OpenModel(Path("m.onnx"), SimpleNamespace(segment=segment), NOBODY)
+    model = OpenModel(SimpleNamespace(segment=segment), NOBODY, [1])
     return measure_camera(model, frames, fps, seconds)
 
 
@@ -62,105 +56,85 @@ def frames() -> FrameSet:
     return load_frames(None, SIZE)
 
 
-def rate_config(seconds: float) -> TimingConfig:
-    return TimingConfig(min_seconds=seconds, min_samples=1, cap_seconds=1)
-
-
 class TestRate:
-    @pytest.mark.serial
-    def test_it_is_frames_over_time(self):
-        def pump():
-            while True:
-                time.sleep(0.01)
-                yield 4
+    """The clock moves only with the batches, so that no test depends on the machine's own pace."""
 
-        rate = measure_rate([pump()], rate_config(0.3))
-        assert rate.fps == pytest.approx(4 / 0.01, rel=0.25)
-        assert rate.fps_low <= rate.fps_high
-        assert rate.num_frames % 4 == 0
+    @pytest.fixture
+    def stream(self, monkeypatch):
+        """Make a stream whose batches take so many seconds, in a cycle."""
+        now = 0.0
+        monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now))
 
-    @pytest.mark.serial
-    def test_two_streams_add_up(self):
-        def pump():
-            while True:
-                time.sleep(0.01)
-                yield 1
+        def batches(*seconds: float):
+            nonlocal now
+            for each in itertools.cycle(seconds):
+                now += each
+                yield
 
-        one, two = (measure_rate([pump() for _ in range(n)], rate_config(0.3)).fps for n in (1, 2))
-        assert two > 1.5 * one
+        return batches
 
-    def test_what_fails_in_a_stream_is_raised(self):
-        def pump():
-            yield 1
-            raise RuntimeError("the engine is gone")
+    def test_it_is_frames_over_time(self, stream, quick):
+        rate = measure_rate(stream(0.25), 4, quick)
+        assert rate.fps == pytest.approx(4 / 0.25)
+        assert (rate.frames, rate.seconds) == (4, rate.n * 0.25)
 
+    def test_the_interval_is_that_of_the_rate(self, stream):
+        """The median of these times says 10 FPS, the rate is 5.3."""
+        config = TimingConfig(warmup_calls=1, min_seconds=0, min_samples=300, cap_seconds=1e9)
+        rate = measure_rate(stream(0.1, 0.1, 0.1, 0.1, 0.54), 1, config)
+        assert rate.fps == pytest.approx(5 / 0.94)
+        assert rate.fps_low <= rate.fps <= rate.fps_high < 6
+
+    def test_the_warm_up_does_not_count(self, stream):
+        config = TimingConfig(
+            warmup_calls=3, warmup_cap_seconds=1e9, min_seconds=0, min_samples=2, cap_seconds=1e9
+        )
+        rate = measure_rate(stream(5.0, 5.0, 5.0, 1.0, 1.0, 9.0), 1, config)
+        assert (rate.n, rate.fps) == (2, 1.0)
+
+    def test_the_cap_ends_a_slow_stream(self, stream):
+        rate = measure_rate(stream(8.0), 1, TimingConfig(cap_seconds=20.0))
+        assert rate.n == 3
+
+    def test_the_stream_is_closed_also_after_an_error(self, quick):
+        ended = []
+
+        def batches(error: Exception | None):
+            try:
+                while True:
+                    if error:
+                        raise error
+                    yield
+            finally:
+                ended.append(error)
+
+        failure = RuntimeError("the engine is gone")
+        measure_rate(batches(None), 1, quick)
         with pytest.raises(RuntimeError, match="the engine is gone"):
-            measure_rate([pump()], rate_config(1))
-
-    @pytest.mark.serial
-    def test_the_harness_adds_little(self):
-        def pump():
-            while True:
-                yield 1
-
-        assert measure_rate([pump()], rate_config(0.2)).fps > 10_000
+            measure_rate(batches(failure), 1, quick)
+        assert ended == [None, failure]
 
 
-class Ring:
-    """A backend with slots that checks the order of calls."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots, self.flying, self.most = slots, [], 0
-
-    def submit(self, batch):
-        assert len(self.flying) < self.slots
-        self.flying.append(int(batch))
-        self.most = max(self.most, len(self.flying))
-
-    def collect(self):
-        return (self.flying.pop(0),)
-
-
-def test_every_slot_is_kept_in_flight_and_order_is_kept():
-    ring, seen = Ring(3), []
-    concurrency = Concurrency(streams=1, threads=None, batch=2, slots=3)
-    rounds = _keep_full(
-        ring,
-        concurrency,
-        prepare=lambda i: np.array(i),
-        finish=lambda out, i: seen.append((out[0], i)),
-    )
-    assert [next(rounds) for _ in range(5)] == [2] * 5
-    rounds.close()
-    assert seen == [(i, i) for i in range(5)]
-    assert ring.most == 3
-    assert ring.flying == []
-
-
-def test_cpu_streams_share_the_cores(make_artefact, monkeypatch):
-    monkeypatch.setattr("benchmarks.timing.throughput.num_cores", lambda: 8)
-    with Segmenter.open(
-        make_artefact(batch=BatchRange(1, 2, 4)), backend="onnxruntime"
-    ) as segmenter:
-        found = possible_concurrencies(segmenter)
-    assert {(setting.streams, setting.threads) for setting in found} == {
-        (1, 8),
-        (2, 4),
-        (4, 2),
-        (8, 1),
-    }
-    assert {setting.batch for setting in found} == {1, 2, 4}
-
-
-def test_throughput_is_measured_on_a_real_backend(make_artefact, frames, quick):
-    options = BenchOptions(mode="throughput", backends=["onnxruntime"], config=quick)
+def test_throughput_of_several_batch_sizes_on_a_real_backend(make_artefact, frames, quick):
+    options = BenchOptions(mode="throughput", backends=["openvino"], batches=(1, 4), config=quick)
     report = bench_models([make_artefact()], frames, options)
-    result = report.results[0]
-    assert result.scopes["engine"].fps > 0
-    assert result.scopes["end to end"].num_frames >= result.concurrency.batch
-    assert str(result.concurrency) in result.trials
+    assert [result.batch for result in report.results] == [1, 4]
+    assert all(list(result.scopes) == ["host", "end to end"] for result in report.results)
     assert "FPS sustained end to end" in verdicts(report)[0]
-    assert [row[1] for row in result_table(report).rows] == ["engine", "end to end"]
+    assert [row[1:4] for row in result_table(report).rows] == [
+        [batch, str(report.results[0].in_flight), scope]
+        for batch in ("1", "4")
+        for scope in ("host", "end to end")
+    ]
+
+
+def test_the_verdict_on_a_rate_uses_the_interval(make_artefact, frames, quick):
+    options = BenchOptions(mode="throughput", backends=["null"], config=quick)
+    report = bench_models([make_artefact()], frames, options)
+    (result,) = report.results
+    rate = dataclasses.replace(result.scopes["end to end"], fps=64.0, fps_low=62.0, fps_high=66.0)
+    unsure = dataclasses.replace(result, scopes={"end to end": rate})
+    assert verdicts(dataclasses.replace(report, results=(unsure,)))[0].startswith("MISS: 64.0 FPS")
 
 
 class TestCamera:

@@ -8,6 +8,7 @@ from tests.gpu.checks import (
     check_labels,
     check_throughput,
     import_or_skip,
+    record_bench,
     time_pipelines,
 )
 
@@ -46,6 +47,11 @@ def test_onnxruntime_labels_equal_torch(backend, frames, torch_labels, record):
 
 def test_onnxruntime_throughput(backend, frames, torch_labels, record):
     check_throughput(backend, frames, torch_labels, record)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnxruntime_bench_of_batches(open_backend, export_artefact, frames, record, precision):
+    record_bench(export_artefact(precision), "onnxruntime-cuda", frames, record)
 
 
 def test_onnxruntime_latency(open_backend, torch_pipelines, checkpoint, frames, tmp_path, record):

@@ -5,9 +5,17 @@ import importlib.util
 import pytest
 
 from runtime.artefact.engine_file import check_gpu
+from runtime.backend import installed_backends
 from runtime.machine.support import limits_of
 from runtime.tensorrt_api import KINDS, TENSORRT_RTX
-from tests.gpu.checks import BASELINE, REFERENCE, check_labels, check_throughput, time_pipelines
+from tests.gpu.checks import (
+    BASELINE,
+    REFERENCE,
+    check_labels,
+    check_throughput,
+    record_bench,
+    time_pipelines,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -41,8 +49,19 @@ def test_tensorrt_labels_equal_torch(engine, backend, frames, torch_labels, reco
     check_labels(backend, frames, torch_labels, record)
 
 
-def test_tensorrt_throughput(backend, frames, torch_labels, record):
-    check_throughput(backend, frames, torch_labels, record)
+@pytest.mark.parametrize("use_graphs", [True, False], ids=["graphs", "no_graphs"])
+def test_tensorrt_throughput(engine, frames, torch_labels, record, use_graphs):
+    from runtime.backends.tensorrt import TensorRtBackend
+
+    with TensorRtBackend(engine.path, engine.record.card, timing=True) as backend:
+        backend.ring._use_graphs &= use_graphs
+        check_throughput(backend, frames, torch_labels, record)
+
+
+def test_tensorrt_bench_of_batches(engine, backend, frames, record):
+    if not installed_backends():
+        pytest.skip("no backend for the fp32 reference: install onnxruntime or openvino")
+    record_bench(engine.path, backend.name, frames, record)
 
 
 def test_tensorrt_latency(backend, torch_pipelines, frames, record):
