@@ -170,21 +170,15 @@ def _cells(result: Result, first: Result) -> list[list[str]]:
         base = first.scopes.get(scope)
         per_frame, fps = _number(1e3 / timing.fps), _number(timing.fps)
         if isinstance(timing, Summary):
-            head = [
-                scope,
-                str(timing.n),
-                _number(timing.p50),
-                _interval(timing.p50_low, timing.p50_high),
-            ]
-            marks = (timing.p95, timing.p99, timing.min, timing.max)
-            row = [*head, *map(_number, marks), per_frame, fps]
+            interval = _interval(timing.p50_low, timing.p50_high)
+            marks = map(_number, (timing.p95, timing.p99, timing.min, timing.max))
+            median = _number(timing.p50)
+            row = [scope, str(timing.n), median, interval, *marks, per_frame, fps]
         else:
-            per_batch, interval = (
-                1e3 * timing.frames / timing.fps,
-                _interval(timing.fps_low, timing.fps_high),
-            )
-            head = [str(result.in_flight), scope, str(timing.n), _number(per_batch)]
-            row = [*head, per_frame, fps, interval]
+            interval = _interval(timing.fps_low, timing.fps_high)
+            batch_ms = _number(1e3 * result.batch / timing.fps)
+            in_flight = str(result.in_flight)
+            row = [in_flight, scope, str(timing.n), batch_ms, per_frame, fps, interval]
         speed = f"{timing.fps / base.fps:.2f}x" if base else ""
         rows.append([str(result.batch), *row, speed])
     return rows

@@ -27,8 +27,6 @@ _FULL_BATCH_MS = 1e3
 class Rate:
     """A sustained rate."""
 
-    frames: int
-    """Frames of a batch."""
     n: int
     """Finished batches."""
     seconds: float
@@ -78,7 +76,6 @@ def measure_rate(batches: Generator[object], size: int, config: TimingConfig) ->
     low, high = bootstrap_interval(intervals, np.mean)
     thirds = [part.mean() for part in np.array_split(intervals, 3) if len(part)]
     return Rate(
-        frames=size,
         n=len(intervals),
         seconds=marks[-1] - marks[0],
         fps=float(size / intervals.mean()),
