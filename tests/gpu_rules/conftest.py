@@ -6,6 +6,7 @@ their folders in $GPU_RULES_ENVIRONMENTS; then each test runs in all of them.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,12 @@ from typing import Any
 
 import pytest
 
+from runtime.artefact.card import ModelCard
+from runtime.artefact.engine_file import EngineRecord, write_engine
+from runtime.machine.gpus import sm_text
 from tests.cuda_stub.build import CannotBuild, build
+from tests.fake_trt import GENERATIONS, build_plan, fake_tensorrt
+from tests.gpu_rules.fakes import RTX
 from tests.gpu_rules.rules import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +199,41 @@ def stub_folder(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.C
         return build(Path(cache.mkdir("cuda_stub")) if cache else tmp_path_factory.mktemp("stub"))
     except CannotBuild as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def onnx_file(make_artefact: Callable[..., Path]) -> Path:
+    """A small artefact with labels and confidence."""
+    return make_artefact(outputs=("labels", "confidence"))
+
+
+@pytest.fixture(scope="session")
+def half_file(make_artefact: Callable[..., Path]) -> Path:
+    """A small FP16 artefact; in ONNX Runtime, its second run of a larger size allocates."""
+    return make_artefact(precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def engines(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an engine of every fake TensorRT for SM 8.6, and ``gtx10xx.engine`` for SM 6.1."""
+    folder = tmp_path_factory.mktemp("engines")
+    card = ModelCard.from_file(onnx_file)
+    made = {generation: (generation, (8, 6)) for generation in (*GENERATIONS, RTX)}
+    for name, (version, sm) in {**made, "gtx10xx": ("8.6.1", (6, 1))}.items():
+        plan = build_plan(fake_tensorrt(version, sm=sm), onnx_file.read_bytes(), card.batch)
+        record = EngineRecord(
+            card=card,
+            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            onnx={},
+            tensorrt={"kind": "tensorrt-rtx" if name == RTX else "tensorrt", "version": version},
+            target={"sms": [sm_text(sm)]},
+            precision={},
+            profile=card.batch,
+            kernels={},
+            build={"command": "esnet-export build-engine small.onnx"},
+        )
+        write_engine(folder / f"{name}.engine", plan, record)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -49,12 +49,6 @@ def model(make_artefact: Callable[..., Path]) -> Path:
     return make_artefact()
 
 
-@pytest.fixture(scope="session")
-def half_model(make_artefact: Callable[..., Path]) -> Path:
-    """An artefact whose second run of a larger size allocates."""
-    return make_artefact(precision="fp16")
-
-
 def frames(count: int) -> np.ndarray:
     return np.zeros((count, 64, 128, 3), np.uint8)
 
@@ -285,8 +279,8 @@ def test_the_backend_replays_graphs(library, model):
 
 
 @on_stub(only=ONLY, left=True)
-def test_every_size_is_captured(library, half_model):
-    with open_it(library, half_model, num_slots=1) as backend:
+def test_every_size_is_captured(library, half_file):
+    with open_it(library, half_file, num_slots=1) as backend:
         for count in (1, 3, 8, 2):  # the second run of a larger size allocates
             backend.infer(frames(count))
             before = counts(("cuLaunchKernel", "cuMemAlloc", "cuGraphLaunch"))
@@ -296,8 +290,8 @@ def test_every_size_is_captured(library, half_model):
 
 
 @on_stub(only=ONLY, left=True, log="CAPTURE")
-def test_a_capture_that_allocates_costs_the_graph_of_its_size_alone(library, half_model):
-    with open_it(library, half_model, num_slots=1) as backend:
+def test_a_capture_that_allocates_costs_the_graph_of_its_size_alone(library, half_file):
+    with open_it(library, half_file, num_slots=1) as backend:
         backend.infer(frames(1))
         (slot,) = backend.ring._slots
         backend._bindings[0, 3] = backend._bind(slot, 3)  # so that only one run warms it up
