@@ -7,15 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from runtime.console import new_app, run_app
+from runtime.console import new_app, parse_height_width, parse_seconds, run_app
 
-segment_app = new_app("Segment an image, a folder of images or a video with an exported model.")
+segment_app = new_app("Segment images, videos and live cameras with an exported model.")
 doctor_app = new_app("Show what is installed, what runs here, and the command that fixes the rest.")
 
 
 @segment_app.command()
 def segment(
-    source: Annotated[Path, typer.Argument(help="Image, folder of images, or video file.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Image, folder, 'pattern*.jpg', list (.txt), video, camera number, /dev/video0, "
+            "rtsp:// or http(s):// URL, or - for raw frames on stdin."
+        ),
+    ],
     model: Annotated[Path, typer.Option("--model", "-m", help="Exported model: .onnx or .engine.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Image file, folder, or .mp4 file to write.")
@@ -33,12 +39,34 @@ def segment(
     precision: Annotated[
         str | None, typer.Option(help="fp32 or bf16; default: the model's precision.")
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Read a folder's sub-folders, and keep them.")
+    ] = False,
+    reconnect: Annotated[
+        str | None,
+        typer.Option(help="Time that a live source may stay away: 30s, 5m, inf; default 30s."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Raw frames on stdin: height x width, such as 480x640.")
+    ] = None,
+    pixel_format: Annotated[
+        str | None,
+        typer.Option(help="Raw frames on stdin: rgb24 (default), bgr24, yuv420p, nv12, ..."),
+    ] = None,
 ) -> None:
     """Segment every frame of SOURCE and write images to OUTPUT."""
+    from runtime.media.sources import open_source
     from runtime.segment import segment_source
 
-    report = segment_source(
+    opened = open_source(
         source,
+        recursive=recursive,
+        reconnect=None if reconnect is None else parse_seconds(reconnect, "--reconnect"),
+        size_hw=None if size is None else parse_height_width(size, "--size"),
+        pixel_format=pixel_format,
+    )
+    report = segment_source(
+        opened,
         model,
         output,
         draw=draw,

@@ -93,18 +93,27 @@ def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
-    """Parse ``HxW``, such as ``512x1024``; hints name the command's ``option``.
+def parse_height_width(text: str, option: str) -> tuple[int, int]:
+    """Parse ``HxW``, such as ``480x640``; hints name the command's ``option``.
 
     Raises:
-        InvalidInput: Another format, or not multiples of 8.
+        InvalidInput: Another format.
     """
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if match is None:
         raise InvalidInput(
             f"size {text!r} is not HEIGHTxWIDTH", hint=f"for example {option} 512x1024"
         )
-    height, width = int(match[1]), int(match[2])
+    return int(match[1]), int(match[2])
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """Parse the ``HxW`` of a network's input; see ``parse_height_width``.
+
+    Raises:
+        InvalidInput: Another format, or not multiples of 8.
+    """
+    height, width = parse_height_width(text, option)
     if height < 8 or width < 8 or height % 8 or width % 8:
         near = f"{max(8, round(height / 8) * 8)}x{max(8, round(width / 8) * 8)}"
         raise InvalidInput(
@@ -150,6 +159,18 @@ def parse_bytes(text: str) -> int:
             f"size {text!r} is not a number of bytes", hint="for example --workspace 2GiB"
         )
     return size
+
+
+def parse_seconds(text: str, option: str) -> float:
+    """Parse a duration such as ``30s``, ``5m``, ``1.5h`` or a plain number of seconds; ``inf`` has no end.
+
+    Raises:
+        InvalidInput: Another format.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|inf)\s*([smh]?)", text.strip().lower())
+    if match is None:
+        raise InvalidInput(f"{text!r} is not a duration", hint=f"for example {option} 30s")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def is_terminal() -> bool:

@@ -42,3 +42,9 @@ class CudaError(EsnetError, RuntimeError):
 
 class EngineMismatch(EsnetError, RuntimeError):
     """The engine is for another TensorRT or GPU, or its files do not belong together: rebuild it."""
+
+
+class SourceLost(EsnetError, ConnectionError):
+    """A camera or network stream stayed away for too long: check it and the network."""
+
+    exit_code = 1

@@ -56,7 +56,7 @@ class SegmentReport:
 
 
 def segment_source(
-    source_path: Path,
+    source: FrameSource | Path | str,
     model_path: Path,
     output_path: Path,
     *,
@@ -66,10 +66,10 @@ def segment_source(
     backend: str | None = None,
     precision: str | None = None,
 ) -> SegmentReport:
-    """Segment every frame of an image, folder or video.
+    """Segment every frame of a source.
 
     Args:
-        source_path: Source for ``open_source``.
+        source: An open source, or one for ``open_source``.
         model_path: Exported model.
         output_path: Output for ``open_sink``.
         draw: Overlay on the frame, plain class colours, or class indices (lossless files only).
@@ -88,7 +88,8 @@ def segment_source(
             f"class indices would not survive {output_path.suffix} compression",
             hint="write them to .png or to a folder",
         )
-    source = open_source(source_path)
+    if not isinstance(source, FrameSource):
+        source = open_source(source)
     with Segmenter.open(model_path, backend=backend, precision=precision) as segmenter:
         sink = open_sink(output_path, source)
 
@@ -102,16 +103,15 @@ def segment_source(
 
         started = time.perf_counter()
         count = 0
-        painted = Pipeline(segmenter.stream(source), paint)
+        painted = Pipeline(segmenter.stream(source), paint, while_stopping=source.stop)
         with _one_opencv_thread(), sink as write, _progress() as progress, closing(painted):
-            for name, image in progress.track(
-                painted, source.num_frames, description=source_path.name
-            ):
+            label = Path(source.name).name
+            for name, image in progress.track(painted, source.num_frames, description=label):
                 write(image, name)
                 count += 1
             if count == 0:
                 raise InvalidInput(
-                    f"no frame of {source_path} could be read: {'; '.join(source.skipped[:3])}"
+                    f"no frame of {source.name} could be read: {'; '.join(source.skipped[:3])}"
                 )
         running = segmenter.backend
         return SegmentReport(
@@ -142,7 +142,7 @@ def _warnings(source: FrameSource, count: int, segmenter: Segmenter) -> Iterator
     yield from segmenter.backend.notes
     if source.num_frames and count + len(source.skipped) < source.num_frames:
         yield (
-            f"{source.path} ended after {_frames(count)}, its header promises {source.num_frames}: "
+            f"{source.name} ended after {_frames(count)}, its header promises {source.num_frames}: "
             "the file may be truncated"
         )
 

@@ -17,7 +17,7 @@ fi
 echo "setting up $VENV with $("$PYTHON" --version) (about a minute; PyTorch is the large part)"
 "$PYTHON" -m venv --clear "$VENV"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable '.[cpu,export,train,report,rtx,dev]'
+    --constraint constraints.txt --editable '.[cpu,export,train,report,rtx,video,dev]'
 "$VENV/bin/python" -m pip check
 # A test compares with pytorchcv's own ESNet. Without its dependencies: the torchvision of the index is built for
 # CUDA, and beside a CPU build of torch it breaks every library that looks whether torchvision is there.

@@ -33,15 +33,22 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
         InvalidInput: A single image for many frames, or a file type that cannot be written.
         OSError: The folder cannot be created or written to.
     """
-    for target in (path, path / f"{source.path.stem}.png"):
-        if target.exists() and target.samefile(source.path):
+    outputs = [(path / f"{name}.png", file) for name, file in source.files.items()]
+    for target, file in [(path, source.path), *outputs]:
+        if file is not None and target.exists() and target.samefile(file):
             raise InvalidInput(
                 f"output {target} is the source itself", hint="name another file or folder"
             )
     suffix = path.suffix.lower()
     if path.is_dir() or not suffix:
         path.mkdir(parents=True, exist_ok=True)
-        return nullcontext(lambda image, name: write_image(path / f"{name}.png", image))
+
+        def write(image: np.ndarray, name: str) -> None:
+            target = path / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_image(target, image)
+
+        return nullcontext(write)
     if suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         raise InvalidInput(
             f"output {path.name!r} has the unknown suffix {suffix!r}",
@@ -51,7 +58,7 @@ def open_sink(path: Path, source: FrameSource) -> Sink:
         raise InvalidInput(f"video output is .mp4, got {path.name!r}", hint="name it OUT.mp4")
     if suffix in IMAGE_SUFFIXES and source.num_frames != 1:
         raise InvalidInput(
-            f"{source.path} has {source.num_frames or 'many'} frames, {path.name!r} is one image",
+            f"{source.name} has {source.num_frames or 'many'} frames, {path.name!r} is one image",
             hint="name a folder, or a .mp4 file",
         )
     require_outputs(path)

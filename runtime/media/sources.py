@@ -1,143 +1,147 @@
-"""Sources of frames: an image, a folder of images, or a video file."""
+"""Sources of frames by name: images, videos, cameras, network streams, and raw frames on stdin."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import glob
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from runtime.errors import InvalidInput
+from runtime.media.decoder import open_decoder
+from runtime.media.frame_source import Decoder, DecoderError, Frame, FrameSource, Gap
+from runtime.media.images import (
+    IMAGE_SUFFIXES,
+    open_folder,
+    open_glob,
+    open_image,
+    open_list,
+    read_image,
+)
+from runtime.media.live import URL_SCHEMES, open_camera, open_stream
+from runtime.media.raw import open_stdin
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+__all__ = ["IMAGE_SUFFIXES", "Frame", "FrameSource", "Gap", "open_source", "read_image"]
 
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One decoded frame."""
-
-    image: np.ndarray
-    """RGB, uint8 (H, W, 3), fresh."""
-    name: str
-    """File name without suffix (with it if names would repeat), or video name and frame number."""
-    timestamp: float = 0.0
-    """Position in the video, seconds; 0 for an image."""
-
-
-@dataclass(slots=True)
-class FrameSource:
-    """Frames in order; each iteration starts again. Unreadable frames are skipped and listed."""
-
-    path: Path
-    """File or folder that was opened."""
-    num_frames: int | None
-    """Expected number of frames, ``None`` if unknown; the header of a video may be wrong."""
-    fps: float | None
-    """Frames per second of a video, ``None`` for images."""
-    _decode: Callable[[list[str]], Iterator[Frame]]
-    """Decodes the frames; extends the list by one line for each that cannot be read."""
-    skipped: list[str] = field(default_factory=list)
-    """One line for each frame that could not be read in the last iteration."""
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.skipped = []
-        return self._decode(self.skipped)
+LIST_SUFFIXES = frozenset({".lst", ".txt"})
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".ogv", ".ts", ".webm", ".wmv"}
+)
+_FILE_KINDS = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "list": LIST_SUFFIXES}
+_RECONNECT_SECONDS = 30.0
 
 
-def open_source(path: Path | str) -> FrameSource:
-    """Open an image, a folder of images, or a video.
+def open_source(
+    source: Path | str,
+    *,
+    recursive: bool = False,
+    reconnect: float | None = None,
+    timeout: float = 5.0,
+    size_hw: tuple[int, int] | None = None,
+    pixel_format: str | None = None,
+) -> FrameSource:
+    """Open an image, folder, glob pattern, list file, video, camera, network stream, or stdin.
+
+    Args:
+        source: Path; pattern such as ``photos/**/*.jpg``; ``.txt`` file with one image a line; number of a
+            camera or ``/dev/video0``; ``rtsp://``, ``http://`` or ``https://`` URL; or ``-`` for raw frames
+            on stdin. A path that exists comes before a pattern or a number.
+        recursive: True to read a folder's sub-folders, too; they are kept in the names of the frames.
+        reconnect: Seconds that a live source may stay away, 30 by default; then ``SourceLost`` is raised.
+        timeout: Seconds without data after which a network stream counts as lost.
+        size_hw: Height and width of raw frames.
+        pixel_format: Pixel format of raw frames, one of ``runtime.media.raw.PIXEL_FORMATS``; default rgb24.
 
     Raises:
-        InvalidInput: No such path, a folder without images, or a file that is neither image nor video.
+        InvalidInput: No such source, none that holds frames, or a setting without effect.
 
     Example:
         >>> [(frame.name, frame.image.shape) for frame in open_source("photos")]
         [('a', (64, 128, 3)), ('b', (64, 128, 3))]
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        files = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        return _image_source(path, sorted(file for file in files if file.is_file()))
-    if not path.is_file():
+    text, path = str(source), Path(source)
+    kind = _kind_of(text, path)
+    for setting, value, kinds in (
+        ("recursive", recursive or None, ("folder",)),
+        ("reconnect", reconnect, ("camera", "network stream")),
+        ("size", size_hw, ("stdin",)),
+        ("pixel-format", pixel_format, ("stdin",)),
+    ):
+        if value is not None and kind not in kinds:
+            raise InvalidInput(
+                f"{setting} has no effect on the {kind} {text!r}", hint=f"omit --{setting}"
+            )
+    reconnect = _RECONNECT_SECONDS if reconnect is None else reconnect
+    if kind == "stdin":
+        if size_hw is None:
+            raise InvalidInput("raw frames on stdin need a size", hint="for example --size 480x640")
+        return open_stdin(size_hw, pixel_format or "rgb24")
+    if kind == "network stream":
+        return open_stream(text, reconnect=reconnect, timeout=timeout)
+    if kind == "camera":
+        return open_camera(text, reconnect=reconnect)
+    if kind == "folder":
+        return open_folder(path, recursive=recursive)
+    open_file = {"image": open_image, "video": _open_video, "list": open_list}
+    return open_glob(text) if kind == "pattern" else open_file[kind](path)
+
+
+def _kind_of(text: str, path: Path) -> str:
+    """Tell what kind of source a text names."""
+    scheme, separator, _ = text.partition("://")
+    if text == "-":
+        return "stdin"
+    if separator and scheme.isalnum():
+        if scheme.lower() in URL_SCHEMES:
+            return "network stream"
         raise InvalidInput(
-            f"source {str(path)!r} does not exist", hint="give an image, a folder or a video"
+            f"unknown protocol {scheme}://", hint=f"one of {', '.join(URL_SCHEMES)}, or a file"
         )
-    if suffix in IMAGE_SUFFIXES:
-        return _image_source(path, [path])
-    if suffix in VIDEO_SUFFIXES:
-        return _video_source(path)
+    if path.is_dir():
+        return "folder"
+    if path.is_char_device() or (text.isdecimal() and not path.exists()):
+        return "camera"
+    if not path.is_file():
+        if glob.has_magic(text):
+            return "pattern"
+        raise InvalidInput(
+            f"source {text!r} does not exist",
+            hint="give an image, folder, pattern, list, video, camera number, URL, or - for stdin",
+        )
+    for kind, suffixes in _FILE_KINDS.items():
+        if path.suffix.lower() in suffixes:
+            return kind
     raise InvalidInput(
         f"{path} is neither an image nor a video, by its suffix {path.suffix!r}",
-        hint=f"images: {_listed(IMAGE_SUFFIXES)}; videos: {_listed(VIDEO_SUFFIXES)}",
+        hint="; ".join(f"{kind}: {' '.join(sorted(of))}" for kind, of in _FILE_KINDS.items()),
     )
 
 
-def _image_source(path: Path, files: list[Path]) -> FrameSource:
-    """Make a source of image files, in the order given."""
-    if not files:
-        raise InvalidInput(
-            f"folder {path} holds no images",
-            hint=f"images are files ending in {_listed(IMAGE_SUFFIXES)}",
-        )
-    stems_are_unique = len({file.stem for file in files}) == len(files)
-
-    def decode(skipped: list[str]) -> Iterator[Frame]:
-        for file in files:
-            try:
-                yield Frame(read_image(file), file.stem if stems_are_unique else file.name)
-            except InvalidInput as error:
-                skipped.append(str(error))
-
-    return FrameSource(path, len(files), None, decode)
-
-
-def _video_source(path: Path) -> FrameSource:
+def _open_video(path: Path) -> FrameSource:
     """Make a source of a video file; the file is opened to read its length and frame rate."""
 
-    def decode(_: list[str]) -> Iterator[Frame]:
-        capture = _open_video(path)
-        try:
-            for index in itertools.count():
-                is_read, image = capture.read()
-                if not is_read:
+    def decode(source: FrameSource) -> Iterator[Frame]:
+        with _decoder(path) as decoder:
+            source.skipped = decoder.damaged
+            for index, decoded in enumerate(decoder):
+                if source.stopping.is_set():
                     return
-                seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-                rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-                yield Frame(rgb, f"{path.stem}_{index:06d}", seconds)
-        finally:
-            capture.release()
+                yield Frame(decoded.image(), f"{path.stem}_{index:06d}", decoded.seconds)
 
-    capture = _open_video(path)
-    count, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    capture.release()
-    return FrameSource(path, int(count) if count > 0 else None, fps if fps > 0 else None, decode)
+    with _decoder(path) as decoder:
+        count, fps = decoder.num_frames, decoder.fps
+    return FrameSource(str(path), decode, path=path, num_frames=count, fps=fps)
 
 
-def _open_video(path: Path) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
+@contextmanager
+def _decoder(path: Path) -> Iterator[Decoder]:
+    """Open a video file; FFmpeg would take the start of a relative ``10:30.mp4`` for a protocol."""
+    try:
+        with closing(open_decoder(str(path.absolute()))) as decoder:
+            yield decoder
+    except DecoderError as error:
         raise InvalidInput(
-            f"{path} cannot be decoded as a video", hint="convert it, for example to H.264 in .mp4"
-        )
-    return capture
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Decode an image file to RGB, uint8 (H, W, 3).
-
-    Raises:
-        InvalidInput: Not a readable image.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InvalidInput(f"{path} cannot be read as an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _listed(suffixes: frozenset[str]) -> str:
-    return " ".join(sorted(suffixes))
+            f"{path} cannot be decoded as a video: {error}",
+            hint="convert it, for example to H.264 in .mp4",
+        ) from error

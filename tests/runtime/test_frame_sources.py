@@ -118,7 +118,7 @@ def test_a_real_road_video_is_read(video_path):
         pytest.param("v.mp4", b"not a video", "cannot be decoded as a video", id="not-a-video"),
         pytest.param("v.mp4", b"", "cannot be decoded as a video", id="empty-video"),
         pytest.param(
-            "notes.txt", b"a", "neither an image nor a video.*'.txt'", id="unknown-suffix"
+            "notes.md", b"a", "neither an image nor a video.*'.md'", id="unknown-suffix"
         ),
         pytest.param("frames", b"a", "neither an image nor a video.*''", id="no-suffix"),
     ],

@@ -203,7 +203,7 @@ def test_an_onnx_file_without_a_card_is_refused(segment, draw_image, identity_mo
         pytest.param("none.png", "out.png", [], "'none.png' does not exist", id="no-source"),
         pytest.param("empty", "out", [], "folder empty holds no images", id="empty-folder"),
         pytest.param("bad.mp4", "o.mp4", [], "bad.mp4 cannot be decoded", id="not-a-video"),
-        pytest.param("notes.txt", "out", [], "neither an image nor a video", id="unknown-source"),
+        pytest.param("notes.md", "out", [], "neither an image nor a video", id="unknown-source"),
         pytest.param("in.png", "/proc/out.png", [], "/proc/out.png", id="unwritable-file"),
         pytest.param("in.png", "in.png/out", [], "in.png/out", id="unwritable-folder"),
         pytest.param("in.png", "no/out.png", [], "folder no does not exist", id="no-folder"),
@@ -224,7 +224,7 @@ def test_bad_input_is_one_line_and_2(
     draw_image("in.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    (tmp_path / "notes.txt").touch()
+    (tmp_path / "notes.md").touch()
     done = segment(source, output, "--backend", "null", *options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
