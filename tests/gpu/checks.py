@@ -1,4 +1,4 @@
-"""Checks of the CUDA code for any device: a GPU in tests/gpu, the fake one in tests/test_gpu_checks.py."""
+"""Checks of the CUDA code for any device: a GPU in ``tests/gpu``, the stub in ``tests/gpu_rules``."""
 
 from __future__ import annotations
 
