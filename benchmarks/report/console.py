@@ -155,7 +155,7 @@ def _agreement_text(result: Result) -> str:
     model = result.model
     if model.agreement is None:
         return "unchecked"
-    is_reference = model.reference == model.file and model.precision == "fp32"
+    is_reference = model.reference == model.file and model.agreement == 1
     return "reference" if is_reference else f"{100 * model.agreement:.2f} %"
 
 

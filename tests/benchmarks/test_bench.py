@@ -80,8 +80,10 @@ def test_backends_and_precisions_are_crossed(make_artefact, quick):
 def test_labels_of_garbage_are_not_timed_unknowingly(report, make_artefact, quick):
     frames = load_frames(None, SIZE)
     options = BenchOptions(backends=["null"], config=quick)
-    idle = bench_models([make_artefact()], frames, options).results[0]
-    assert idle.model.agreement < 0.9  # of its own fp32 labels: the null backend computes nothing
+    idle = bench_models([make_artefact()], frames, options)
+    share = idle.results[0].model.agreement
+    assert share < 0.9  # of its own fp32 labels: the null backend computes nothing
+    assert result_table(idle).rows[-1][-1] == f"{100 * share:.2f} %"
 
 
 def test_without_a_reference_unchecked_is_said(report):
