@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import queue
+import signal
 import threading
 
 import pytest
@@ -147,6 +151,66 @@ def test_threads_use_one_ring_at_once(library):
 
 
 @on_stub
+def test_one_thread_submits_and_another_collects_the_oldest(library):
+    wrong, submitted = [], queue.SimpleQueue()
+    with opened(library) as (_, ring):
+
+        def collect():
+            while (seed := submitted.get()) is not None:
+                wrong.append(not is_right(ring.collect(), batch(1 + seed % 4, seed)))
+
+        collector = threading.Thread(target=collect)
+        collector.start()
+        for seed in range(60):
+            ring.submit(batch(1 + seed % 4, seed))  # waits for a slot
+            submitted.put(seed)
+        submitted.put(None)
+        collector.join()
+    assert wrong == [False] * 60
+
+
+@on_stub(once=True, environment={"CUDA_STUB_SEED": "0"})
+def test_a_batch_whose_collection_is_interrupted_stays_in_flight(library):
+    """Ctrl-C while the host waits for the GPU; Python raises it when the wait ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_running = threading.Event()
+    sleep = ctypes.cast(ctypes.CDLL(None).usleep, ctypes.c_void_p)
+
+    def slow_engine(slot, count, stream):
+        enqueue(slot, count, stream)
+        if slot.index == 0:
+            stub.launch(stream.handle, is_running.set)
+            stub.driver().cuLaunchHostFunc(stream.handle, sleep, 500_000)  # without Python's lock
+
+    def press_ctrl_c():
+        is_running.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c).start()
+    with opened(library, enqueue=slow_engine, use_graphs=False) as (_, ring):
+        tickets = [ring.submit(batch(2, seed)) for seed in range(3)]
+        with pytest.raises(KeyboardInterrupt):
+            ring.collect(tickets[0])
+        for seed, ticket in enumerate(tickets):
+            assert is_right(ring.collect(ticket), batch(2, seed))
+
+
+@on_stub
+def test_work_that_fails_while_it_is_captured_ends_the_capture(library):
+    device = open_device(library)
+
+    def work():
+        raise CudaError("refused")
+
+    with device.current():
+        stream = device.new_stream()
+        with pytest.raises(CudaError, match="refused"):
+            device.capture(stream, work)
+        assert not stub.is_capturing(stream.handle)
+    device.close()
+
+
+@on_stub
 def test_stages_are_timed_by_the_device(library):
     with opened(library, timing=True) as (_, ring):
         assert drive(ring, 9) == 0
@@ -174,7 +238,7 @@ def test_device_memory_has_an_end(library):
     device = open_device(library)
     with device.current():
         _, total = device.memory_bytes()
-        with pytest.raises(CudaError, match="GPU memory is full") as caught:
+        with pytest.raises(CudaError, match=r"full: .* MB requested, .* MB free") as caught:
             device.device_buffer(total + 1)
         assert caught.value.hint
     device.close()
