@@ -83,6 +83,18 @@ def save_cache(path: Path, content: bytes) -> str | None:
     return None
 
 
+def trim_cache(folder: Path, max_bytes: int) -> None:
+    """Delete the files of a folder that were written or used longest ago, until ``max_bytes`` are left."""
+    with contextlib.suppress(OSError):  # another process deletes, too
+        files = [(path, path.stat()) for path in folder.iterdir()]
+        excess = sum(status.st_size for _, status in files) - max_bytes
+        for path, status in sorted(files, key=lambda item: item[1].st_mtime):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= status.st_size
+
+
 def sha256_of(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

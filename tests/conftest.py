@@ -158,6 +158,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared_folder: Path) -> None:
+    """Keep compiled networks and trials of the tests out of the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(shared_folder / "cache")
+
+
 @pytest.fixture(scope="session")
 def make_artefact(shared_folder: Path) -> Callable[..., Path]:
     """Write small artefacts (64x128, random weights) for ``ExportPlan`` arguments, each once per run."""

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
+import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,14 @@ import openvino as ov
 
 from runtime.backends.base import Backend
 from runtime.errors import ModelFileError
-from runtime.machine.machine import cpu_name, num_cores
+from runtime.files import cache_dir, read_cache, save_cache, trim_cache
+from runtime.machine.machine import cpu_flags, cpu_name, num_cores
+from runtime.machine.onednn import MAX_ISA, emulates_bf16, has_bf16
 from runtime.slots import HostSlotQueue, SlotQueue
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_CACHE_BYTES = 256 << 20
+_DIGEST_BYTES = 32
 
 
 @functools.cache
@@ -34,7 +43,8 @@ class OpenVinoBackend(Backend):
     ``infer`` uses all threads for one batch. Batches in flight run on a second network, one thread each,
     which is compiled on first use. The precision is always an explicit hint: without one, OpenVINO runs an
     fp32 model in bf16 on CPUs that support it. One static network is compiled for each batch size on its
-    first use, because a dynamic batch axis is slower at every size.
+    first use, because a dynamic batch axis is slower at every size. Compiled networks are kept in the folder
+    ``openvino`` of the cache.
     """
 
     name = "openvino"
@@ -42,11 +52,12 @@ class OpenVinoBackend(Backend):
     def _open(self, path: Path, precision: str | None, threads: int | None) -> None:
         self.device = cpu_name()
         core = shared_core()
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        offered = ("fp32", "bf16") if has_bf16 else ("fp32",)
-        # Layers of an INT8 artefact that are not quantized run in bf16 if the CPU supports it: 13 % less time
-        # for the whole network, for 0.01 points of mIoU (benchmarks/results/accuracy-camvid-openvino.json).
-        hint = _HINTS[offered[-1]]
+        # OpenVINO lists bf16 on every CPU with AVX-512, and emulates it.
+        lists_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        offered = ("fp32", "bf16") if lists_bf16 and has_bf16() else ("fp32",)
+        # Layers of an INT8 artefact that are not quantized run in bf16, even emulated: 13 % less time for the
+        # whole network, for 0.01 points of mIoU (benchmarks/results/accuracy-camvid-openvino.json).
+        hint = "bf16" if lists_bf16 and emulates_bf16() else "f32"
         if self.card.precision == "int8":
             offered = ("int8",)
         self._require_precision(precision, offered, on=self.device)
@@ -62,9 +73,8 @@ class OpenVinoBackend(Backend):
             # With pinning, two models of one thread each would share the first core.
             self._config["ENABLE_CPU_PINNING"] = False
         self._requests: dict[int, ov.InferRequest] = {}
+        self._path, self._content = path, path.read_bytes()
         try:
-            self._model = core.read_model(path)
-            self._check_graph(path, _shapes(self._model))
             self._request(self.card.batch.opt)
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2]
@@ -79,10 +89,42 @@ class OpenVinoBackend(Backend):
             self._requests[size] = self._compile(size, self._config).create_infer_request()
         return self._requests[size]
 
+    @functools.cached_property
+    def _model(self) -> ov.Model:
+        """The checked graph."""
+        model = shared_core().read_model(self._content)
+        self._check_graph(self._path, _shapes(model))
+        return model
+
     def _compile(self, size: int, config: dict[str, object]) -> ov.CompiledModel:
+        """Compile for a batch size, or take the result of an earlier process from the cache.
+
+        OpenVINO's own cache has neither checksums nor a limit: a damaged file gives wrong labels.
+        """
+        path = cache_dir() / "openvino" / f"{self._key(size, config)}.blob"
+        cached = read_cache(path)
+        digest, blob = cached[:_DIGEST_BYTES], cached[_DIGEST_BYTES:]
+        if hashlib.sha256(blob).digest() == digest:
+            with suppress(RuntimeError):
+                compiled = shared_core().import_model(blob, "CPU", config)
+                with suppress(OSError):
+                    os.utime(path)  # the files that were not used for the longest time go first
+                return compiled
         model = self._model.clone()
         model.reshape({self.input.name: [size, *self.input.shape[1:]]})
-        return shared_core().compile_model(model, "CPU", config)
+        compiled = shared_core().compile_model(model, "CPU", config)
+        stream = io.BytesIO()
+        compiled.export_model(stream)
+        blob = stream.getvalue()
+        save_cache(path, hashlib.sha256(blob).digest() + blob)
+        trim_cache(path.parent, _CACHE_BYTES)
+        return compiled
+
+    def _key(self, size: int, config: dict[str, object]) -> str:
+        """Identify a compiled network by all that OpenVINO makes it from."""
+        instructions = [*sorted(cpu_flags()), os.environ.get(MAX_ISA, "")]
+        settings = json.dumps([size, config, ov.__version__, instructions], sort_keys=True)
+        return hashlib.sha256(settings.encode() + self._content).hexdigest()
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         with self._in_turn():
@@ -95,7 +137,7 @@ class OpenVinoBackend(Backend):
 
     def _release(self) -> None:
         self._requests.clear()
-        del self._model
+        self.__dict__.pop("_model", None)
 
 
 class _RequestQueue(HostSlotQueue):
