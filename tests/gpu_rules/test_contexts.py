@@ -100,7 +100,7 @@ def test_a_forked_process_is_refused_and_does_no_harm(library):
 @on_stub(environment={"CUDA_STUB_DEVICES": "2"})
 def test_the_second_gpu_has_a_context_of_its_own(library):
     first, second = open_device(library), open_device(library, index=1)
-    assert [gpu.pci_bus_id[-7:] for gpu in (first, second)] == ["01:00.0", "02:00.0"]
+    assert [gpu.pci_bus_id for gpu in (first, second)] == ["0000:01:00.0", "0000:02:00.0"]
     with (
         SlotRing(first, LAYOUT, enqueue) as one,
         SlotRing(second, LAYOUT, enqueue) as two,

@@ -17,7 +17,17 @@ import pytest
 from runtime.cuda.device import open_device
 from runtime.cuda.ring import SlotRing
 from tests.cuda_stub import stub
-from tests.gpu_rules.rules import LAYOUT, drive, enqueue, in_environments, on_stub, opened, untyped
+from tests.gpu_rules.rules import (
+    LAYOUT,
+    batch,
+    drive,
+    enqueue,
+    in_environments,
+    is_right,
+    on_stub,
+    opened,
+    untyped,
+)
 
 OUT_OF_MEMORY, UNKNOWN, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 999, 700, 719
 CALLS = (
@@ -73,6 +83,10 @@ def use(library: str) -> tuple[list[BaseException], int, list[str]]:
             ring, 5, count=2
         )  # each slot runs a batch directly and captures it, then replays
         ring.stage_times_ms()
+        made.append(ring := SlotRing(device, LAYOUT, enqueue, num_slots=1))
+        for seed in range(3):  # directly, as a new graph with the copies, replayed
+            wrong += not is_right(ring.run(batch(2, seed)), batch(2, seed))
+        notes += ring.notes
     except Exception as error:
         errors.append(error)
     for item in reversed(made):
