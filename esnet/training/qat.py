@@ -1,8 +1,8 @@
 """Fake quantization: run a float network with INT8 rounding, with straight-through gradients.
 
 The same tensors are quantized as by ``esnet-export quantize``: the input of every convolution, with one scale
-per tensor; its weights, int8 and symmetric, with one scale per output channel; with the TensorRT scheme also
-the skip connections of the residual blocks. Biases, sums and batch normalisation stay float.
+per tensor; its weights, int8 and symmetric, with one scale per output channel; the skip connections of the
+residual blocks. Biases, sums and batch normalisation stay float, and so do the logits.
 
 The exporter quantizes the weights after BN folding, this module before it. Both give the same levels up to
 the sign: folding multiplies an output channel, and thus its scale, by one factor. If the exporter writes a
@@ -50,8 +50,7 @@ class FakeQuantization(nn.Module):
 
         Args:
             network: ESNet of any family.
-            scheme: ``tensorrt``: activations and skip connections int8, symmetric; ``cpu``: activations uint8
-                with a zero-point.
+            scheme: ``tensorrt``: activations int8, symmetric; ``cpu``: activations uint8 with a zero-point.
         """
         super().__init__()
         self.is_symmetric = scheme == "tensorrt"
@@ -83,7 +82,7 @@ class FakeQuantization(nn.Module):
         block_path, _, name = path.rpartition(".")
         block = network.get_submodule(block_path)
         has_skip = isinstance(block, FCU | PFCU) and name == "conv3x1_1"
-        return block if has_skip and self.is_symmetric else network.get_submodule(path)
+        return block if has_skip else network.get_submodule(path)
 
     def _round_input(self, index: int, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         if self.training:

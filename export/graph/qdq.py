@@ -22,8 +22,7 @@ class Scheme(NamedTuple):
     name: str
     """Name on the command line."""
     is_symmetric: bool
-    """True: int8 with zero-point 0, and the skip input of a residual Add is quantized too, so that TensorRT
-    fuses Conv + Add + ReLU into one INT8 kernel. False: uint8 with a zero-point."""
+    """True: int8 with zero-point 0. False: uint8 with a zero-point."""
 
 
 TENSORRT_SCHEME = Scheme("tensorrt", is_symmetric=True)
@@ -46,8 +45,10 @@ def insert_qdq(
     """Quantize the convolutions of a float graph.
 
     The data input of each convolution passes through Q and DQ; its weights are stored as int8 and pass
-    through DQ. A tensor with several readers is quantized once. Biases stay float, as TensorRT requires.
-    There is no Q/DQ between a convolution and its ReLU, and none after the last layer.
+    through DQ. A tensor with several readers is quantized once. The skip input of a residual Add is quantized
+    too: TensorRT then fuses Conv, Add and ReLU into one INT8 kernel, and OpenVINO keeps no float copy.
+    Biases stay float, as TensorRT requires. There is no Q/DQ between a convolution and its ReLU, and none
+    after the last layer.
 
     Args:
         model: Float graph, BN folded. Not modified.
@@ -70,13 +71,12 @@ def insert_qdq(
             done[tensor] = _quantized(editor, tensor, ranges, scheme)
         node.input[0] = done[tensor]
         _quantize_weight(editor, node)
-    if scheme.is_symmetric:
-        for node in editor.of_type("Add"):
-            for position, tensor in enumerate(node.input):
-                other = editor.producer(node.input[1 - position])
-                is_residual = other is not None and other.op_type in ("Conv", "Add")
-                if tensor in done and is_residual:
-                    node.input[position] = done[tensor]
+    for node in editor.of_type("Add"):
+        for position, tensor in enumerate(node.input):
+            other = editor.producer(node.input[1 - position])
+            is_residual = other is not None and other.op_type in ("Conv", "Add")
+            if tensor in done and is_residual:
+                node.input[position] = done[tensor]
     return editor.finish()
 
 
@@ -89,18 +89,23 @@ def _quantized(
     editor: GraphEditor, tensor: str, ranges: Mapping[str, Range], scheme: Scheme
 ) -> str:
     """Append Q and DQ to a tensor, and return the name of the dequantized tensor."""
-    if tensor not in ranges:
-        raise GraphError(
-            f"no range for {tensor!r}: the table is for another network",
-            hint="calibrate this network: --calibration DIR",
-        )
-    scale, zero = activation_scale(ranges[tensor], scheme)
+    scale, zero = activation_scale(range_of(tensor, ranges), scheme)
     scale_name = editor.add_array(f"{tensor}/scale", np.float32(scale))
     dtype = np.int8 if scheme.is_symmetric else np.uint8
     zero_name = editor.add_array(f"{tensor}/zero", dtype(zero))
     parameters = [scale_name, zero_name]
     quantized = editor.add("QuantizeLinear", f"{tensor}/quantize", [tensor, *parameters])
     return editor.add("DequantizeLinear", f"{tensor}/dequantize", [quantized, *parameters])
+
+
+def range_of(tensor: str, ranges: Mapping[str, Range]) -> Range:
+    """Look up the range of a tensor; raise ``GraphError`` if it is missing."""
+    if tensor not in ranges:
+        raise GraphError(
+            f"no range for {tensor!r}: the table is for another network or version",
+            hint="calibrate this network: --calibration DIR",
+        )
+    return ranges[tensor]
 
 
 def activation_scale(bounds: Range, scheme: Scheme) -> tuple[float, int]:

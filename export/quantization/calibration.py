@@ -1,17 +1,11 @@
-"""Activation ranges: measured on real frames and stored as a table by module path.
-
-A table belongs to weights, normalisation and calibration frames, not to a graph: it fits every size and form.
-"""
+"""Calibration: measure activation ranges on real frames."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,101 +17,19 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from export.errors import CalibrationError, ExportError
+from export.graph.editor import GraphEditor
 from export.graph.half import float_tensors
-from export.graph.qdq import TENSORRT_SCHEME, Range, activation_scale, quantizable_tensors
+from export.graph.qdq import Range, quantizable_tensors
+from export.graph.scores import SCORES, find_scores, score_bounds
 from runtime.artefact.card import ModelCard
-from runtime.files import atomic_path
 from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
 
 METHODS = ("percentile", "entropy", "mse", "max")
-SCHEMA = 1
 _PERCENTILE = 99.99
 _BINS = 2048
-_CHUNK = 4
-_TRT_CACHE_HEADER = "TRT-8601-EntropyCalibration2"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RangeTable:
-    """Activation ranges by tensor, and how they were measured."""
-
-    weights_sha256: str
-    """Hash of the checkpoint file."""
-    mean: tuple[float, float, float]
-    """RGB mean of the network's normalisation, 0-1 scale."""
-    std: tuple[float, float, float]
-    """RGB standard deviation of the network's normalisation, 0-1 scale."""
-    size_hw: tuple[int, int]
-    """Height and width of the calibration frames in pixels."""
-    method: str
-    """One of ``METHODS``."""
-    num_frames: int
-    """Number of calibration frames."""
-    frames_sha256: str
-    """Hash of the calibration batches."""
-    ranges: Mapping[str, Range]
-    """Smallest and largest value of each tensor; tensors are named by module path."""
-    schema: int = SCHEMA
-    """Version of this layout."""
-
-    def save(self, path: Path) -> None:
-        """Write the table as JSON, atomically."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> RangeTable:
-        """Read a table.
-
-        Raises:
-            CalibrationError: The file is missing, damaged, or has another schema.
-        """
-        try:
-            fields = json.loads(path.read_text())
-            if fields.get("schema") != SCHEMA:
-                raise ValueError(f"schema {fields.get('schema')!r}, expected {SCHEMA}")
-            items = fields["ranges"].items()
-            ranges = {name: (float(low), float(high)) for name, (low, high) in items}
-            tuples = {name: tuple(fields[name]) for name in ("mean", "std", "size_hw")}
-            return cls(**{**fields, **tuples, "ranges": ranges})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CalibrationError(
-                f"range table {path} cannot be read: {getattr(error, 'strerror', None) or error}",
-                hint="write one with: --calibration DIR --table FILE",
-            ) from error
-
-    def require(self, card: ModelCard) -> None:
-        """Compare weights and normalisation with those of an artefact.
-
-        Raises:
-            CalibrationError: One of them differs.
-        """
-        for name, found, wanted in (
-            ("weights", self.weights_sha256[:12], str(card.source.get("sha256", ""))[:12]),
-            ("mean", self.mean, card.mean),
-            ("std", self.std, card.std),
-        ):
-            if found != wanted:
-                raise CalibrationError(
-                    f"the range table is for {name} {found}, the artefact has {name} {wanted}",
-                    hint="calibrate this artefact: --calibration DIR",
-                )
-
-
-def write_trt_cache(table: RangeTable, path: Path) -> None:
-    """Write a table as a calibration cache of TensorRT 8.6, for implicit quantization.
-
-    Each line holds a tensor of the float artefact and the bits of its symmetric scale, which is the largest
-    magnitude over 127. TensorRT computes in float around tensors without a line. Source: caches of
-    ``trtexec --calib`` and the reader in onnxruntime, which agree on the layout.
-    """
-    lines = [_TRT_CACHE_HEADER]
-    for name, bounds in table.ranges.items():
-        scale = np.float32(activation_scale(bounds, TENSORRT_SCHEME)[0])
-        lines.append(f"{name}: {scale.view(np.uint32):08x}")
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+_STRIDE = 5
+"""Histograms count every fifth value: odd, so that each column of an even width takes part."""
 
 
 def calibration_batches(source: Path, card: ModelCard, count: int) -> Iterator[np.ndarray]:
@@ -150,7 +62,7 @@ def measure_ranges(
     *,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Range], int, str]:
-    """Measure the range of every tensor that quantization needs.
+    """Measure the range of every tensor that quantization needs, and of the scores for ``quantize_scores``.
 
     Args:
         model: Float graph with one input.
@@ -167,8 +79,8 @@ def measure_ranges(
     """
     if method not in METHODS:
         raise CalibrationError(f"unknown method {method!r}", hint=f"methods: {', '.join(METHODS)}")
-    tensors = list(quantizable_tensors(model))
-    run = open_on_cpu(_with_outputs(model, tensors))
+    tensors, scores = list(quantizable_tensors(model)), find_scores(model)
+    run = open_on_cpu(_with_samples(model, tensors, {scores[0]: 3 + scores[1]} if scores else {}))
     collector = HistogramCollector(
         method="entropy",
         symmetric=False,
@@ -177,27 +89,34 @@ def measure_ranges(
         percentile=_PERCENTILE,
         scenario="same",
     )
-    source, digest, done = iter(batches), hashlib.sha256(), 0
-    while chunk := list(islice(source, _CHUNK)):
-        values: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
-        for batch in chunk:
-            digest.update(batch.tobytes())
-            for name, array in zip(tensors, run(batch), strict=True):
-                if not np.isfinite(array).all():
-                    raise CalibrationError(
-                        f"tensor {name!r} holds NaN or Inf", hint="check the weights and the frames"
-                    )
-                values[name].append(array)
-            done += 1
-            on_batch(done)
+    digest, done = hashlib.sha256(), 0
+    ends: list[np.ndarray] = []  # of each batch, float32 (T, 2)
+    score_ranges: list[Range] = []
+    for done, batch in enumerate(batches, start=1):
+        digest.update(batch.tobytes())
+        samples = run(batch)
+        if scores:
+            score_ranges.append(score_bounds(samples.pop(), scores[1]))
+        for name, sample in zip(tensors, samples, strict=True):
+            if not np.isfinite(sample).all():
+                raise CalibrationError(
+                    f"tensor {name!r} holds NaN or Inf", hint="check the weights and the frames"
+                )
+        ends.append(np.array([sample[-2:] for sample in samples]))
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per call
-            collector.collect(values)
+            collector.collect({n: s[:-2] for n, s in zip(tensors, samples, strict=True)})
+        on_batch(done)
     if not done:
         raise CalibrationError(
             "no frames to calibrate on", hint="use a folder, list or video with frames"
         )
-    histograms = collector.get_histogram_dict()
-    chosen = {name: _range_of(histograms[name][:4], method, collector) for name in tensors}
+    lows, highs = np.min(ends, 0)[:, 0].tolist(), np.max(ends, 0)[:, 1].tolist()
+    chosen = {
+        name: _range_of(collector.get_histogram_dict()[name], (low, high), method, collector)
+        for name, low, high in zip(tensors, lows, highs, strict=True)
+    }
+    if scores:
+        chosen[SCORES] = min(low for low, _ in score_ranges), max(high for _, high in score_ranges)
     return chosen, done, digest.hexdigest()
 
 
@@ -216,22 +135,22 @@ def activation_peaks(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> d
     """
     floats = float_tensors(model)
     names = [name for node in model.graph.node for name in node.output if name in floats]
-    nodes = []
+    editor = GraphEditor(model)
+    peaks = []
     for name in names:  # reduced in the graph, so that no full activation is kept
-        size, peak = f"{name}/magnitude", f"{name}/peak"
-        nodes.append(helper.make_node("Abs", [name], [size]))
-        nodes.append(helper.make_node("ReduceMax", [size], [peak], keepdims=0))
-    run = open_on_cpu(_with_outputs(model, [f"{name}/peak" for name in names], nodes))
+        size = editor.add("Abs", f"{name}/magnitude", [name])
+        peaks.append(editor.add("ReduceMax", f"{name}/peak", [size], keepdims=0))
+    run = open_on_cpu(_with_outputs(editor, dict.fromkeys(peaks, 0)))
     rows = [np.array(run(batch), float) for batch in batches]
     if not rows:
         raise ExportError("no frames to measure activations on")
-    peaks = np.max(rows, axis=0)
-    if not np.isfinite(peaks).all():
+    largest = np.max(rows, axis=0)
+    if not np.isfinite(largest).all():
         raise ExportError(
-            f"tensor {names[int(np.argmin(np.isfinite(peaks)))]!r} is not finite in float32",
+            f"tensor {names[int(np.argmin(np.isfinite(largest)))]!r} is not finite in float32",
             hint="check the weights: they hold NaN or Inf",
         )
-    return dict(zip(names, peaks.tolist(), strict=True))
+    return dict(zip(names, largest.tolist(), strict=True))
 
 
 def open_on_cpu(
@@ -240,6 +159,10 @@ def open_on_cpu(
     """Open a graph with one input in ONNX Runtime, and get a function that computes its outputs."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.execution_order = (
+        ort.ExecutionOrder.PRIORITY_BASED
+    )  # reduces what a tensor was kept for early
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not is_optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
@@ -249,18 +172,46 @@ def open_on_cpu(
     return lambda batch: session.run(None, {name: batch})
 
 
-def _with_outputs(
-    model: onnx.ModelProto, names: Sequence[str], nodes: Sequence[onnx.NodeProto] = ()
+def _with_samples(
+    model: onnx.ModelProto, tensors: Sequence[str], others: Mapping[str, int]
 ) -> onnx.ModelProto:
-    """Copy a model, append nodes, and replace its outputs by these float32 tensors."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.output[:]
-    result.graph.node.extend(nodes)
-    result.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    """Make a model whose outputs are samples of some tensors, and other tensors in full, given with rank.
+
+    A sample has every ``_STRIDE``-th value, then the smallest and the largest one, float32 (S,). It is taken
+    in the graph, so that no full activation is kept.
+    """
+    editor = GraphEditor(model)
+    constants = {
+        "flat": -1,
+        "start": 0,
+        "end": np.iinfo(np.int64).max,
+        "axis": 0,
+        "stride": _STRIDE,
+    }
+    flat, *slicing = [
+        editor.add_array(f"sample.{name}", np.array([value], np.int64))
+        for name, value in constants.items()
+    ]
+    samples = []
+    for tensor in tensors:
+        values = editor.add("Reshape", f"{tensor}/flat", [tensor, flat])
+        parts = [
+            editor.add("Slice", f"{tensor}/some", [values, *slicing]),
+            editor.add("ReduceMin", f"{tensor}/low", [values], keepdims=1),
+            editor.add("ReduceMax", f"{tensor}/high", [values], keepdims=1),
+        ]
+        samples.append(editor.add("Concat", f"{tensor}/sample", parts, axis=0))
+    return _with_outputs(editor, {**dict.fromkeys(samples, 1), **others})
+
+
+def _with_outputs(editor: GraphEditor, ranks: Mapping[str, int]) -> onnx.ModelProto:
+    """Replace the outputs of a graph by these float32 tensors, given with their ranks."""
+    del editor.graph.output[:]
+    editor.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+        for name, rank in ranks.items()
     )
-    return result
+    return editor.finish()
 
 
 def _images(source: Path, count: int) -> Iterator[np.ndarray]:
@@ -280,10 +231,12 @@ def _images(source: Path, count: int) -> Iterator[np.ndarray]:
     yield from (frame.image for frame in islice(opened, 0, None, step))
 
 
-def _range_of(histogram: Sequence[Any], method: str, collector: HistogramCollector) -> Range:
-    """Choose a range from a tensor's histogram: counts, edges, smallest and largest value."""
+def _range_of(
+    histogram: Sequence[Any], ends: Range, method: str, collector: HistogramCollector
+) -> Range:
+    """Choose a range from a tensor's histogram (counts, edges), and its smallest and largest value."""
     counts, edges = np.asarray(histogram[0]), np.asarray(histogram[1])
-    low, high = min(float(histogram[2]), 0.0), float(histogram[3])
+    low, high = min(ends[0], 0.0), ends[1]
     if high <= low or method == "max":
         return low, high
     if method == "mse":

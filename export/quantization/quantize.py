@@ -12,16 +12,14 @@ import onnx
 from esnet.checkpoint import SHIPPED_RANGES
 from esnet.data.labelled import LabelledSplit
 from export.errors import CalibrationError, ExportError, ParityError
+from export.graph.head import padded_width
 from export.graph.pool import pool_bytes
-from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions
+from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions, range_of
+from export.graph.scores import SCORES, quantize_scores, trim_padding
 from export.metadata import with_card
-from export.quantization.calibration import (
-    RangeTable,
-    calibration_batches,
-    measure_ranges,
-    write_trt_cache,
-)
+from export.quantization.calibration import calibration_batches, measure_ranges
 from export.quantization.check import CHECK_FRAMES, BackendCheck, BackendChecker
+from export.quantization.range_table import RangeTable, write_trt_cache
 from export.quantization.sensitivity import (
     block_sensitivity,
     draw_sensitivity,
@@ -33,6 +31,8 @@ from runtime.files import atomic_path, require_outputs, sha256_of
 OnFrame = Callable[[str, int, int], None]
 """Progress callback: description, number done, total."""
 _FEW_FRAMES = 32
+_CLASS_MULTIPLE = 4
+"""Padding of an INT8 head on CPUs: OpenVINO takes 1 % less time for 12 classes than for 11 or 17."""
 _HINTS = {
     "cpu": "try --keep BLOCK, another --method, or more --calibration frames",
     "tensorrt": "OpenVINO and ONNX Runtime execute --scheme cpu correctly on CPUs",
@@ -128,7 +128,9 @@ def quantize(
     require_outputs(path, source=model_path)
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
-        model = pool_bytes(model)
+        width = min(card.form["head_classes"], padded_width(card.num_classes, _CLASS_MULTIPLE, 1))
+        model = trim_padding(pool_bytes(model), width)
+        card = replace(card, form={**card.form, "head_classes": width})
     card = _int8_card(card, scheme, table, sha256_of(model_path), command)
     checker = BackendChecker(model_path, card, labelled, on_frame)
     search = _Search(model, table, scheme, card, checker, on_frame, kept)
@@ -176,7 +178,10 @@ class _Search:
             ParityError: A backend fails, or every block is float and mIoU still drops too far.
         """
         while True:
-            quantized = insert_qdq(self.model, self.table.ranges, self.scheme, keep=self.kept)
+            ranges = self.table.ranges
+            quantized = insert_qdq(self.model, ranges, self.scheme, keep=self.kept)
+            if self.scheme.name == "cpu":
+                quantized = quantize_scores(quantized, range_of(SCORES, ranges))
             onnx.save(with_card(quantized, self.card), path)
             checks, problems = self.checker.check(path, quantized)
             problems += _mismatches(checks, self.scheme)

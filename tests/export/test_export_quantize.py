@@ -28,15 +28,17 @@ from export.graph.qdq import (
     quantizable_tensors,
     quantized_convolutions,
 )
+from export.graph.scores import SCORES
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
-from export.quantization.calibration import METHODS, RangeTable, measure_ranges, write_trt_cache
+from export.quantization.calibration import METHODS, measure_ranges
 from export.quantization.quantize import (
     QuantizeOptions,
     QuantizeReport,
     _worst_drop,
     quantize,
 )
+from export.quantization.range_table import RangeTable, write_trt_cache
 from export.report import text_from_quantization
 from runtime.artefact.advice import quantization_advice
 from runtime.artefact.card import BatchRange, ModelCard
@@ -161,19 +163,15 @@ class TestPlacement:
         assert model.SerializeToString() == before
 
 
-def test_skips_of_residual_adds_pass_through_8_bits_for_tensorrt_alone(model, ranges):
-    def quantized_skips(scheme):
-        graph = insert_qdq(model, ranges, scheme)
-        made = producers(graph)
-        kinds = [
-            {made[t].op_type for t in n.input if t in made}
-            for n in graph.graph.node
-            if n.op_type == "Add"
-        ]
-        return sum("DequantizeLinear" in kind for kind in kinds)
-
-    assert quantized_skips(TENSORRT_SCHEME) == 12  # the 9 FCUs' and the first of each PFCU's
-    assert quantized_skips(CPU_SCHEME) == 0
+def test_skips_of_residual_adds_pass_through_8_bits(quantized):
+    made = producers(quantized)
+    kinds = [
+        {made[tensor].op_type for tensor in node.input if tensor in made}
+        for node in quantized.graph.node
+        if node.op_type == "Add"
+    ]
+    # The 9 FCUs', and the first of each PFCU's.
+    assert sum("DequantizeLinear" in kind for kind in kinds) == 12
 
 
 def test_a_real_tensorrt_parser_takes_the_graph(model, ranges):
@@ -242,7 +240,7 @@ class TestRanges:
             monkeypatch.setattr(patched, lambda model: names)
         chosen, count, _ = measure_ranges(model, frames_of(4), method)
         assert count == 4
-        assert list(chosen) == names
+        assert list(chosen) == [*names, SCORES]
         for name, (low, high) in chosen.items():
             assert min(ranges[name][0], 0) - 1e-4 <= low <= high <= ranges[name][1] + 1e-4
 
@@ -256,6 +254,16 @@ class TestRanges:
         ):
             other = onnx.load(make_artefact(**settings_of))
             assert set(quantizable_tensors(other)) <= set(ranges)
+
+    def test_the_full_range_is_exact_though_histograms_count_only_some_values(self, model, ranges):
+        name = "encoder.layers.4.relu/out"
+        watched = onnx.ModelProto()
+        watched.CopyFrom(model)
+        watched.graph.output.insert(
+            0, helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4)
+        )
+        values = np.stack(run(watched, frames_of(4), optimized=True))
+        assert ranges[name] == (min(values.min(), 0), values.max())
 
     def test_no_frames_are_refused(self, model):
         with pytest.raises(CalibrationError, match="no frames"):
@@ -660,3 +668,4 @@ def test_the_shipped_table_is_of_the_shipped_weights():
         table = json.loads(path.read_text())
         assert table["weights_sha256"] == sha256_of(resolve_weights(name))
         assert table["num_frames"] >= 128
+        assert SCORES in table["ranges"]
