@@ -218,9 +218,16 @@ def evaluate(
     ],
     data: Annotated[Path, typer.Option(help="Dataset folder.")],
     dataset: Annotated[
-        str | None, typer.Option(help="camvid or cityscapes; default: that of the model.")
+        str | None,
+        typer.Option(help="camvid, cityscapes or folder; default: by the model's classes."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Dataset split: train, val, test.")] = "val",
+    label_set: Annotated[
+        str | None,
+        typer.Option(help="Classes: a name, or a YAML or JSON file; default: the model's."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split: train, val, test, all, or a list file.")
+    ] = "val",
     size: Annotated[
         str | None, typer.Option(help="Checkpoints: HEIGHTxWIDTH; default: size of each image.")
     ] = None,
@@ -242,7 +249,8 @@ def evaluate(
     from benchmarks.accuracy.report import document_from_reports, draw_confusion
     from benchmarks.models import precisions_of
     from benchmarks.report.tables import progress_bar, publish
-    from esnet.data.datasets import open_split
+    from esnet.data.datasets import open_split_of_model
+    from esnet.labels import load_label_set
 
     require_outputs(json_file, confusion)
     runs = [
@@ -257,11 +265,14 @@ def evaluate(
             f"confusion matrix {confusion} is neither .png nor .svg", hint="name a .png file"
         )
     size_hw = parse_size(size) if size else None
+    classes = load_label_set(label_set) if label_set else None
     reports, notes = [], dict[str, None]()
     for name, own in runs:
         predictor = open_predictor(name, size_hw=size_hw, backend=backend, precision=own)
         with closing(predictor), progress_bar() as progress:
-            labelled = open_split(dataset or predictor.label_set, data, split)
+            labelled = open_split_of_model(
+                predictor.label_set, data, split, dataset=dataset, label_set=classes
+            )
             track = partial(progress.track, description=f"evaluating {name}")
             reports.append(
                 measure_accuracy(predictor, labelled, max_images=max_images, track=track)

@@ -14,7 +14,8 @@ from benchmarks.accuracy.evaluate import ARTEFACT_SUFFIXES, evaluate, predictor_
 from benchmarks.errors import BenchmarkError
 from benchmarks.frames import FrameSet
 from benchmarks.timing.latency import TimingConfig
-from esnet.data.datasets import open_split
+from esnet.data.datasets import open_split_of_model
+from esnet.labels import label_set_from_dict
 from esnet.metrics import label_agreement
 from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.artefact.card import LOGITS, BatchRange, ModelCard
@@ -120,7 +121,8 @@ def open_models(
             agreement = label_agreement(labels, expected[reference])
         card, engine = segmenter.card, segmenter.backend
         if options.data_dir is not None:
-            labelled = open_split(card.label_set, options.data_dir, "val")
+            classes = label_set_from_dict(card.classes)
+            labelled = open_split_of_model(classes, options.data_dir, "val")
             miou = evaluate(predictor_from_segmenter(segmenter, path), labelled).matrix.miou
         advice = (form_advice(card, engine.name), quantization_advice(card, engine.name))
         identity = ModelIdentity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -15,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from esnet.errors import CheckpointError
+from esnet.errors import CheckpointError, LabelSetError
 from esnet.families import FAMILIES, Family
-from esnet.labels import LABEL_SETS, LabelSet, label_set_for
+from esnet.labels import LABEL_SETS, LabelSet, label_set_from_dict, label_set_hint, numbered_classes
 from esnet.model import ESNet
 from runtime.files import sha256_of
 
@@ -27,6 +28,8 @@ SHIPPED_WEIGHTS = {"camvid": _WEIGHTS_DIR / "esnet_camvid.safetensors"}
 SHIPPED_RANGES = {"camvid": _WEIGHTS_DIR / "esnet_camvid.ranges.json"}
 """Activation ranges for INT8 in this package, by the name of their weights."""
 
+CLASSES_KEY = "classes"
+"""Key of the label set in a checkpoint's metadata: the content of a label set file, as JSON."""
 _WRAPPERS = ("module.", "model.", "network.", "net.", "_orig_mod.")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
@@ -48,10 +51,24 @@ class Checkpoint:
 
     @property
     def label_set(self) -> LabelSet:
-        """Label set named in the file if it is known, else chosen by the number of classes."""
-        stored = self.metadata.get("label_set")
-        name = stored if stored in LABEL_SETS else None
-        return label_set_for(self.network.config.num_classes, name=name)
+        """Label set in the file, or known set that the file names; without one, numbered classes.
+
+        Raises:
+            LabelSetError: The file's label set is damaged.
+        """
+        num_classes = self.network.config.num_classes
+        found = LABEL_SETS.get(self.metadata.get("label_set", ""))
+        if stored := self.metadata.get(CLASSES_KEY):
+            try:
+                found = label_set_from_dict(json.loads(stored))
+            except (ValueError, RecursionError) as error:
+                raise LabelSetError(
+                    f"{self.path} holds a damaged label set: {error}",
+                    hint=label_set_hint(num_classes),
+                ) from error
+        if found is None or found.num_classes != num_classes:
+            return numbered_classes(num_classes)
+        return found
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:

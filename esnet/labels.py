@@ -1,42 +1,106 @@
-"""Label sets: class names, colours, and the label ids stored in dataset files."""
+"""Label sets: class names, colours, and the values that masks store for the classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from esnet.errors import LabelSetError
 
-IGNORE_ID = 255
+MaskKind = Literal["values", "indices", "colours"]
+"""Content of a mask: values for ``label_values``, class indices, or colours of the palette."""
+IGNORE_INDEX = 255
+_MAX_NAME = 60
+_KEYS = ("name", "names", "palette", "ignore_index", "label_values")
+_EXAMPLE = "a label set file holds for example: names: [path, tree]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSet:
-    """The classes of a dataset, in the order of the network's output channels."""
+    """The classes of a dataset, in the order of the network's output channels.
+
+    Raises:
+        LabelSetError: A name, colour or index is invalid.
+    """
 
     name: str
-    """Name on the command line."""
+    """Name of the set."""
     class_names: tuple[str, ...]
-    """One name per class; the position is the train id."""
+    """One name per class; the position is the class index."""
     palette: tuple[tuple[int, int, int], ...]
     """One RGB colour per class, 0-255."""
-    ignore_index: int
-    """Label value of pixels without a class."""
-    train_ids: Mapping[int, int] = field(default_factory=dict)
-    """Label id stored in the dataset's files to train id; empty if they are equal."""
+    ignore_index: int = IGNORE_INDEX
+    """Label of pixels without a class, from K to 255."""
+    label_values: Mapping[int, int] = field(default_factory=dict)
+    """Value in a mask to class index or ignore index; empty if masks hold class indices."""
 
     def __post_init__(self) -> None:
-        names, colours = len(self.class_names), len(self.palette)
-        if names != colours:
-            raise ValueError(f"{self.name}: {names} names, {colours} colours")
+        if problem := next(self._problems(), None):
+            raise LabelSetError(f"label set {self.name!r}: {problem}")
 
     @property
     def num_classes(self) -> int:
         """Number of classes, K."""
         return len(self.class_names)
 
+    def classes_of(self, kind: MaskKind) -> dict[int, int]:
+        """Map every value that a mask of a kind may hold to its class index or the ignore index.
 
-# Source: github.com/mcordts/cityscapesScripts, helpers/labels.py (label id, train id, name, colour).
+        Colours are 0xRRGGBB. Black is ignored if no class has it.
+
+        Raises:
+            LabelSetError: Two classes have the same colour, and ``kind`` is ``colours``.
+        """
+        if kind == "colours":
+            colours = {(r << 16) + (g << 8) + b: k for k, (r, g, b) in enumerate(self.palette)}
+            if len(colours) < self.num_classes:
+                raise LabelSetError(
+                    f"masks have colours, but two classes of {self.name} have the same colour",
+                    hint="give each class its own colour in the palette of the label set",
+                )
+            return {0: self.ignore_index} | colours
+        if kind == "values" and self.label_values:
+            return {self.ignore_index: self.ignore_index} | dict(self.label_values)
+        return {index: index for index in (*range(self.num_classes), self.ignore_index)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert to the content of a label set file."""
+        fields = {
+            "name": self.name,
+            "names": list(self.class_names),
+            "palette": [list(colour) for colour in self.palette],
+            "ignore_index": self.ignore_index,
+        }
+        return fields | ({"label_values": dict(self.label_values)} if self.label_values else {})
+
+    def _problems(self) -> Iterator[str]:
+        names, count = self.class_names, self.num_classes
+        if not 1 <= count <= 255:
+            yield f"{count} classes, expected 1 to 255"
+        for name in (self.name, *names):
+            if name != name.strip() or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
+                yield f"name {name[: _MAX_NAME + 1]!r}, expected 1 to {_MAX_NAME} printable characters"
+        if repeated := {name for name in names if names.count(name) > 1}:
+            yield f"two classes have the name {min(repeated)!r}"
+        if len(self.palette) != count:
+            yield f"{count} names, {len(self.palette)} colours"
+        for colour in self.palette:
+            if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+                yield f"colour {list(colour)}, expected red, green and blue from 0 to 255"
+        if not count <= self.ignore_index <= 255:
+            yield f"ignore_index {self.ignore_index}, expected {count} to 255: no class has it"
+        for value, index in self.label_values.items():
+            if not 0 <= value <= 65535 or not (0 <= index < count or index == self.ignore_index):
+                yield (
+                    f"label_values has {value}: {index}, expected a value up to 65535 and "
+                    f"a class index up to {count - 1} or {self.ignore_index}"
+                )
+
+
+# Source: github.com/mcordts/cityscapesScripts, helpers/labels.py (label id, name, colour).
 _CITYSCAPES = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -58,13 +122,14 @@ _CITYSCAPES = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
+_NUM_LABEL_IDS = 34
 
 CITYSCAPES = LabelSet(
     name="cityscapes",
     class_names=tuple(name for _, name, _ in _CITYSCAPES),
     palette=tuple(colour for _, _, colour in _CITYSCAPES),
-    ignore_index=IGNORE_ID,
-    train_ids={label: train for train, (label, _, _) in enumerate(_CITYSCAPES)},
+    label_values=dict.fromkeys(range(_NUM_LABEL_IDS), IGNORE_INDEX)
+    | {label_id: index for index, (label_id, _, _) in enumerate(_CITYSCAPES)},
 )
 
 # Source: the 11 classes of Badrinarayanan et al., "SegNet", arXiv 1511.00561; colours of CamVid.
@@ -90,42 +155,133 @@ CAMVID = LabelSet(
 )
 
 LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID)}
+"""Label sets in this package, by name."""
 
 
-def label_set_for(num_classes: int, *, name: str | None = None) -> LabelSet:
-    """Get the label set of a network with this many classes.
-
-    Args:
-        num_classes: Number of output channels of the network.
-        name: A key of ``LABEL_SETS``; ``None`` chooses the set of that size, or numbered classes.
-
-    Raises:
-        LabelSetError: The name is unknown, or the set has another size.
+def numbered_classes(num_classes: int) -> LabelSet:
+    """Make the label set of a network whose classes have no names: ``class 0`` to ``class K-1``.
 
     Example:
-        >>> label_set_for(19).class_names[:3], label_set_for(4).name
-        (('road', 'sidewalk', 'building'), '4-classes')
+        >>> numbered_classes(2).class_names, numbered_classes(2).name
+        (('class 0', 'class 1'), '2-classes')
     """
-    fitting = {each.num_classes: each for each in LABEL_SETS.values()}.get(num_classes)
-    if name is None:
-        return fitting or LabelSet(
-            name=f"{num_classes}-classes",
-            class_names=tuple(f"class {index}" for index in range(num_classes)),
-            palette=tuple(_distinct_colour(index) for index in range(num_classes)),
-            ignore_index=IGNORE_ID,
-        )
-    if name not in LABEL_SETS:
+    names = [f"class {index}" for index in range(num_classes)]
+    return label_set_from_dict({"name": f"{num_classes}-classes", "names": names})
+
+
+def load_label_set(source: str | Path, *, num_classes: int | None = None) -> LabelSet:
+    """Get a label set by name, or read its file.
+
+    The file is YAML or JSON; only ``names`` is required::
+
+        name: orchard                    # default: the name of the file
+        names: [path, tree, fruit]
+        palette: [[128, 64, 128], [0, 128, 0], [255, 0, 0]]   # RGB; default: distinct colours
+        ignore_index: 255                # label of pixels without a class
+        label_values: {7: 0, 21: 1, 22: 1, 40: 2, 0: 255}     # value in a mask: class index
+
+    Args:
+        source: A key of ``LABEL_SETS``, or a file ending in ``.yaml``, ``.yml`` or ``.json``.
+        num_classes: Number of classes of the checkpoint; ``None`` accepts any.
+
+    Raises:
+        LabelSetError: The name is unknown, the file is invalid, or the number of classes differs.
+    """
+    path = Path(source)
+    is_name = str(source) in LABEL_SETS and not path.is_file()
+    label_set = LABEL_SETS[str(source)] if is_name else _read_file(path)
+    if num_classes not in (None, label_set.num_classes):
         raise LabelSetError(
-            f"unknown label set {name!r}", hint=f"label sets: {', '.join(sorted(LABEL_SETS))}"
-        )
-    label_set = LABEL_SETS[name]
-    if label_set.num_classes != num_classes:
-        hint = "omit --label-set to get numbered classes"
-        raise LabelSetError(
-            f"label set {name!r} has {label_set.num_classes} classes, the checkpoint has {num_classes}",
-            hint=f"use --label-set {fitting.name}" if fitting else hint,
+            f"label set {label_set.name!r} has {label_set.num_classes} classes, "
+            f"the checkpoint has {num_classes}",
+            hint=label_set_hint(num_classes),
         )
     return label_set
+
+
+def label_set_hint(num_classes: int | None) -> str:
+    """Describe the values of ``--label-set`` that fit a number of classes."""
+    fitting = [name for name, each in LABEL_SETS.items() if each.num_classes == num_classes]
+    return " or ".join(f"--label-set {text}" for text in (*fitting, "classes.yaml"))
+
+
+def label_set_from_dict(
+    fields: object, *, origin: str = "label set", name: str | None = None
+) -> LabelSet:
+    """Make a label set from the content of a label set file.
+
+    Args:
+        fields: The parsed content.
+        origin: Name of the file, for error messages.
+        name: Name of the set if the content has none.
+
+    Raises:
+        LabelSetError: The content is not a label set, or invalid.
+    """
+    names = fields.get("names") if isinstance(fields, dict) else None
+    if not isinstance(fields, dict) or not isinstance(names, list) or not names:
+        raise LabelSetError(f"{origin} has no list of class names", hint=_EXAMPLE)
+    if unknown := [key for key in fields if key not in _KEYS]:
+        raise LabelSetError(
+            f"{origin} has the unknown key {unknown[0]!r}", hint=f"keys: {', '.join(_KEYS)}"
+        )
+    title: Any = fields.get("name", name)
+    for text in (title, *names):
+        if not isinstance(text, str):
+            raise LabelSetError(
+                f"{origin} has the name {text!r}, which is not text", hint='put it in quotes: "no"'
+            )
+    colours = fields.get("palette") or [_distinct_colour(index) for index in range(len(names))]
+    values = fields.get("label_values") or {}
+    try:
+        return LabelSet(
+            name=title,
+            class_names=tuple(names),
+            palette=tuple((_whole(r), _whole(g), _whole(b)) for r, g, b in colours),
+            ignore_index=_whole(fields.get("ignore_index", IGNORE_INDEX)),
+            label_values={_whole(value): _whole(index) for value, index in values.items()},
+        )
+    except LabelSetError as error:
+        raise LabelSetError(f"{origin}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise LabelSetError(
+            f"{origin}: palette, ignore_index or label_values is not made of whole numbers: {error}",
+            hint="palette: [[128, 64, 128], ...], ignore_index: 255, label_values: {7: 0, 8: 1}",
+        ) from error
+
+
+def _whole(value: Any) -> int:
+    """Convert a number, or a key of a JSON object, to int."""
+    if isinstance(value, float | bool):
+        raise TypeError(f"got {value}")
+    return int(value)
+
+
+def _read_file(path: Path) -> LabelSet:
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".yaml", ".yml") or not path.is_file():
+        raise LabelSetError(
+            f"label set {str(path)!r} is neither a known name nor a YAML or JSON file",
+            hint=f"names: {', '.join(sorted(LABEL_SETS))}; files: classes.yaml, classes.json",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        fields = json.loads(text) if suffix == ".json" else _parse_yaml(text)
+    except (ValueError, RecursionError) as error:
+        raise LabelSetError(f"{path} cannot be parsed: {error}", hint=_EXAMPLE) from error
+    return label_set_from_dict(fields, origin=str(path), name=path.stem)
+
+
+def _parse_yaml(text: str) -> object:
+    import yaml  # not a dependency of the base install
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"line {line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _distinct_colour(index: int) -> tuple[int, int, int]:

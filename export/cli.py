@@ -33,7 +33,8 @@ def to_onnx(
     ] = None,
     std: Annotated[str | None, typer.Option(help="RGB standard deviation, like --mean.")] = None,
     label_set: Annotated[
-        str | None, typer.Option(help="cityscapes or camvid; default: by the weights.")
+        str | None,
+        typer.Option(help="Classes: a name, or a YAML or JSON file; default: by the weights."),
     ] = None,
     input_kind: Annotated[
         Literal["frames", "tensor"],
@@ -118,6 +119,14 @@ def run_quantize(
     data: Annotated[
         Path | None, typer.Option(help="Dataset folder: check mIoU on its val split.")
     ] = None,
+    dataset: Annotated[
+        Literal["camvid", "cityscapes", "folder"] | None,
+        typer.Option(help="Dataset in --data; default: by the artefact's classes."),
+    ] = None,
+    label_set: Annotated[
+        str | None,
+        typer.Option(help="Classes of --data; default: the dataset's or the artefact's."),
+    ] = None,
     max_miou_drop: Annotated[
         float | None,
         typer.Option(min=0, help="Points of mIoU that INT8 may cost on --data; default: 0.5."),
@@ -132,7 +141,11 @@ def run_quantize(
 ) -> None:
     """Quantize MODEL to INT8, and check it on every installed backend before writing."""
     _require(calibration, "--calibration", **{"--count": count, "--method": method})
-    _require(data, "--data", **{"--max-miou-drop": max_miou_drop})
+    _require(
+        data,
+        "--data",
+        **{"--max-miou-drop": max_miou_drop, "--dataset": dataset, "--label-set": label_set},
+    )
     from export.quantization.check import open_labelled
     from export.quantization.quantize import QuantizeOptions, quantize
     from export.report import progress, text_from_quantization
@@ -149,7 +162,7 @@ def run_quantize(
         sensitivity_path=sensitivity,
     )
     command = ["esnet-export", *sys.argv[1:]]
-    labelled = open_labelled(model, data)
+    labelled = open_labelled(model, data, dataset=dataset, label_set=label_set)
     with progress() as on_frame:
         report = quantize(
             model, output, options, labelled=labelled, command=command, on_frame=on_frame
@@ -224,11 +237,17 @@ def run_build_engine(
 def inspect(
     file: Annotated[Path, typer.Argument(help="ONNX file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    label_set: Annotated[
+        bool, typer.Option("--label-set", help="Print only the classes, as a label set file.")
+    ] = False,
 ) -> None:
     """Print the card, inputs, outputs, operators and types of an ONNX file."""
-    from export.inspect import inspect_onnx
+    from export.inspect import inspect_onnx, label_set_yaml
     from export.report import json_from_inspection, text_from_inspection
 
+    if label_set:
+        typer.echo(label_set_yaml(file))
+        return
     inspection = inspect_onnx(file)
     typer.echo(json_from_inspection(inspection) if as_json else text_from_inspection(inspection))
 

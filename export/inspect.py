@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import yaml
 from onnx import TensorProto
 
 from export.graph.editor import dims_of, op_counts, opset_of
 from runtime.artefact.card import CARD_KEY, ModelCard
 from runtime.artefact.onnx_file import read_metadata
+from runtime.backend import identify_artefact
 from runtime.errors import ModelFileError
 from runtime.files import sha256_of
 
@@ -74,6 +76,19 @@ def inspect_onnx(path: Path) -> Inspection:
         weight_types=dict(weight_types.most_common()),
         card=ModelCard.from_json(card, origin=str(path)) if card is not None else None,
     )
+
+
+def label_set_yaml(path: Path) -> str:
+    """Write the label set of an artefact as the YAML text of a label set file.
+
+    Raises:
+        ModelFileError: The file is damaged, or has no card.
+    """
+    card, _ = identify_artefact(path)
+    text: str = yaml.safe_dump(
+        card.classes, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+    )
+    return text.rstrip()
 
 
 def _described(value: onnx.ValueInfoProto) -> str:

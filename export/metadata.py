@@ -37,6 +37,7 @@ def card_from_plan(
         class_names=labels.class_names,
         palette=labels.palette,
         ignore_index=labels.ignore_index,
+        label_values=labels.label_values,
         precision=plan.precision,
         optimized_for=plan.optimized_for,
         form={

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from esnet.labels import label_set_hint, numbered_classes
 from runtime.artefact.card import FRAMES, ModelCard
 from runtime.console import is_terminal
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # a command imports only what it needs
     from export.to_onnx import ExportReport
 
 _REMOVED_OPS = ("BatchNormalization", "Pad", "Shape", "Dropout")
+_NUMBERED = "the weights do not name their classes; name them with "
 _HEARTBEAT_SECONDS = 15.0
 _TICK_SECONDS = 0.1
 _LINE = textwrap.TextWrapper(
@@ -75,6 +77,7 @@ def text_from_export(report: ExportReport) -> str:
         ("", ", ".join(removed)),
         ("parity", report.parity.as_text() if report.parity else "not checked (--no-verify)"),
         *_card_rows(card),
+        *((("note", _NUMBERED + label_set_hint(card.num_classes)),) if is_numbered(card) else ()),
         ("wrote", _file_text(report)),
         ("next", shlex.join(["esnet-bench", str(report.path)])),
     ]
@@ -165,11 +168,17 @@ def text_from_inspection(inspection: Inspection) -> str:
         ("name", f"{card.name}, {card.precision}"),
         *_card_rows(card),
         ("classes", ", ".join(card.class_names)),
+        ("", "inspect --label-set prints them as a label set file"),
         *(("source", f"{key}: {value}") for key, value in card.source.items()),
         ("parity", parity or "not checked"),
         *(("created", f"{key}: {value}") for key, value in card.created.items() if value),
     ]
     return _block(rows)
+
+
+def is_numbered(card: ModelCard) -> bool:
+    """Check that the classes of an artefact have no names but their numbers."""
+    return card.classes == numbered_classes(card.num_classes).as_dict()
 
 
 def json_from_inspection(inspection: Inspection) -> str:
@@ -212,8 +221,9 @@ def _input_text(card: ModelCard) -> str:
 
 def _output_text(card: ModelCard) -> str:
     height, width = card.size_hw
+    classes = f"{card.num_classes} classes" + ("" if is_numbered(card) else f" of {card.label_set}")
     texts = {
-        "labels": f"labels  uint8 (N, {height}, {width})  {card.num_classes} classes of {card.label_set}",
+        "labels": f"labels  uint8 (N, {height}, {width})  {classes}",
         "confidence": f"confidence  uint8 (N, {height}, {width})  top probability x 255",
         "logits": f"logits  {card.float_dtype} (N, {card.num_classes}, {height}, {width})",
     }

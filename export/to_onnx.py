@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import torch
 
-from esnet.checkpoint import SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
+from esnet.checkpoint import CLASSES_KEY, SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
 from esnet.data.scenes import street_scene
-from esnet.labels import label_set_for
+from esnet.labels import load_label_set
 from export.errors import ExportError
 from export.graph.editor import op_counts
 from export.graph_builder import onnx_from_network
@@ -56,7 +56,7 @@ def export_onnx(
     *,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
-    label_set: str | None = None,
+    label_set: str | Path | None = None,
     frames: Path | None = None,
     verify: bool = True,
     command: Sequence[str] = (),
@@ -69,7 +69,7 @@ def export_onnx(
         plan: Export settings; ``None`` takes the defaults. Its mean and std are not used.
         mean: RGB mean, 0-1 scale; ``None`` takes that of the checkpoint's family.
         std: RGB standard deviation, 0-1 scale; ``None`` as for ``mean``.
-        label_set: Name of the label set; ``None`` takes the checkpoint's, or chooses by number of classes.
+        label_set: Name or file of the label set; ``None`` takes the checkpoint's, or numbers the classes.
         frames: Image, folder or video to compare on; ``None`` generates street scenes.
         verify: False skips the comparison with torch.
         command: Command line, for the card.
@@ -77,7 +77,7 @@ def export_onnx(
     Raises:
         CheckpointError: The weights cannot be loaded.
         InvalidInput: The output path cannot be written.
-        LabelSetError: The label set does not fit.
+        LabelSetError: The label set is invalid or has another number of classes.
         ParityError: The artefact is out of tolerance; nothing was written.
         BackendUnavailable: No installed backend can run the comparison.
         OSError: The output cannot be written.
@@ -93,7 +93,7 @@ def export_onnx(
     plan = replace(plan or ExportPlan(), mean=mean, std=std)
     network = checkpoint.network
     labels = (
-        label_set_for(network.config.num_classes, name=label_set)
+        load_label_set(label_set, num_classes=network.config.num_classes)
         if label_set
         else checkpoint.label_set
     )
@@ -135,7 +135,7 @@ def _source(checkpoint: Checkpoint) -> dict[str, str]:
         "weights": checkpoint.path.name,
         "sha256": checkpoint.sha256,
         "family": checkpoint.family.name,
-        **{f"file: {key}": value for key, value in sorted(checkpoint.metadata.items())},
+        **{f"file: {k}": v for k, v in sorted(checkpoint.metadata.items()) if k != CLASSES_KEY},
     }
 
 

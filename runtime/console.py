@@ -20,12 +20,14 @@ _CHECK_PATH = "check that the path exists, is writable, and has free space"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
 # Library that a command imports on use -> the extra that installs it.
 _EXTRAS = {
+    "PIL": "export",
     "lightning": "train",
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "cpu",
     "safetensors": "export",
     "torch": "export",
+    "yaml": "export",
 }
 # Typer bundles Click in some versions and exports this class's parent in none.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

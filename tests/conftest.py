@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from esnet.data.scenes import street_scene
 from esnet.families import FAMILIES
-from esnet.labels import label_set_for
+from esnet.labels import CAMVID
 from esnet.model import ESNet
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
@@ -176,7 +176,7 @@ def make_artefact(shared_folder: Path) -> Callable[..., Path]:
         with FileLock(f"{folder}.lock"):
             if not path.is_file():
                 folder.mkdir(exist_ok=True)
-                card = card_from_plan(plan, label_set_for(11), name="small")
+                card = card_from_plan(plan, CAMVID, name="small")
                 with atomic_path(path) as temporary:
                     onnx.save(with_card(graph_from_network(get_network(), plan), card), temporary)
         return path

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
 from esnet.data.labelled import LabelledSplit, nearest_size
+from esnet.labels import LabelSet, label_set_from_dict
 from esnet.metrics import ConfusionMatrix, confusion_from_pairs
 from runtime.files import sha256_of
 from runtime.media.frames import resize_frame
@@ -26,10 +27,8 @@ class Predictor:
 
     predict: Callable[[np.ndarray], np.ndarray]
     """Labels an image, RGB uint8 (H, W, 3) of any size; returns class indices, uint8 (H', W')."""
-    num_classes: int
-    """Number of classes."""
-    label_set: str
-    """Name of the label set."""
+    label_set: LabelSet
+    """Classes of the model."""
     description: str
     """File, backend, precision and device, for the report."""
     sha256: str
@@ -108,8 +107,7 @@ def predictor_from_segmenter(segmenter: Segmenter, path: Path) -> Predictor:
     card, backend = segmenter.card, segmenter.backend
     return Predictor(
         predict=segmenter.segment,
-        num_classes=len(card.class_names),
-        label_set=card.label_set,
+        label_set=label_set_from_dict(card.classes),
         description=f"{path.name}, {backend.name} {backend.precision} on {backend.device}",
         sha256=sha256_of(path),
         size="x".join(map(str, card.size_hw)),
@@ -137,8 +135,7 @@ def _predictor_from_checkpoint(weights: str | Path, size_hw: tuple[int, int] | N
 
     return Predictor(
         predict=predict,
-        num_classes=network.config.num_classes,
-        label_set=checkpoint.label_set.name,
+        label_set=checkpoint.label_set,
         description=f"{checkpoint.path.name}, torch {torch.__version__} fp32 on {device}",
         sha256=checkpoint.sha256,
         size="x".join(map(str, size_hw)) if size_hw else "native",
@@ -158,15 +155,8 @@ def evaluate(
     for a progress bar.
 
     Raises:
-        BenchmarkError: The model and the dataset have different numbers of classes.
-        DatasetError: An image cannot be read.
+        DatasetError: An image or a mask cannot be read.
     """
-    found, expected = predictor.num_classes, split.label_set.num_classes
-    if found != expected:
-        raise BenchmarkError(
-            f"the model has {found} classes of {predictor.label_set}, {split.dataset} has {expected}",
-            hint="select the dataset that the model was trained for: --dataset",
-        )
     count = min(max_images or len(split), len(split))
     indices = [round(index) for index in np.linspace(0, len(split) - 1, count)]
     samples = (split[index] for index in track(indices))

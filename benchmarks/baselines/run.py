@@ -22,7 +22,7 @@ from benchmarks.roofline.layers import Device, network_from_onnx
 from benchmarks.roofline.peak import measure_machine
 from benchmarks.timing.statistics import Summary, bootstrap_interval, summarize
 from esnet.checkpoint import SHIPPED_RANGES, load_checkpoint
-from esnet.data.datasets import open_split
+from esnet.data.datasets import open_split_of_model
 from esnet.data.labelled import LabelledSplit, nearest_size
 from esnet.metrics import confusion_from_pairs, label_agreement
 from export.plan import ExportPlan, graph_from_network
@@ -107,7 +107,7 @@ def compare_pipelines(
     environment = {**describe_environment(), "frames": frame_set.description}
     labelled = None
     if data_dir is not None:
-        labelled = open_split(checkpoint.label_set.name, data_dir, "val")
+        labelled = open_split_of_model(checkpoint.label_set, data_dir, "val")
     with tempfile.TemporaryDirectory(prefix="esnet-compare-") as folder, progress_bar() as progress:
         task = progress.add_task("", total=None)
         workers, left_out = _run_pipelines(

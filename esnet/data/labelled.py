@@ -1,30 +1,25 @@
-"""One split of a labelled dataset: its files, and how an image and its labels are read."""
+"""One split of a labelled dataset: its files, and how an image and its mask are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from esnet.data.trees import Pair
 from esnet.errors import DatasetError
-from esnet.labels import LabelSet
+from esnet.labels import LabelSet, MaskKind
 
-_UNKNOWN = 254  # no label set is that large, and 255 is an ignore index
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelledFile:
-    """The paths of an image and of its labels."""
-
-    image_path: Path
-    """Colour image."""
-    labels_path: Path
-    """Single-channel image of the same height and width."""
-    stored_ids: Mapping[int, int]
-    """Stored label value to train id or ignore index; every other value is an error."""
+UNKNOWN = -1
+"""Class index of mask values that belong to no class."""
+_PNG_GREY, _PNG_PALETTE = 0, 3
+_TRAIN_IDS = "_labelTrainIds"  # Cityscapes: such masks hold class indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +29,16 @@ class Sample:
     image: np.ndarray
     """RGB, uint8 (H, W, 3)."""
     labels: np.ndarray
-    """Train ids or the label set's ignore index, uint8 (H, W)."""
+    """Class indices or the label set's ignore index, uint8 (H, W)."""
+
+
+class Mask(NamedTuple):
+    """A decoded mask."""
+
+    values: np.ndarray
+    """Label values or class indices, uint8 or uint16 (H, W); colours 0xRRGGBB, uint32 (H, W)."""
+    kind: MaskKind
+    """Meaning of the values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,8 @@ class LabelledSplit(Sequence[Sample]):
     """Name of the split."""
     label_set: LabelSet
     """Classes of the labels."""
-    files: tuple[LabelledFile, ...]
-    """Files of the split, sorted."""
+    files: tuple[Pair, ...]
+    """Files of the split, in order."""
     notes: tuple[str, ...] = ()
     """Remarks for the user about how the files were found."""
 
@@ -59,51 +63,105 @@ class LabelledSplit(Sequence[Sample]):
         """Read one image with its labels.
 
         Raises:
-            DatasetError: A file cannot be read, the sizes differ, or a label is outside the set.
+            DatasetError: A file cannot be read, the sizes differ, or a value belongs to no class.
         """
-        file = self.files[index]
-        image, labels = _decode(file.image_path, cv2.IMREAD_COLOR), read_labels(file)
-        if image.shape[:2] != labels.shape:
+        image, labels = read_image(self.files[index].image_path), self.labels(index)
+        if problem := size_problem(self.files[index], image, labels):
             raise DatasetError(
-                f"{file.image_path} is {_size(image)}, its labels {file.labels_path} are {_size(labels)}",
-                hint="an image and its labels must have the same height and width",
+                problem, hint="an image and its mask must have the same height and width"
             )
-        return Sample(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), labels)
+        return Sample(image, labels)
+
+    def labels(self, index: int) -> np.ndarray:
+        """Read the labels without the image: class indices or the ignore index, uint8 (H, W).
+
+        Raises:
+            DatasetError: The mask cannot be read, or a value belongs to no class.
+        """
+        path = self.files[index].mask_path
+        mask = read_mask(path)
+        labels = class_indices(mask, self.label_set)
+        if labels.min() == UNKNOWN:
+            unknown = np.unique(mask.values[labels == UNKNOWN])[:8].tolist()
+            found, known = f"label values {unknown}", _ranges(self.label_set.classes_of(mask.kind))
+            if mask.kind == "colours":
+                found = f"colours {[rgb_from_colour(value) for value in unknown]}"
+                known = f"{self.label_set.name}'s palette"
+            raise DatasetError(
+                f"{path} holds the {found}, outside the classes ({known})",
+                hint="select the dataset and label set that made these masks, or map the values with "
+                "label_values; esnet-data check lists all values",
+            )
+        return labels.astype(np.uint8)
 
 
-def read_labels(file: LabelledFile) -> np.ndarray:
-    """Read the labels without the image.
-
-    Returns:
-        Train ids or the ignore index, uint8 (H, W).
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as RGB, uint8 (H, W, 3).
 
     Raises:
-        DatasetError: The file cannot be read, has colours, or holds a label outside the set.
+        DatasetError: The file does not exist or cannot be decoded.
     """
-    stored = _decode(file.labels_path, cv2.IMREAD_UNCHANGED)
-    if stored.ndim != 2 or stored.dtype != np.uint8:
-        raise DatasetError(
-            f"labels {file.labels_path} are {stored.dtype} {stored.shape}, expected one channel of uint8",
-            hint="a label image holds one class index per pixel, not colours",
-        )
-    table = np.full(256, _UNKNOWN, np.uint8)
-    table[list(file.stored_ids)] = list(file.stored_ids.values())
-    labels: np.ndarray = cv2.LUT(stored, table)
-    if (labels == _UNKNOWN).any():
-        unknown = sorted({int(value) for value in np.unique(stored)} - set(file.stored_ids))
-        known = f"{min(file.stored_ids)}-{max(value for value in file.stored_ids if value != 255)}"
-        also = " and 255" if 255 in file.stored_ids else ""
-        raise DatasetError(
-            f"{file.labels_path} holds the label values {unknown[:8]}, outside the set ({known}{also})",
-            hint="choose the dataset that made these labels: --dataset camvid or --dataset cityscapes",
-        )
-    return labels
+    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: Path) -> Mask:
+    """Read a mask: one channel, a PNG with a palette, or colours.
+
+    Raises:
+        DatasetError: The file does not exist, cannot be decoded, or has neither one nor three 8-bit channels.
+    """
+    bit_depth, colour_type = _png_header(path)
+    kind: MaskKind = "indices" if path.stem.endswith(_TRAIN_IDS) else "values"
+    if colour_type == _PNG_PALETTE:
+        return Mask(_palette_indices(path), kind)
+    stored = _decode(path, cv2.IMREAD_UNCHANGED)
+    if colour_type == _PNG_GREY and bit_depth < 8:
+        stored = stored // (255 // (2**bit_depth - 1))  # OpenCV scales to 0-255
+    if stored.ndim == 2 and stored.dtype in (np.uint8, np.uint16):
+        return Mask(stored, kind)
+    if stored.ndim == 3 and stored.dtype == np.uint8 and stored.shape[2] in (3, 4):
+        bgra = cv2.cvtColor(stored, cv2.COLOR_BGR2BGRA) if stored.shape[2] == 3 else stored
+        return Mask(bgra.view("<u4")[..., 0] & 0xFFFFFF, "colours")
+    raise DatasetError(
+        f"mask {path} is {stored.dtype} {stored.shape}, expected one channel, or RGB of 8 bits",
+        hint="save it as PNG: class indices in one channel, a palette, or RGB colours",
+    )
+
+
+def class_indices(mask: Mask, label_set: LabelSet) -> np.ndarray:
+    """Convert a mask to class indices, the ignore index or ``UNKNOWN``, int16 (H, W)."""
+    size = 1 << 24 if mask.kind == "colours" else np.iinfo(mask.values.dtype).max + 1
+    known = label_set.classes_of(mask.kind)
+    return np.take(_table(tuple(known.items()), size), mask.values)
+
+
+def rgb_from_colour(colour: int) -> tuple[int, int, int]:
+    """Split a colour 0xRRGGBB into red, green and blue."""
+    return colour >> 16, colour >> 8 & 255, colour & 255
+
+
+def size_problem(file: Pair, image: np.ndarray, labels: np.ndarray) -> str | None:
+    """Describe different sizes of an image and its labels; ``None`` if they are equal."""
+    sizes = [f"{array.shape[0]}x{array.shape[1]}" for array in (image, labels)]
+    if sizes[0] == sizes[1]:
+        return None
+    return f"{file.image_path} is {sizes[0]}, its mask {file.mask_path} is {sizes[1]}"
 
 
 def nearest_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
     """Round height and width to the nearest multiples of 8, the sizes that ESNet accepts."""
     height, width = (max(8, round(side / 8) * 8) for side in size_hw[:2])
     return height, width
+
+
+@lru_cache(maxsize=4)
+def _table(known: tuple[tuple[int, int], ...], size: int) -> np.ndarray:
+    """Make the table of all values, int16 (size,)."""
+    table = np.full(size, UNKNOWN, np.int16)
+    for value, index in known:
+        if value < size:
+            table[value] = index
+    return table
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
@@ -114,5 +172,31 @@ def _decode(path: Path, flags: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
+def _png_header(path: Path) -> tuple[int, int]:
+    """Read bit depth and colour type of a PNG; (0, -1) for another file."""
+    header = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            header = file.read(26)
+    is_png = header.startswith(b"\x89PNG\r\n\x1a\n") and len(header) == 26
+    return (header[24], header[25]) if is_png else (0, -1)
+
+
+def _palette_indices(path: Path) -> np.ndarray:
+    """Read the indices of a PNG with a palette, uint8 (H, W); OpenCV would replace them by their colours."""
+    from PIL import Image  # not a dependency of the base install
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(
+            f"image {path} cannot be decoded: {error}", hint="copy or extract the dataset again"
+        ) from error
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Format numbers as ``0-18, 255``."""
+    groups = groupby(enumerate(sorted(values)), lambda item: item[1] - item[0])
+    runs = [[value for _, value in group] for _, group in groups]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

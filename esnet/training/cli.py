@@ -24,14 +24,20 @@ def train(
         Path, typer.Option("--output", "-o", help="Folder of the run; resumed if it exists.")
     ],
     dataset: Annotated[
-        Literal["camvid", "cityscapes"], typer.Option(help="Dataset in the folder.")
+        Literal["camvid", "cityscapes", "folder"],
+        typer.Option(help="Dataset in the folder; folder: your own images and masks."),
     ] = "camvid",
+    label_set: Annotated[
+        str | None,
+        typer.Option(help="Classes: a name, or a YAML or JSON file; default: the dataset's."),
+    ] = None,
     recipe: Annotated[
         Literal["camvid", "cityscapes", "paper"] | None,
-        typer.Option(help="Hyperparameters; default: the recipe named like the dataset."),
+        typer.Option(help="Hyperparameters; default: the dataset's; for folder: camvid."),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Initial weights; default: train from scratch.")
+        str | None,
+        typer.Option(help="Initial weights, such as camvid, of any classes; default: random."),
     ] = None,
     qat: Annotated[
         bool,
@@ -40,8 +46,8 @@ def train(
             help="Fine-tune --init for INT8: 3 epochs with fake quantization, low learning rate.",
         ),
     ] = False,
-    train_split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    val_split: Annotated[str, typer.Option(help="Split to validate on.")] = "val",
+    train_split: Annotated[str, typer.Option(help="Split to train on, or a list file.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Split to validate on, or a list file.")] = "val",
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     encoder_epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs that train only the encoder, before --epochs.")
@@ -71,10 +77,11 @@ def train(
     ] = 1,
 ) -> None:
     """Train ESNet. Re-run the same command to resume an interrupted run, even after kill -9."""
+    from esnet.labels import load_label_set
     from esnet.training.recipe import quantization_aware, recipe_named
     from esnet.training.run import train as run_training
 
-    chosen = recipe_named(recipe or dataset)
+    chosen = recipe_named(recipe or ("camvid" if dataset == "folder" else dataset))
     if qat:
         chosen = quantization_aware(chosen)
     changes: dict[str, Any] = {
@@ -90,6 +97,7 @@ def train(
         dataset=dataset,
         data_dir=data,
         run_dir=output,
+        label_set=load_label_set(label_set) if label_set else None,
         recipe=replace(chosen, **{k: v for k, v in changes.items() if v is not None}),
         train_split=train_split,
         val_split=val_split,

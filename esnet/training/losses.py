@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from esnet.data.labelled import LabelledFile, LabelledSplit, read_labels
+from esnet.data.labelled import LabelledSplit
 from esnet.errors import DatasetError
 from runtime.files import atomic_path
 
@@ -97,24 +96,24 @@ def label_counts(split: LabelledSplit, cache_dir: Path) -> np.ndarray:
     """Count the labelled pixels of every class.
 
     Args:
-        split: The split; its labels are read unless the same files were counted before.
+        split: The split; its masks are read unless the same files were counted before.
         cache_dir: Folder of the cached counts.
 
     Returns:
         int64 (K,).
 
     Raises:
-        DatasetError: A label file cannot be read, or no pixel is labelled.
+        DatasetError: A mask cannot be read or holds other values, or no pixel is labelled.
     """
-    path = cache_dir / f"label-counts-{_fingerprint(split.files)}.json"
+    path = cache_dir / f"label-counts-{_fingerprint(split)}.json"
     if path.is_file():
         return np.array(json.loads(path.read_text())["counts"], np.int64)
 
-    def count(file: LabelledFile) -> np.ndarray:
-        return np.bincount(read_labels(file).ravel(), minlength=256)
+    def count(index: int) -> np.ndarray:
+        return np.bincount(split.labels(index).ravel(), minlength=256)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        totals: np.ndarray = np.sum(list(pool.map(count, split.files)), axis=0)
+        totals: np.ndarray = np.sum(list(pool.map(count, range(len(split)))), axis=0)
     counts = totals[: split.label_set.num_classes]
     if not counts.sum():
         raise DatasetError(f"no pixel of {split.dataset} {split.split} is labelled")
@@ -125,10 +124,10 @@ def label_counts(split: LabelledSplit, cache_dir: Path) -> np.ndarray:
     return counts
 
 
-def _fingerprint(files: Sequence[LabelledFile]) -> str:
-    """Hash the paths, sizes and modification times of the label files."""
-    digest = hashlib.sha256()
-    for file in files:
-        path, status = file.labels_path, file.labels_path.stat()
+def _fingerprint(split: LabelledSplit) -> str:
+    """Hash the label set, and the paths, sizes and modification times of the masks."""
+    digest = hashlib.sha256(json.dumps(split.label_set.as_dict()).encode())
+    for file in split.files:
+        path, status = file.mask_path, file.mask_path.stat()
         digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

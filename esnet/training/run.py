@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from esnet.training.settings import RunResult, RunSettings
 from esnet.training.task import MovingAverage, SegmentationTask
 from runtime.files import cache_dir
 
+_HEADS = ("encoder_output_conv.", "decoder.output_conv.")
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -62,7 +64,7 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
             hint="choose --batch-size as a multiple of --devices",
         )
     splits = train_split, val_split = tuple(
-        open_split(settings.dataset, settings.data_dir, split)
+        open_split(settings.dataset, settings.data_dir, split, label_set=settings.label_set)
         for split in (settings.train_split, settings.val_split)
     )
     accelerator = choose_accelerator(settings.accelerator, settings.devices)
@@ -70,7 +72,7 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
         keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     L.seed_everything(settings.seed, verbose=False)
-    counts = label_counts(train_split, cache_dir())
+    counts, _ = (label_counts(split, cache_dir()) for split in splits)  # reads every mask once
     network, origin = _initial_network(settings, train_split.label_set.num_classes)
     config = run_config(settings, splits, origin, counts.tolist())
     resume_path = open_run_folder(run_dir, config)
@@ -78,7 +80,7 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
         network,
         recipe,
         class_weights(counts, recipe.class_weight_offset),
-        checkpoint_metadata(settings, config),
+        checkpoint_metadata(settings, splits, config),
         ignore_index=val_split.label_set.ignore_index,
         seed=settings.seed,
     )
@@ -89,7 +91,7 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     rank, num_ranks = trainer.global_rank, settings.devices
     dataset = TrainDataset(train_split, recipe, seed=settings.seed)
     if trainer.is_global_zero:
-        _print_plan(settings, splits, trainer, is_resumed=resume_path is not None)
+        _print_plan(settings, splits, trainer, origin, is_resumed=resume_path is not None)
     training = train_loader(
         dataset, seed=settings.seed, rank=rank, num_ranks=num_ranks, workers=settings.workers
     )
@@ -131,7 +133,7 @@ def _initial_network(settings: RunSettings, num_classes: int) -> tuple[ESNet, st
 
     Raises:
         CheckpointError: ``init`` is not an ESNet checkpoint.
-        TrainingError: The weights have other classes or another layout, or are needed but not given.
+        TrainingError: The weights have another layout, or trained weights are needed but not given.
     """
     if settings.init is None:
         if settings.recipe.quantization:
@@ -141,18 +143,26 @@ def _initial_network(settings: RunSettings, num_classes: int) -> tuple[ESNet, st
             )
         return ESNet(NetworkConfig(num_classes)), "scratch"
     checkpoint = load_checkpoint(settings.init)
-    found = checkpoint.network.config.num_classes
-    if found != num_classes:
-        raise TrainingError(
-            f"{checkpoint.path} has {found} classes, {settings.dataset} has {num_classes}",
-            hint="start from weights with the same classes, or omit --init",
-        )
     if checkpoint.family is not AUTHORS:
         raise TrainingError(
             f"{checkpoint.path} has the {checkpoint.family.name} layout, training needs the authors' layout",
             hint="start from weights of esnet-train or of the authors, or omit --init",
         )
-    return checkpoint.network, f"{checkpoint.path.name} sha256 {checkpoint.sha256}"
+    origin = f"{checkpoint.path.name} sha256 {checkpoint.sha256}"
+    found = checkpoint.network.config.num_classes
+    if found == num_classes:
+        return checkpoint.network, origin
+    if settings.recipe.quantization:
+        raise TrainingError(
+            f"{checkpoint.path} has {found} classes, the dataset has {num_classes}: quantization-aware "
+            "training needs weights of the same classes",
+            hint="train in float first, then start --qat from its best.ckpt",
+        )
+    network = ESNet(NetworkConfig(num_classes))
+    trained = checkpoint.network.state_dict()
+    body = {key: value for key, value in trained.items() if not key.startswith(_HEADS)}
+    network.load_state_dict(network.state_dict() | body)
+    return network, f"{origin}, new head: {num_classes} classes instead of {found}"
 
 
 def _trainer(
@@ -192,13 +202,23 @@ def _trainer(
 
 
 def _print_plan(
-    settings: RunSettings, splits: Sequence[LabelledSplit], trainer: L.Trainer, *, is_resumed: bool
+    settings: RunSettings,
+    splits: Sequence[LabelledSplit],
+    trainer: L.Trainer,
+    origin: str,
+    *,
+    is_resumed: bool,
 ) -> None:
     recipe = settings.recipe
     for note in (note for split in splits for note in split.notes):
         print(f"note      {note}")
     counts = ", ".join(f"{len(split)} {split.split}" for split in splits)
-    print(f"data      {settings.dataset}: {counts}")
+    label_set = splits[0].label_set
+    print(
+        f"data      {splits[0].dataset}: {counts}; {label_set.num_classes} classes of {label_set.name}"
+    )
+    short = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", origin)  # the hash
+    print(f"init      {short}")
     qat = f", fake quantization for {recipe.quantization}" if recipe.quantization else ""
     print(f"recipe    {recipe.name}, {recipe.total_epochs} epochs, batch {recipe.batch_size}{qat}")
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from safetensors.torch import save_file
 
-from esnet.checkpoint import load_checkpoint
+from esnet.checkpoint import CLASSES_KEY, load_checkpoint
 from esnet.data.labelled import LabelledSplit
 from esnet.errors import TrainingError
 from esnet.training.settings import RunSettings
@@ -34,9 +34,11 @@ def run_config(
     """
     train, val = splits
     # The name "pictures" is part of the file format: runs with other keys could not be resumed.
+    own_classes = {"label_set": settings.label_set.as_dict()} if settings.label_set else {}
     return {
         "recipe": asdict(settings.recipe),
         "dataset": settings.dataset,
+        **own_classes,
         "train": {"split": train.split, "pictures": len(train), "label_counts": label_counts},
         "val": {"split": val.split, "pictures": len(val)},
         "init": origin,
@@ -53,14 +55,17 @@ def run_config(
     }
 
 
-def checkpoint_metadata(settings: RunSettings, config: dict[str, Any]) -> dict[str, str]:
+def checkpoint_metadata(
+    settings: RunSettings, splits: Sequence[LabelledSplit], config: dict[str, Any]
+) -> dict[str, str]:
     """Make the metadata of the run's checkpoints; all values are text, as safetensors requires."""
-    recipe, dataset = settings.recipe, settings.dataset
+    recipe, (train, val) = settings.recipe, splits
     metadata = {
         "architecture": "esnet",
-        "label_set": dataset,
-        "trained_on": f"{dataset} {settings.train_split}, {config['train']['pictures']} images",
-        "measured_on": f"{dataset} {settings.val_split}, {config['val']['pictures']} images",
+        "label_set": train.label_set.name,
+        CLASSES_KEY: json.dumps(train.label_set.as_dict()),
+        "trained_on": f"{train.dataset} {train.split}, {len(train)} images",
+        "measured_on": f"{val.dataset} {val.split}, {len(val)} images",
         "size": f"{recipe.size_hw[0]}x{recipe.size_hw[1]}" if recipe.size_hw else "",
         "recipe": recipe.name,
         "epochs": str(recipe.total_epochs),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from esnet.labels import LabelSet
 from esnet.training.recipe import Recipe
 
 Accelerator = Literal["auto", "cpu", "gpu"]
@@ -18,17 +19,19 @@ class RunSettings:
     """Data, recipe, initial weights and hardware of a run."""
 
     dataset: str
-    """``camvid`` or ``cityscapes``."""
+    """A key of ``esnet.data.datasets.DATASETS``."""
     data_dir: Path
     """The dataset's folder."""
     run_dir: Path
     """The run's folder; created, or resumed if it holds a run with the same settings."""
     recipe: Recipe
     """Hyperparameters."""
+    label_set: LabelSet | None = None
+    """Classes of the masks; ``None`` takes those of the dataset."""
     train_split: str = "train"
-    """Split to train on."""
+    """Split to train on, or path of a list file."""
     val_split: str = "val"
-    """Split to validate on."""
+    """Split to validate on, or path of a list file."""
     validate_every: int = 5
     """Epochs between validations; the last epoch is always validated."""
     init: str | None = None

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from esnet.data.datasets import DATASETS, open_split
+from esnet.data.datasets import open_split_of_model
 from esnet.data.labelled import LabelledSplit
 from esnet.data.scenes import street_scene
+from esnet.labels import label_set_from_dict, load_label_set
 from esnet.metrics import confusion_from_pairs, label_agreement
-from export.errors import ExportError
 from export.quantization.calibration import open_on_cpu
 from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends, open_backend
@@ -131,19 +131,31 @@ def run_unoptimized(model: onnx.ModelProto, batches: Sequence[np.ndarray]) -> li
     return [run(batch)[0] for batch in batches]
 
 
-def open_labelled(model_path: Path, data_dir: Path | None) -> LabelledSplit | None:
-    """Open the val split of the dataset that has the artefact's label set; ``None`` without a folder.
+def open_labelled(
+    model_path: Path,
+    data_dir: Path | None,
+    *,
+    dataset: str | None = None,
+    label_set: str | Path | None = None,
+) -> LabelledSplit | None:
+    """Open the val split of a dataset; ``None`` without a folder.
+
+    Args:
+        model_path: The artefact.
+        data_dir: The dataset's folder.
+        dataset: Name of the dataset; ``None`` chooses by the artefact's classes.
+        label_set: Name or file of the classes; ``None`` takes those of the dataset or of the artefact.
 
     Raises:
-        ExportError: No dataset has this label set.
-        DatasetError: The split is missing.
+        DatasetError: The split is missing, or has another number of classes than the artefact.
+        LabelSetError: The label set is invalid.
     """
     if data_dir is None:
         return None
-    label_set = ModelCard.from_file(model_path).label_set
-    if label_set not in DATASETS:
-        raise ExportError(
-            f"no dataset has the artefact's label set {label_set!r}",
-            hint="omit --data to check the agreement with FP32 alone",
-        )
-    return open_split(label_set, data_dir, "val")
+    return open_split_of_model(
+        label_set_from_dict(ModelCard.from_file(model_path).classes),
+        data_dir,
+        "val",
+        dataset=dataset,
+        label_set=load_label_set(label_set) if label_set else None,
+    )

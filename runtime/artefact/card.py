@@ -73,11 +73,13 @@ class ModelCard:
     palette: tuple[tuple[int, int, int], ...]
     """One RGB colour per class, 0 to 255."""
     ignore_index: int
-    """Label value of the dataset for pixels without a class."""
+    """Label of pixels without a class in the training data."""
     precision: str
     """Precision of the graph: ``fp32``, ``fp16`` or ``int8``."""
     optimized_for: str
     """Engine that the graph is optimized for: ``tensorrt``, ``openvino`` or ``onnxruntime``."""
+    label_values: Mapping[int, int] = field(default_factory=dict)
+    """Value in the dataset's masks to class index; empty if masks hold class indices."""
     form: Mapping[str, Any] = field(default_factory=dict)
     """Form of the graph: upsampling, padded number of classes, opset, and the engines that it suits."""
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +97,18 @@ class ModelCard:
     def num_classes(self) -> int:
         """Number of classes, K."""
         return len(self.class_names)
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """The label set, as the content of a label set file."""
+        values = {"label_values": dict(self.label_values)} if self.label_values else {}
+        return {
+            "name": self.label_set,
+            "names": list(self.class_names),
+            "palette": [list(colour) for colour in self.palette],
+            "ignore_index": self.ignore_index,
+            **values,
+        }
 
     @property
     def float_dtype(self) -> np.dtype:
@@ -132,7 +146,11 @@ class ModelCard:
         if missing := sorted(required - fields.keys()):
             raise error(f"its model card lacks {', '.join(missing)}")
         values = {e.name: _tuples(fields[e.name]) for e in entries if e.name in fields}
-        card = cls(**{**values, "batch": BatchRange(*values["batch"])})
+        label_values = {int(k): v for k, v in values.get("label_values", {}).items()}
+        batch = BatchRange(*values["batch"])
+        card = cls(**{**values, "batch": batch, "label_values": label_values})
+        if len(card.palette) != card.num_classes:
+            raise error(f"its model card has {card.num_classes} names, {len(card.palette)} colours")
         for name, allowed in _VALUES.items():
             if (value := getattr(card, name)) not in allowed:
                 raise error(

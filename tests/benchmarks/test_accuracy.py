@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from benchmarks.accuracy.evaluate import evaluate, open_predictor
 from benchmarks.errors import BenchmarkError
 from esnet.data.datasets import open_split
+from esnet.labels import CAMVID
 from tests.conftest import random_network, run_command
 
 
@@ -114,17 +115,21 @@ def test_some_images_are_spread_over_the_split(weights, small_camvid, max_images
 
 
 def test_the_dataset_is_told_by_the_model(weights):
-    assert open_predictor(weights).label_set == "camvid"
+    assert open_predictor(weights).label_set == CAMVID
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param(["--split", "test"], "error: no CamVid split 'test'", id="split"),
+        pytest.param(["--split", "test"], "error: no split 'test'", id="split"),
         pytest.param(
             ["--backend", "openvino"], "--backend and --precision are for artefacts", id="backend"
         ),
         pytest.param(["--dataset", "kitti"], "unknown dataset 'kitti'", id="dataset"),
+        pytest.param(["--label-set", "kitti"], "label set 'kitti' is neither", id="label-set"),
+        pytest.param(
+            ["--label-set", "cityscapes"], "has 11 classes of camvid, camvid has 19", id="classes"
+        ),
         pytest.param(
             ["--json", "nowhere/a.json"], "output folder nowhere does not exist", id="json"
         ),
@@ -144,12 +149,36 @@ def test_a_size_is_refused_for_an_artefact(make_artefact):
         open_predictor(make_artefact(), size_hw=(64, 128))
 
 
-def test_other_classes_are_refused(small_camvid, tmp_path):
-    state = {
-        key: value.contiguous()
-        for key, value in random_network(num_classes=19).state_dict().items()
-    }
+def test_weights_without_class_names_are_measured_on_the_dataset_that_is_named(
+    run_eval, small_camvid, tmp_path
+):
+    state = {key: value.contiguous() for key, value in random_network().state_dict().items()}
     save_file(state, tmp_path / "w.safetensors")
-    predictor = open_predictor(tmp_path / "w.safetensors")
-    with pytest.raises(BenchmarkError, match="has 19 classes of cityscapes, camvid has 11"):
-        evaluate(predictor, open_split("camvid", small_camvid, "val"))
+    options = ["--model", tmp_path / "w.safetensors", "--data", small_camvid]
+    assert "holds the label values [11]" in run_eval(*options).stderr
+    assert "bicyclist" in run_eval(*options, "--dataset", "camvid").stdout
+
+
+def test_own_classes_are_measured_on_own_masks(run_eval, weights, small_camvid, tmp_path):
+    """The figures are those of CamVid, though the masks hold other values and the classes other names."""
+    names = [f"own {index}" for index in range(11)]
+    values = {100 + index: index for index in range(11)} | {0: 255}
+    (tmp_path / "own.json").write_text(json.dumps({"names": names, "label_values": values}))
+    for path in (small_camvid / "val").iterdir():
+        mask = cv2.imread(str(small_camvid / "valannot" / path.name), cv2.IMREAD_UNCHANGED)
+        for folder, image in (
+            ("images", cv2.imread(str(path))),
+            ("masks", np.where(mask == 11, 0, mask + 100)),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / path.name), image)
+    own_data = ["--dataset", "folder", "--label-set", tmp_path / "own.json", "--split", "all"]
+    reports = []
+    for options in (["--data", small_camvid], ["--data", tmp_path, *own_data]):
+        done = run_eval("--model", weights, *options, "--json", tmp_path / "eval.json")
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((tmp_path / "eval.json").read_text()))
+    camvid, own = reports
+    assert own["confusion"] == camvid["confusion"]
+    assert list(own["iou"]) == names
+    assert own["dataset"] == tmp_path.name

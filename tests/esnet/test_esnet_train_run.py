@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +11,22 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from esnet.checkpoint import load_checkpoint
 from esnet.data.augment import Augmentation
 from esnet.errors import TrainingError
+from esnet.labels import CAMVID
 from esnet.training.recipe import Recipe
 from esnet.training.run import train
 from esnet.training.run_log import RunLog
 from esnet.training.settings import RunSettings
 from tests.conftest import command_line, obey_ctrl_c
+
+# A step this small leaves the weights as they are.
+FROZEN = {"learning_rate": 1e-9, "weight_decay": 0.0, "ema_decay": None, "lovasz_weight": 0.0}
 
 
 def settings(data: Path, run_dir: Path, **changes) -> RunSettings:
@@ -148,6 +154,49 @@ def test_stopped_and_continued_is_as_if_never_stopped(
         torch.testing.assert_close(ours[key], value)
 
 
+def test_the_checkpoint_holds_the_classes_of_the_dataset(finished):
+    assert load_checkpoint(finished / "best.safetensors").label_set == CAMVID
+
+
+def test_weights_of_other_classes_keep_their_body_and_get_a_new_head(
+    small_camvid, tmp_path, capsys, make_state_dict
+):
+    torch.save(make_state_dict(num_classes=7), tmp_path / "seven.pt")
+    run_dir = tmp_path / "run"
+    train(settings(small_camvid, run_dir, epochs=1, init=str(tmp_path / "seven.pt"), **FROZEN))
+    assert "new head: 11 classes instead of 7" in capsys.readouterr().out
+    network = load_checkpoint(run_dir / "last.ckpt").network.state_dict()
+    key = "encoder.layers.0.conv3x1_1.weight"
+    torch.testing.assert_close(network[key], make_state_dict(num_classes=7)[key], atol=1e-6, rtol=0)
+    assert network["decoder.output_conv.bias"].shape == (11,)
+
+
+def test_quantization_aware_training_needs_weights_of_the_same_classes(
+    small_camvid, tmp_path, make_state_dict
+):
+    torch.save(make_state_dict(num_classes=7), tmp_path / "seven.pt")
+    qat = {"quantization": "tensorrt", "init": str(tmp_path / "seven.pt")}
+    with pytest.raises(TrainingError, match="has 7 classes, the dataset has 11") as caught:
+        train(settings(small_camvid, tmp_path / "run", **qat))
+    assert "train in float first" in caught.value.hint
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_mask_with_other_values_is_one_line_before_the_first_epoch(
+    small_camvid, tmp_path, invoke, split
+):
+    data = shutil.copytree(small_camvid, tmp_path / "data")
+    cv2.imwrite(str(data / f"{split}annot" / "1.png"), np.full((44, 52), 255, np.uint8))
+    done = invoke("esnet-train", *options(data, tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: {data / f'{split}annot' / '1.png'} holds the label values"
+    )
+    assert "[255], outside the classes (0-11)" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_settings_do_not_continue_a_run(finished, small_camvid):
     with pytest.raises(
         TrainingError, match=r"recipe\.learning_rate was 0\.001, now 0\.002"
@@ -245,7 +294,7 @@ def test_two_processes_train_one_network(small_camvid, tmp_path):
     ("changes", "message"),
     [
         pytest.param(["--crop", "30"], "error: size '30' is not HEIGHTxWIDTH", id="crop"),
-        pytest.param(["--train-split", "dev"], "error: no CamVid split 'dev'", id="split"),
+        pytest.param(["--train-split", "dev"], "error: no split 'dev'", id="split"),
         pytest.param(
             ["--init", "nowhere.pt"], "error: weights file 'nowhere.pt' does not exist", id="init"
         ),

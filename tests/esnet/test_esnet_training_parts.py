@@ -118,8 +118,8 @@ class TestClassWeights:
         stored = next(tmp_path.glob("label-counts-*.json"))
         stored.write_text(json.dumps({"counts": [7] * 11}))
         assert label_counts(split, tmp_path).tolist() == [7] * 11
-        labels_path = split.files[0].labels_path
-        labels_path.write_bytes(split.files[1].labels_path.read_bytes())
+        mask_path = split.files[0].mask_path
+        mask_path.write_bytes(split.files[1].mask_path.read_bytes())
         assert label_counts(split, tmp_path).tolist() != [7] * 11
 
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from esnet.labels import label_set_for
+from esnet.labels import CAMVID
 from export.engine.build import build_engine, require_types
 from export.engine.kernels import Edge, Kernel, kernels_from_inspector
 from export.engine.trt_builder import BuildOptions, build_plan
@@ -345,7 +345,7 @@ def test_8_6_reads_no_newer_opset(use_fake, tmp_path):
     plan = ExportPlan(size_hw=(64, 128), opset=18)
     model = graph_from_network(random_network(), plan)
     path = tmp_path / "new.onnx"
-    onnx.save(with_card(model, card_from_plan(plan, label_set_for(11), name="new")), path)
+    onnx.save(with_card(model, card_from_plan(plan, CAMVID, name="new")), path)
     with pytest.raises(BuildError, match="opset 18 is not supported"):
         build(path, tensorrt="tensorrt")
 
@@ -368,7 +368,7 @@ def test_fp32_nodes_are_found_on_frames_and_named(use_fake, tmp_path):
     layer.conv3x1_2.weight.data /= 3e5
     plan = ExportPlan(size_hw=(64, 128))
     path = tmp_path / "hot.onnx"
-    card = card_from_plan(plan, label_set_for(11), name="hot")
+    card = card_from_plan(plan, CAMVID, name="hot")
     onnx.save(with_card(graph_from_network(network, plan), card), path)
     frames = tmp_path / "frames"
     frames.mkdir()

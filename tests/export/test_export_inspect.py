@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from esnet.labels import CAMVID, load_label_set
 from export.inspect import inspect_onnx
 from export.report import text_from_inspection
 from runtime.errors import ModelFileError
@@ -62,6 +63,19 @@ def test_constants_are_no_inputs_though_old_files_list_them_there(save_model):
     inspection = inspect_onnx(path)
     assert inspection.inputs == ("x float (N, 2, ?)",)
     assert inspection.weight_types == {"float": 6}
+
+
+def test_label_set_that_is_printed_can_be_fed_back(make_artefact, invoke, tmp_path):
+    done = invoke("esnet-export", "inspect", make_artefact(), "--label-set")
+    (tmp_path / "classes.yaml").write_text(done.stdout)
+    assert load_label_set(tmp_path / "classes.yaml") == CAMVID
+
+
+def test_label_set_of_another_tools_file_is_refused(save_model, invoke):
+    path = save_model(helper.make_node("Abs", ["x"], ["y"]))
+    done = invoke("esnet-export", "inspect", path, "--label-set")
+    assert done.returncode == 2
+    assert "without a model card" in done.stderr
 
 
 def test_file_without_the_default_operators_is_described(save_model):

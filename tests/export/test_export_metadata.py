@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from esnet.labels import CAMVID, label_set_for
+from esnet.labels import CAMVID, numbered_classes
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan
 from runtime.artefact.card import CARD_KEY
@@ -56,5 +56,5 @@ def test_card_tells_the_form_of_the_graph(optimized_for, head_classes):
 )
 def test_card_lists_the_engines_that_the_form_suits(num_classes, suits):
     plan = ExportPlan(optimized_for="openvino")
-    card = card_from_plan(plan, label_set_for(num_classes), name="some")
+    card = card_from_plan(plan, numbered_classes(num_classes), name="some")
     assert card.form["suits"] == suits

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.scenes import street_scene
-from esnet.labels import label_set_for
+from esnet.labels import CAMVID
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import CalibrationError, ExportError, GraphError, ParityError
 from export.graph.qdq import (
@@ -61,7 +61,7 @@ def camvid(tmp_path_factory) -> Path:
     plan, checkpoint = ExportPlan(size_hw=SIZE, optimized_for="openvino"), load_checkpoint("camvid")
     path = tmp_path_factory.mktemp("camvid") / "small.onnx"
     source = {"sha256": checkpoint.sha256}
-    card = card_from_plan(plan, label_set_for(11), name="small", source=source)
+    card = card_from_plan(plan, CAMVID, name="small", source=source)
     onnx.save(with_card(graph_from_network(checkpoint.network, plan), card), path)
     return path
 
@@ -302,7 +302,7 @@ class TestRanges:
     )
     def test_a_table_of_another_network_is_refused(self, ranges, sha256, normalisation, message):
         plan, source = ExportPlan(**normalisation), {"sha256": sha256}
-        card = card_from_plan(plan, label_set_for(11), name="a", source=source)
+        card = card_from_plan(plan, CAMVID, name="a", source=source)
         with pytest.raises(CalibrationError, match=f"the range table {message}"):
             table_of(ranges).require(card)
 

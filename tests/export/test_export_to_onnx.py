@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from esnet.checkpoint import CLASSES_KEY
 from esnet.errors import LabelSetError
 from esnet.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD
+from esnet.labels import LabelSet, label_set_from_dict
 from export.errors import ExportError, ParityError
 from export.graph.editor import op_counts
 from export.graph.head import append_labels
@@ -26,13 +28,21 @@ from runtime.artefact.card import BatchRange, ModelCard
 from runtime.errors import BackendUnavailable, InvalidInput
 
 SMALL = ExportPlan(size_hw=(64, 128))
+ORCHARD = LabelSet(
+    name="orchard",
+    class_names=("path", "tree", "Äpfel"),
+    palette=((128, 64, 128), (0, 128, 0), (255, 0, 0)),
+    ignore_index=200,
+    label_values={7: 0, 21: 1, 22: 1, 40: 2},
+)
 
 
 @pytest.fixture(scope="session")
 def report(checkpoint_path, tmp_path_factory):
     """Export shared by the tests that only read it."""
     output = tmp_path_factory.mktemp("export") / "model.onnx"
-    return export_onnx(checkpoint_path, output, SMALL, command=["esnet-export", "to-onnx"])
+    command = ["esnet-export", "to-onnx"]
+    return export_onnx(checkpoint_path, output, SMALL, label_set="camvid", command=command)
 
 
 @pytest.fixture
@@ -103,7 +113,9 @@ def test_closing_block_names_path_hash_edges_and_the_next_command(report):
 
 def test_second_export_gives_the_same_bytes(report, checkpoint_path, tmp_path):
     command = ["esnet-export", "to-onnx"]
-    again = export_onnx(checkpoint_path, tmp_path / "again.onnx", SMALL, command=command)
+    again = export_onnx(
+        checkpoint_path, tmp_path / "again.onnx", SMALL, label_set="camvid", command=command
+    )
     assert again.path.read_bytes() == report.path.read_bytes()
 
 
@@ -185,12 +197,47 @@ def test_half_checkpoint_gives_a_float_artefact(make_network, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "name"),
-    [pytest.param(20, "20-classes", id="20"), pytest.param(8, "8-classes", id="8")],
+    ("num_classes", "hint"),
+    [
+        pytest.param(8, "name them with --label-set classes.yaml", id="8"),
+        pytest.param(11, "--label-set camvid or --label-set classes.yaml", id="11"),
+        pytest.param(19, "--label-set cityscapes or --label-set classes.yaml", id="19"),
+    ],
 )
-def test_classes_that_nobody_named_are_numbered_in_the_card(num_classes, name, save_checkpoint):
-    card = export_onnx(save_checkpoint(num_classes=num_classes), plan=SMALL).card
-    assert (card.label_set, card.class_names[-1]) == (name, f"class {num_classes - 1}")
+def test_classes_that_nobody_named_are_numbered_and_the_user_is_told(
+    num_classes, hint, save_checkpoint
+):
+    report = export_onnx(save_checkpoint(num_classes=num_classes), plan=SMALL, verify=False)
+    names = tuple(f"class {index}" for index in range(num_classes))
+    assert (report.card.label_set, report.card.class_names) == (f"{num_classes}-classes", names)
+    text = " ".join(text_from_export(report).split())
+    assert f"out labels uint8 (N, 64, 128) {num_classes} classes form" in text
+    assert hint in text
+
+
+def test_label_set_in_the_weights_stands_in_the_card_alone(save_checkpoint):
+    metadata = {"label_set": "orchard", CLASSES_KEY: json.dumps(ORCHARD.as_dict())}
+    card = export_onnx(
+        save_checkpoint(num_classes=3, metadata=metadata), plan=SMALL, verify=False
+    ).card
+    assert label_set_from_dict(card.classes) == ORCHARD
+    assert f"file: {CLASSES_KEY}" not in card.source
+
+
+def test_label_set_of_a_file_goes_before_that_of_the_weights(save_checkpoint, tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps(ORCHARD.as_dict()))
+    weights = save_checkpoint(num_classes=3, metadata={CLASSES_KEY: '{"names": ["a", "b", "c"]}'})
+    label_set = tmp_path / "classes.json"
+    report = export_onnx(weights, plan=SMALL, verify=False, label_set=label_set)
+    assert label_set_from_dict(report.card.classes) == ORCHARD
+    assert "do not name their classes" not in text_from_export(report)
+
+
+def test_damaged_label_set_in_the_weights_is_refused_with_the_way_around(save_checkpoint):
+    weights = save_checkpoint(num_classes=3, metadata={CLASSES_KEY: "["})
+    with pytest.raises(LabelSetError, match="Expecting value") as caught:
+        export_onnx(weights, plan=SMALL, verify=False)
+    assert "--label-set" in caught.value.hint
 
 
 def test_metadata_of_the_weights_names_the_label_set_and_stands_in_the_card(save_checkpoint):

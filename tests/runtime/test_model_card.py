@@ -84,6 +84,26 @@ def test_a_value_of_a_later_version_is_refused_rather_than_ignored(card, name, v
         ModelCard.from_json(edited(card, **{name: value}))
 
 
+def test_json_round_trip_keeps_the_mask_values(card):
+    full = replace(card, label_values={7: 0, 255: 1})
+    assert ModelCard.from_json(full.to_json()) == full
+
+
+def test_classes_are_the_content_of_a_label_set_file(card):
+    assert replace(card, label_values={7: 0}).classes == {
+        "name": card.label_set,
+        "names": list(card.class_names),
+        "palette": [list(colour) for colour in card.palette],
+        "ignore_index": card.ignore_index,
+        "label_values": {7: 0},
+    }
+
+
+def test_a_colour_is_needed_for_every_class(card):
+    with pytest.raises(ModelFileError, match=r"its model card has \d+ names, 1 colours"):
+        ModelCard.from_json(edited(card, palette=[[1, 2, 3]]))
+
+
 def test_an_onnx_file_without_a_card_is_refused(save_onnx):
     path = save_onnx({"author": "someone else"})
     with pytest.raises(ModelFileError, match="ONNX file without a model card") as refusal:
