@@ -46,6 +46,7 @@ def test_the_public_names_need_no_heavy_library(name):
         pytest.param("export.cli", "main", ["to-onnx"], id="esnet-export-to-onnx"),
         pytest.param("export.cli", "main", ["inspect"], id="esnet-export-inspect"),
         pytest.param("benchmarks.cli", "main", [], id="esnet-bench"),
+        pytest.param("esnet.data.cli", "main", [], id="esnet-data"),
     ],
 )
 def test_help_works_with_numpy_and_typer_alone(module, main, arguments):
