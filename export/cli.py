@@ -185,7 +185,11 @@ def run_build_engine(
         str | None, typer.Option(help="Batch MIN:OPT:MAX; default: the artefact's range.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="GPU to build for, RTX 3060 or sm_86; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="GPU to build for, RTX 3060 or sm_86; repeatable. TensorRT-RTX builds for RTX 30 to 50 by "
+            "default, on a Turing machine for Turing."
+        ),
     ] = None,
     frames: Annotated[
         Path | None, typer.Option(help="--fp16: keep nodes in FP32 that could overflow on these.")
