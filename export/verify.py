@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def measure_parity(
     """Run frames through torch, the artefact, and its logits model, and compare logits and labels.
 
     The logits model has the same transforms as the artefact, but neither the labels head nor padding classes.
-    Its logits tell rounding errors from wrong weights.
+    Its logits tell rounding errors from wrong weights. Everything runs on one thread.
 
     Args:
         network: The checkpoint's network, in evaluation mode.
@@ -83,8 +84,9 @@ def measure_parity(
         onnx.save(with_card(model, card), paths[0])
         onnx.save(with_card(logits_model, replace(card, outputs=(LOGITS,))), paths[1])
         with (
-            Segmenter(open_backend(paths[0], backend, precision="fp32")) as artefact,
-            open_backend(paths[1], backend, precision="fp32") as logits_backend,
+            Segmenter(open_backend(paths[0], backend, precision="fp32", threads=1)) as artefact,
+            open_backend(paths[1], backend, precision="fp32", threads=1) as logits_backend,
+            _one_torch_thread(),
             torch.inference_mode(),
         ):
             for frame in (resize_frame(frame, plan.size_hw) for frame in frames):
@@ -103,6 +105,17 @@ def measure_parity(
         frames=frames_name,
         backend=backend,
     )
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let torch compute on one thread: idle threads spin, which costs more CPU time than the network."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def require_parity(parity: Parity, precision: str) -> None:

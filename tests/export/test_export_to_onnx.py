@@ -181,6 +181,16 @@ def test_every_kind_of_artefact_is_compared_with_torch(plan, checkpoint_path, tm
     assert parity.equal_labels > 0.999
 
 
+def test_comparison_leaves_torchs_number_of_threads_as_it_was(checkpoint_path, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        export_onnx(checkpoint_path, tmp_path / "model.onnx", SMALL)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_fp16_artefact_of_trained_weights_passes(tmp_path):
     plan = ExportPlan(size_hw=(64, 128), precision="fp16", outputs=("logits",), input="tensor")
     report = export_onnx("camvid", tmp_path / "model.onnx", plan)
