@@ -1,17 +1,29 @@
-"""The table of backends, and ``open_backend``."""
+"""The table of backends, ``open_backend``, and the choice by measurement."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import SUFFIXES, read_record
 from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, InvalidInput
+from runtime.machine.machine import nvidia_gpus
+from runtime.machine.onednn import has_bf16
 from runtime.tensorrt_api import KINDS, TENSORRT
+from runtime.trials import Candidate, Trial, run_trial, version_of
+
+AUTO = "auto"
+"""As a backend or precision: the fastest one, by a trial on this machine."""
+_CUDA = "onnxruntime-cuda"
+_FOR_CPUS = "for CPUs: esnet-export quantize --scheme cpu"
+_LEAST_BF16_AGREEMENT = 0.99
+# Closer times of the probe do not tell which backend is faster: the form of the graph decides.
+_TIE = 1.10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,7 @@ BACKENDS: dict[str, BackendEntry] = {
     "openvino": BackendEntry("openvino:OpenVinoBackend", ("openvino",), "cpu"),
     "onnxruntime": BackendEntry("onnxruntime:OnnxRuntimeBackend", ("onnxruntime",), "cpu"),
     "null": BackendEntry("null:NullBackend", (), None, opens="any"),
-    "onnxruntime-cuda": BackendEntry(
+    _CUDA: BackendEntry(
         "onnxruntime_cuda:OnnxRuntimeCudaBackend", ("onnxruntime",), "gpu", by_name_only=True
     ),
     **{
@@ -54,6 +66,30 @@ def installed_backends() -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Backend and precision for an artefact, and the times that decided."""
+
+    backend: str
+    """Key of ``BACKENDS``."""
+    precision: str | None
+    """As for ``open_backend``."""
+    times_ms: Mapping[Candidate, float] = field(default_factory=dict)
+    """``Trial.times_ms`` of the candidates; empty if there was only one."""
+    notes: tuple[str, ...] = ()
+    """Skipped backends, and problems of the trial."""
+
+    def as_text(self) -> str:
+        """List the candidates with their times, the fastest first."""
+        chosen = f"{self.backend} {self.precision or ''}".rstrip()
+        if not self.times_ms:
+            return f"{chosen}: the only candidate"
+        rows = sorted(self.times_ms.items(), key=lambda item: item[1])
+        lines = [f"{chosen}: chosen by the CPU time of a small network, one thread"]
+        lines += [f"  {name!s:<24}{time_ms:8.2f} ms" for name, time_ms in rows]
+        return "\n".join(lines)
+
+
 def open_backend(
     path: Path | str,
     name: str | None = None,
@@ -61,22 +97,24 @@ def open_backend(
     precision: str | None = None,
     threads: int | None = None,
     timing: bool = False,
+    allow_mismatch: bool = False,
 ) -> Backend:
     """Open an artefact.
 
     Args:
         path: An ONNX file of this toolkit, or an engine.
-        name: Key of ``BACKENDS``; ``None`` takes the fastest that is installed, for an engine the one that
-            built it.
-        precision: As for ``Backend``.
+        name: Key of ``BACKENDS``. ``None`` takes the first of ``installed_backends`` that the card does not
+            exclude, for an engine the one that built it. ``auto``: see ``choose_backend``.
+        precision: As for ``Backend``, or ``auto``.
         threads: As for ``Backend``.
         timing: True to measure stages on a GPU; see ``SlotRing.stage_times_ms``.
+        allow_mismatch: True to open it with the named backend even if the card says that its labels differ.
 
     Raises:
         ModelFileError: The file is missing, damaged, or has no card.
         EngineMismatch: The engine is for another TensorRT or GPU, or was changed.
-        InvalidInput: Unknown backend, one for other artefacts, a precision that it cannot run, or fewer than
-            one thread.
+        InvalidInput: Unknown backend, one for other artefacts, one whose labels differ by the card, a
+            precision that it cannot run, or fewer than one thread.
         BackendUnavailable: Its library is not installed, or does not load.
 
     Example:
@@ -86,16 +124,17 @@ def open_backend(
         ((1, 64, 128), dtype('uint8'))
     """
     path = Path(path)
+    if AUTO in (name, precision):
+        choice = choose_backend(path, name or AUTO, precision)
+        name, precision = choice.backend, choice.precision
     card, builder = identify_artefact(path)
-    name = name or builder or next(iter(installed_backends()), None)
-    if name is None:
-        raise BackendUnavailable(
-            "no backend is installed", hint="pip install 'esnet-deploy[cpu]', then: esnet-doctor"
-        )
+    name = name or builder or _first_match(path, card)
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
     _check_kind(path, name, builder)
+    if not allow_mismatch and not card.matches(name):
+        raise _mismatch(path, card, name)
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads must be at least 1, got {threads}")
     if entry.modules and not any(map(_has, entry.modules)):
@@ -118,6 +157,95 @@ def open_backend(
     return backend
 
 
+def choose_backend(path: Path | str, name: str = AUTO, precision: str | None = AUTO) -> Choice:
+    """Choose the fastest backend and precision for an artefact by a trial, which is cached.
+
+    A backend whose labels differ by the card is never chosen, and bf16 only if the card says that its labels
+    agree. A GPU that runs ONNX Runtime is always preferred.
+
+    Args:
+        path: As for ``open_backend``.
+        name: ``auto``, or a key of ``BACKENDS`` to choose only the precision.
+        precision: ``auto``, or a precision to choose only the backend; ``None`` is that of the card.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, or has no card.
+        BackendUnavailable: No backend is installed.
+        InvalidInput: The card excludes every installed backend.
+    """
+    path = Path(path)
+    card, builder = identify_artefact(path)
+    asked = None if precision == AUTO else precision
+    if builder is not None:
+        return Choice(backend=builder if name == AUTO else name, precision=asked)
+    probe = "int8" if card.precision == "int8" else "fp32"
+    candidates = tuple(_candidates(probe))
+    allowed = [
+        candidate
+        for candidate in candidates
+        if name in (AUTO, candidate.backend)
+        and card.matches(candidate.backend)
+        and _is_allowed(candidate, card, precision or probe)
+    ]
+    if not allowed:  # open_backend says why this backend or precision is not possible
+        return Choice(backend=_first_match(path, card) if name == AUTO else name, precision=asked)
+    trial = Trial({})
+    if len(allowed) > 1:
+        trial = run_trial(
+            probe,
+            candidates,
+            lambda file, candidate: open_backend(
+                file, candidate.backend, precision=candidate.precision, threads=1
+            ),
+        )
+    times_ms = {c: trial.times_ms[c] for c in allowed if c in trial.times_ms}
+    best = _fastest(times_ms, card) if times_ms else allowed[0]
+    skipped = [
+        f"{backend} is skipped: it failed the label check of this INT8 artefact; {_FOR_CPUS}"
+        for backend in dict.fromkeys(candidate.backend for candidate in candidates)
+        if name == AUTO and not card.matches(backend)
+    ]
+    return Choice(
+        backend=best.backend,
+        precision=card.precision if best.backend == _CUDA else best.precision,
+        times_ms=times_ms,
+        notes=(*skipped, *trial.notes),
+    )
+
+
+def _candidates(probe: str) -> Iterator[Candidate]:
+    """List the ways to run a probe here."""
+    for name in installed_backends():
+        yield Candidate(name, probe)
+        if (name, probe) == ("openvino", "fp32") and has_bf16():
+            yield Candidate(name, "bf16")
+    if version_of("onnxruntime-gpu") and nvidia_gpus():
+        yield Candidate(_CUDA, probe)
+
+
+def _is_allowed(candidate: Candidate, card: ModelCard, precision: str) -> bool:
+    """Check a candidate's precision: bf16 must be asked for, or its labels checked at the export."""
+    if candidate.backend == _CUDA:  # computes in the precision of the graph
+        return precision in (AUTO, candidate.precision, card.precision)
+    if precision == AUTO and candidate.precision == "bf16":
+        return (card.parity.get("equal_labels_bf16") or 0.0) >= _LEAST_BF16_AGREEMENT
+    return precision in (AUTO, candidate.precision)
+
+
+def _fastest(times_ms: Mapping[Candidate, float], card: ModelCard) -> Candidate:
+    """Take a GPU, else the fastest candidate, or one that the form of the graph suits if it is as fast."""
+    by_time = sorted(times_ms, key=lambda candidate: times_ms[candidate])
+    best: dict[str, Candidate] = {}
+    for candidate in by_time:
+        best.setdefault(candidate.backend, candidate)
+    if _CUDA in best:
+        return best[_CUDA]
+    limit = _TIE * times_ms[by_time[0]]
+    suits = (card.optimized_for, *card.form.get("suits", ()))
+    close = [candidate for candidate in best.values() if times_ms[candidate] <= limit]
+    return next((c for c in close if c.backend in suits), by_time[0])
+
+
 def identify_artefact(path: Path) -> tuple[ModelCard, str | None]:
     """Read an artefact's card, and for an engine the name of the backend that runs it, else ``None``.
 
@@ -128,6 +256,28 @@ def identify_artefact(path: Path) -> tuple[ModelCard, str | None]:
         return ModelCard.from_file(path), None
     record = read_record(path)
     return record.card, str(record.tensorrt.get("kind"))
+
+
+def _first_match(path: Path, card: ModelCard) -> str:
+    """Get the first installed backend that the card does not exclude."""
+    installed = installed_backends()
+    if not installed:
+        raise BackendUnavailable(
+            "no backend is installed", hint="pip install 'esnet-deploy[cpu]', then: esnet-doctor"
+        )
+    name = next(filter(card.matches, installed), None)
+    if name is None:
+        raise _mismatch(path, card, installed[0])
+    return name
+
+
+def _mismatch(path: Path, card: ModelCard, name: str) -> InvalidInput:
+    passed = card.quantization.get("backends", ())
+    others = "".join(f"--backend {other}, or " for other in passed[:1])
+    return InvalidInput(
+        f"{name} did not pass the label check of {path}, {', '.join(passed) or 'none'} did",
+        hint=f"{others}{_FOR_CPUS}; --allow-mismatch runs it anyway",
+    )
 
 
 def _check_kind(path: Path, name: str, builder: str | None) -> None:

@@ -8,7 +8,6 @@ from runtime.artefact.card import ModelCard
 
 # Backends whose fastest graph form is known, as measured; that of tensorrt-rtx is TensorRT's.
 _FORMS = ("openvino", "onnxruntime", "tensorrt")
-_EXECUTES_QDQ = ("openvino", "onnxruntime", "onnxruntime-cuda")
 
 
 def form_advice(card: ModelCard, backend_name: str) -> str | None:
@@ -30,11 +29,11 @@ def form_advice(card: ModelCard, backend_name: str) -> str | None:
 
 def quantization_advice(card: ModelCard, backend_name: str) -> str | None:
     """Get a warning if a backend failed the check of an INT8 artefact, else ``None``."""
-    passed = card.quantization.get("backends")
-    if passed is None or backend_name in passed or backend_name not in _EXECUTES_QDQ:
+    if card.matches(backend_name):
         return None
+    passed = ", ".join(card.quantization["backends"]) or "none"
     return (
-        f"{backend_name} did not pass the check of this INT8 artefact, {', '.join(passed) or 'none'} did: "
+        f"{backend_name} did not pass the check of this INT8 artefact, {passed} did: "
         "its labels may be wrong; for CPUs, use esnet-export quantize --scheme cpu"
     )
 

@@ -115,6 +115,15 @@ class ModelCard:
         """Dtype of float inputs and outputs: float16 in an fp16 graph, else float32."""
         return np.dtype(np.float16 if self.precision == "fp16" else np.float32)
 
+    def matches(self, backend: str) -> bool:
+        """Check that a backend (key of ``runtime.backend.BACKENDS``) passed the check of an INT8 artefact.
+
+        ONNX Runtime's GPU backend counts as its CPU backend. True without a check, and for backends that run
+        no ONNX file.
+        """
+        passed = self.quantization.get("backends")
+        return passed is None or backend not in _CHECKED or backend.removesuffix("-cuda") in passed
+
     def to_json(self) -> str:
         """Convert to one line of JSON."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
@@ -188,6 +197,7 @@ _VALUES: Mapping[str, tuple[object, ...]] = {
     "resize": ("bilinear",),
     "precision": ("fp32", "fp16", "int8"),
 }
+_CHECKED = ("openvino", "onnxruntime", "onnxruntime-cuda")
 _EXPORT = "make the artefact with: esnet-export to-onnx WEIGHTS -o model.onnx"
 
 
