@@ -232,9 +232,18 @@ def evaluate(
         str | None, typer.Option(help="Checkpoints: HEIGHTxWIDTH; default: size of each image.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Exported models: backend; default: the fastest installed.")
+        str, typer.Option(help="Exported models: auto (the fastest), or a backend.")
+    ] = "auto",
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Exported models: auto (default), fp32 or bf16; repeatable."),
     ] = None,
-    precision: Precisions = None,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Run a backend that failed the label check.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the candidates of auto with their times.")
+    ] = False,
     max_images: Annotated[
         int | None, typer.Option(min=1, help="Number of images, evenly spread over the split.")
     ] = None,
@@ -254,7 +263,7 @@ def evaluate(
 
     require_outputs(json_file, confusion)
     runs = [
-        (name, own) for name in model for own in precisions_of(Path(name), precision or (None,))
+        (name, own) for name in model for own in precisions_of(Path(name), precision or ("auto",))
     ]
     if confusion is not None and len(runs) > 1:
         raise BenchmarkError(
@@ -268,7 +277,9 @@ def evaluate(
     classes = load_label_set(label_set) if label_set else None
     reports, notes = [], dict[str, None]()
     for name, own in runs:
-        predictor = open_predictor(name, size_hw=size_hw, backend=backend, precision=own)
+        predictor = open_predictor(
+            name, size_hw=size_hw, backend=backend, precision=own, allow_mismatch=allow_mismatch
+        )
         with closing(predictor), progress_bar() as progress:
             labelled = open_split_of_model(
                 predictor.label_set, data, split, dataset=dataset, label_set=classes
@@ -278,6 +289,10 @@ def evaluate(
                 measure_accuracy(predictor, labelled, max_images=max_images, track=track)
             )
             notes |= dict.fromkeys(labelled.notes)
+            if choice := predictor.choice:
+                notes |= dict.fromkeys(choice.notes)
+            if choice and explain:
+                print(choice.as_text(), file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     plain = [report.as_dict() for report in reports]

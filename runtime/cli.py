@@ -33,12 +33,17 @@ def segment(
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Weight of the class colours.")] = 0.5,
     legend: Annotated[bool, typer.Option(help="Write the class names on the overlay.")] = True,
     backend: Annotated[
-        str | None,
-        typer.Option(help="openvino, onnxruntime, onnxruntime-cuda or null; default: the fastest."),
-    ] = None,
+        str, typer.Option(help="auto (the fastest), openvino, onnxruntime, onnxruntime-cuda, null.")
+    ] = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; default: the model's precision.")
-    ] = None,
+        str, typer.Option(help="auto (the fastest with checked labels), fp32 or bf16.")
+    ] = "auto",
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Run a backend that failed the label check.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the candidates of auto with their times.")
+    ] = False,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Read a folder's sub-folders, and keep them.")
     ] = False,
@@ -55,6 +60,7 @@ def segment(
     ] = None,
 ) -> None:
     """Segment every frame of SOURCE and write images to OUTPUT."""
+    from runtime.backend import choose_backend
     from runtime.media.sources import open_source
     from runtime.segment import segment_source
 
@@ -65,6 +71,11 @@ def segment(
         size_hw=None if size is None else parse_height_width(size, "--size"),
         pixel_format=pixel_format,
     )
+    choice = choose_backend(model, backend, precision)
+    for note in choice.notes:
+        typer.echo(f"note: {note}", err=True)
+    if explain:
+        typer.echo(choice.as_text(), err=True)
     report = segment_source(
         opened,
         model,
@@ -72,8 +83,9 @@ def segment(
         draw=draw,
         alpha=alpha,
         legend=legend,
-        backend=backend,
-        precision=precision,
+        backend=choice.backend,
+        precision=choice.precision,
+        allow_mismatch=allow_mismatch,
     )
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -65,6 +65,7 @@ def segment_source(
     legend: bool = True,
     backend: str | None = None,
     precision: str | None = None,
+    allow_mismatch: bool = False,
 ) -> SegmentReport:
     """Segment every frame of a source.
 
@@ -77,6 +78,7 @@ def segment_source(
         legend: True to write the class names on the overlay.
         backend: As for ``open_backend``.
         precision: As for ``open_backend``.
+        allow_mismatch: As for ``open_backend``.
 
     Raises:
         InvalidInput: Unusable source or output, or no readable frame.
@@ -90,7 +92,9 @@ def segment_source(
         )
     if not isinstance(source, FrameSource):
         source = open_source(source)
-    with Segmenter.open(model_path, backend=backend, precision=precision) as segmenter:
+    with Segmenter.open(
+        model_path, backend=backend, precision=precision, allow_mismatch=allow_mismatch
+    ) as segmenter:
         sink = open_sink(output_path, source)
 
         def paint(result: Result) -> tuple[str, np.ndarray]:

@@ -79,9 +79,17 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         precision: str | None = None,
         threads: int | None = None,
         timing: bool = False,
+        allow_mismatch: bool = False,
     ) -> Segmenter:
         """Open an artefact; see the constructor for ``color`` and ``open_backend`` for the rest."""
-        opened = open_backend(path, backend, precision=precision, threads=threads, timing=timing)
+        opened = open_backend(
+            path,
+            backend,
+            precision=precision,
+            threads=threads,
+            timing=timing,
+            allow_mismatch=allow_mismatch,
+        )
         try:
             return cls(opened, color=color)
         except BaseException:

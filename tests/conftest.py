@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ from esnet.labels import CAMVID
 from esnet.model import ESNet
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
+from runtime.artefact.card import ModelCard
 from runtime.files import atomic_path
 
 SMALL_HW = (64, 128)
@@ -182,6 +184,19 @@ def make_artefact(shared_folder: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def artefact_with(make_artefact: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Write the small artefact with changes to its card."""
+
+    def write(**changes: object) -> Path:
+        path = tmp_path / "changed.onnx"
+        card = replace(ModelCard.from_file(make_artefact()), **changes)
+        onnx.save(with_card(onnx.load(make_artefact()), card), path)
+        return path
+
+    return write
 
 
 @pytest.fixture

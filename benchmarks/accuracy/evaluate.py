@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from benchmarks.errors import BenchmarkError
 from esnet.data.labelled import LabelledSplit, nearest_size
 from esnet.labels import LabelSet, label_set_from_dict
 from esnet.metrics import ConfusionMatrix, confusion_from_pairs
+from runtime.backend import AUTO, Choice, choose_backend
 from runtime.files import sha256_of
 from runtime.media.frames import resize_frame
 from runtime.segmenter import Segmenter
@@ -37,6 +38,8 @@ class Predictor:
     """Input size of the network, HEIGHTxWIDTH; ``native`` for the size of each image."""
     close: Callable[[], None] = lambda: None
     """Frees the resources of the model."""
+    choice: Choice | None = None
+    """Backend and precision of an artefact, with the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +79,12 @@ def open_predictor(
     size_hw: tuple[int, int] | None = None,
     backend: str | None = None,
     precision: str | None = None,
+    allow_mismatch: bool = False,
 ) -> Predictor:
     """Open a checkpoint, shipped weights or an artefact; the file suffix decides.
 
     ``size_hw`` is for checkpoints; ``None`` keeps the size of each image, rounded to multiples of 8.
-    ``backend`` and ``precision`` are for artefacts; ``None`` takes the fastest and that of the artefact.
+    ``backend``, ``precision`` (see ``choose_backend``) and ``allow_mismatch`` are for artefacts.
 
     Raises:
         BenchmarkError: An option that does not apply to this kind of model.
@@ -92,9 +96,15 @@ def open_predictor(
                 "--size is for checkpoints: an artefact works at the size it was exported for",
                 hint=f"esnet-export to-onnx WEIGHTS --size {size_hw[0]}x{size_hw[1]}",
             )
-        segmenter = Segmenter.open(model, backend=backend, precision=precision)
-        return predictor_from_segmenter(segmenter, Path(model))
-    if backend is not None or precision is not None:
+        choice = choose_backend(model, backend or AUTO, precision)
+        segmenter = Segmenter.open(
+            model,
+            backend=choice.backend,
+            precision=choice.precision,
+            allow_mismatch=allow_mismatch,
+        )
+        return replace(predictor_from_segmenter(segmenter, Path(model)), choice=choice)
+    if not {backend, precision} <= {None, AUTO}:
         raise BenchmarkError(
             f"{model} is a checkpoint, run by torch in fp32: --backend and --precision are for artefacts",
             hint=f"esnet-export to-onnx {model}, then evaluate the .onnx file",

@@ -91,6 +91,19 @@ def test_several_models_stand_side_by_side(run_eval, make_artefact, small_camvid
     assert "+0.00" in done.stdout
 
 
+def test_a_backend_that_failed_the_label_check_is_skipped(run_eval, artefact_with, small_camvid):
+    model = artefact_with(quantization={"backends": ["onnxruntime"]})
+    options = ("-m", model, "--data", small_camvid, "--dataset", "camvid")
+    done = run_eval(*options, "--explain")
+    assert done.returncode == 0, done.stderr
+    assert "note: openvino is skipped: it failed the label check" in done.stderr
+    assert "onnxruntime fp32: the only candidate" in done.stderr
+    refused = run_eval(*options, "--backend", "openvino")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: openvino did not pass the label check")
+    assert run_eval(*options, "--backend", "openvino", "--allow-mismatch").returncode == 0
+
+
 def test_a_confusion_matrix_is_of_one_model(run_eval, weights, small_camvid):
     options = ["-m", weights, "-m", weights, "--data", small_camvid, "--confusion", "c.png"]
     done = run_eval(*options)

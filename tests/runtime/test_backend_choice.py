@@ -4,10 +4,8 @@ import sys
 import types
 from dataclasses import replace
 
-import onnx
 import pytest
 
-from export.metadata import with_card as export_with_card
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, write_engine
 from runtime.backend import AUTO, choose_backend, installed_backends, open_backend
@@ -16,21 +14,6 @@ from runtime.trials import Candidate, Trial
 
 OPENVINO, BF16 = Candidate("openvino", "fp32"), Candidate("openvino", "bf16")
 ONNXRUNTIME, CUDA = Candidate("onnxruntime", "fp32"), Candidate("onnxruntime-cuda", "fp32")
-
-
-@pytest.fixture
-def with_card(make_artefact, tmp_path):
-    """Write the small artefact with changes to its card."""
-
-    def write(**changes):
-        path = tmp_path / "changed.onnx"
-        model = onnx.load(make_artefact())
-        onnx.save(
-            export_with_card(model, replace(ModelCard.from_file(make_artefact()), **changes)), path
-        )
-        return path
-
-    return write
 
 
 @pytest.fixture
@@ -171,20 +154,20 @@ INT8 = {"precision": "int8", "quantization": {"backends": ["onnxruntime"]}}
         pytest.param({OPENVINO: 2, ONNXRUNTIME: 1}, ONNXRUNTIME, id="one-failed"),
     ],
 )
-def test_auto_takes_the_fastest(measured, with_card, times_ms, chosen):
+def test_auto_takes_the_fastest(measured, artefact_with, times_ms, chosen):
     measured(times_ms)
-    assert choice(with_card(**CHECKED)) == chosen
+    assert choice(artefact_with(**CHECKED)) == chosen
 
 
-def test_open_backend_opens_the_choice(measured, with_card):
+def test_open_backend_opens_the_choice(measured, artefact_with):
     measured({OPENVINO: 2, BF16: 3, ONNXRUNTIME: 1})
-    with open_backend(with_card(**CHECKED), AUTO, precision=AUTO) as backend:
+    with open_backend(artefact_with(**CHECKED), AUTO, precision=AUTO) as backend:
         assert (backend.name, backend.precision) == ONNXRUNTIME
 
 
-def test_one_of_the_two_may_be_given(measured, with_card):
+def test_one_of_the_two_may_be_given(measured, artefact_with):
     measured({OPENVINO: 3, BF16: 2, ONNXRUNTIME: 1})
-    path = with_card(**CHECKED)
+    path = artefact_with(**CHECKED)
     assert choice(path, "openvino", AUTO) == BF16
     assert choice(path, AUTO, "bf16") == BF16
     assert choice(path, AUTO, None) == ONNXRUNTIME
@@ -198,17 +181,17 @@ def test_one_of_the_two_may_be_given(measured, with_card):
         pytest.param({"equal_labels_bf16": 0.98}, id="too-different"),
     ],
 )
-def test_bf16_needs_labels_that_the_export_has_checked(measured, with_card, parity):
+def test_bf16_needs_labels_that_the_export_has_checked(measured, artefact_with, parity):
     measured({OPENVINO: 3, BF16: 1, ONNXRUNTIME: 4})
-    path = with_card(parity=parity)
+    path = artefact_with(parity=parity)
     assert choice(path) == OPENVINO
     assert choice(path, AUTO, "bf16") == BF16
 
 
-def test_bf16_is_no_candidate_without_its_arithmetic(measured, with_card, monkeypatch):
+def test_bf16_is_no_candidate_without_its_arithmetic(measured, artefact_with, monkeypatch):
     trials = measured({OPENVINO: 1, ONNXRUNTIME: 2})
     monkeypatch.setattr("runtime.backend.has_bf16", lambda: False)
-    choice(with_card(**CHECKED))
+    choice(artefact_with(**CHECKED))
     assert trials == [("fp32", (OPENVINO, ONNXRUNTIME))]
 
 
@@ -220,55 +203,55 @@ def test_bf16_is_no_candidate_without_its_arithmetic(measured, with_card, monkey
         pytest.param("tensorrt", 1.09, OPENVINO, id="suits-none"),
     ],
 )
-def test_between_close_times_the_form_decides(measured, with_card, form, time_ms, chosen):
+def test_between_close_times_the_form_decides(measured, artefact_with, form, time_ms, chosen):
     measured({OPENVINO: 1, ONNXRUNTIME: time_ms})
-    assert choice(with_card(optimized_for=form, form={})) == chosen
+    assert choice(artefact_with(optimized_for=form, form={})) == chosen
 
 
-def test_without_a_choice_nothing_is_measured(measured, with_card, hide_library):
+def test_without_a_choice_nothing_is_measured(measured, artefact_with, hide_library):
     trials = measured({})
     hide_library("openvino")
-    assert choice(with_card()) == ONNXRUNTIME
-    assert choice(with_card(), "null", AUTO) == ("null", None)
+    assert choice(artefact_with()) == ONNXRUNTIME
+    assert choice(artefact_with(), "null", AUTO) == ("null", None)
     assert trials == []
 
 
-def test_a_gpu_that_runs_is_preferred(measured, with_card, monkeypatch):
+def test_a_gpu_that_runs_is_preferred(measured, artefact_with, monkeypatch):
     monkeypatch.setattr("runtime.backend.version_of", lambda name: "1.31")
     monkeypatch.setattr("runtime.backend.nvidia_gpus", lambda: ("a GPU",))
     trials = measured({OPENVINO: 1, ONNXRUNTIME: 2, CUDA: 9})
-    assert choice(with_card()) == CUDA
-    assert choice(with_card(precision="fp16")) == ("onnxruntime-cuda", "fp16")
+    assert choice(artefact_with()) == CUDA
+    assert choice(artefact_with(precision="fp16")) == ("onnxruntime-cuda", "fp16")
     assert CUDA in trials[0][1]
 
 
-def test_a_gpu_that_does_not_run_is_not(measured, with_card, monkeypatch):
+def test_a_gpu_that_does_not_run_is_not(measured, artefact_with, monkeypatch):
     monkeypatch.setattr("runtime.backend.version_of", lambda name: "1.31")
     monkeypatch.setattr("runtime.backend.nvidia_gpus", lambda: ("a GPU",))
     measured({OPENVINO: 1, ONNXRUNTIME: 2}, ("onnxruntime-cuda fp32 does not run here: no cuDNN",))
-    chosen = choose_backend(with_card())
+    chosen = choose_backend(artefact_with())
     assert chosen.backend == "openvino"
     assert chosen.notes == ("onnxruntime-cuda fp32 does not run here: no cuDNN",)
 
 
-def test_a_backend_that_failed_the_check_is_skipped_with_a_line(with_card):
-    chosen = choose_backend(with_card(**INT8))
+def test_a_backend_that_failed_the_check_is_skipped_with_a_line(artefact_with):
+    chosen = choose_backend(artefact_with(**INT8))
     assert (chosen.backend, chosen.precision) == ("onnxruntime", "int8")
     (note,) = chosen.notes
     assert note.startswith("openvino is skipped: it failed the label check")
     assert "\n" not in note
 
 
-def test_python_skips_it_too(with_card):
-    path = with_card(**{**INT8, "precision": "fp32"})  # the graph is not quantized
+def test_python_skips_it_too(artefact_with):
+    path = artefact_with(**{**INT8, "precision": "fp32"})  # the graph is not quantized
     with open_backend(path) as backend:
         assert backend.name == "onnxruntime"
 
 
 @pytest.mark.parametrize("precision", [None, AUTO])
-def test_naming_it_is_an_error_with_the_fix(with_card, precision):
+def test_naming_it_is_an_error_with_the_fix(artefact_with, precision):
     with pytest.raises(InvalidInput, match="openvino did not pass the label check") as refusal:
-        open_backend(with_card(**INT8), "openvino", precision=precision)
+        open_backend(artefact_with(**INT8), "openvino", precision=precision)
     assert refusal.value.exit_code == 2
     assert refusal.value.hint.startswith(
         "--backend onnxruntime, or for CPUs: esnet-export quantize"
@@ -276,17 +259,19 @@ def test_naming_it_is_an_error_with_the_fix(with_card, precision):
     assert "--allow-mismatch" in refusal.value.hint
 
 
-def test_allowing_the_mismatch_runs_it(with_card):
-    path = with_card(**{**INT8, "precision": "fp32"})
+def test_allowing_the_mismatch_runs_it(artefact_with):
+    path = artefact_with(**{**INT8, "precision": "fp32"})
     with open_backend(path, "openvino", allow_mismatch=True) as backend:
         assert backend.name == "openvino"
 
 
 @pytest.mark.parametrize("name", [None, AUTO])
-def test_if_no_installed_backend_matches_there_is_nothing_to_open(with_card, hide_library, name):
+def test_if_no_installed_backend_matches_there_is_nothing_to_open(
+    artefact_with, hide_library, name
+):
     hide_library("onnxruntime")
     with pytest.raises(InvalidInput, match=r"openvino did not pass .*, onnxruntime did$"):
-        open_backend(with_card(**INT8), name)
+        open_backend(artefact_with(**INT8), name)
 
 
 def test_the_gpu_backend_of_onnxruntime_counts_as_onnxruntime(card):
@@ -295,9 +280,9 @@ def test_the_gpu_backend_of_onnxruntime_counts_as_onnxruntime(card):
     assert not replace(int8, quantization={"backends": ["openvino"]}).matches("onnxruntime-cuda")
 
 
-def test_the_explanation_lists_the_times(measured, with_card):
+def test_the_explanation_lists_the_times(measured, artefact_with):
     measured({OPENVINO: 2, BF16: 1, ONNXRUNTIME: 3})
-    lines = choose_backend(with_card(**CHECKED)).as_text().splitlines()
+    lines = choose_backend(artefact_with(**CHECKED)).as_text().splitlines()
     assert lines[0].startswith("openvino bf16: chosen by")
     assert [line.split() for line in lines[1:]] == [
         ["openvino", "bf16", "1.00", "ms"],
@@ -306,8 +291,8 @@ def test_the_explanation_lists_the_times(measured, with_card):
     ]
 
 
-def test_the_explanation_of_a_single_candidate(with_card):
-    assert choose_backend(with_card(**INT8)).as_text() == "onnxruntime int8: the only candidate"
+def test_the_explanation_of_a_single_candidate(artefact_with):
+    assert choose_backend(artefact_with(**INT8)).as_text() == "onnxruntime int8: the only candidate"
 
 
 def _empty_module(name: str) -> types.ModuleType:

@@ -97,6 +97,41 @@ def test_an_artefact_for_this_engine_is_run_in_silence(segment, draw_image):
     assert segment(draw_image("in.png"), "out.png", "--backend", "openvino").stderr == ""
 
 
+FAILED_CHECK = {"quantization": {"backends": ["onnxruntime"]}}
+
+
+def test_the_choice_is_explained(segment, draw_image):
+    done = segment(draw_image("in.png"), "out.png", "--explain")
+    first, *candidates = done.stderr.splitlines()
+    assert first.endswith("chosen by the CPU time of a small network, one thread")
+    assert {line.split()[0] for line in candidates} == {"openvino", "onnxruntime"}
+    assert f" on {first.partition(':')[0]}, " in done.stdout
+
+
+def test_a_backend_that_failed_the_label_check_is_skipped(segment, draw_image, artefact_with):
+    done = segment(draw_image("in.png"), "out.png", model=artefact_with(**FAILED_CHECK))
+    assert done.returncode == 0, done.stderr
+    assert "note: openvino is skipped: it failed the label check" in done.stderr
+    assert "on onnxruntime fp32, " in done.stdout
+
+
+def test_naming_it_is_an_error_with_the_fix(segment, draw_image, artefact_with):
+    model = artefact_with(**FAILED_CHECK)
+    done = segment(draw_image("in.png"), "out.png", "--backend", "openvino", model=model)
+    assert done.returncode == 2
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: openvino did not pass the label check of ")
+    assert hint.startswith("hint: --backend onnxruntime, or ")
+
+
+def test_the_mismatch_may_be_allowed(segment, draw_image, artefact_with):
+    options = ["--backend", "openvino", "--allow-mismatch"]
+    done = segment(draw_image("in.png"), "out.png", *options, model=artefact_with(**FAILED_CHECK))
+    assert done.returncode == 0
+    assert "warning: openvino did not pass the check of this INT8 artefact" in done.stderr
+    assert "on openvino fp32, " in done.stdout
+
+
 def test_unreadable_images_are_named_counted_and_end_with_1(make_artefact, draw_image, tmp_path):
     for name in ("a.png", "c.png"):
         draw_image(f"in/{name}")
