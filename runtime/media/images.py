@@ -113,15 +113,18 @@ def _image_source(
     kind: str, name: str, path: Path, files: Iterable[Path], root: Path
 ) -> FrameSource:
     """Make a source of image files, in the order given; a repeated file is read once."""
-    relative = {file: _relative(file, root) for file in files}
-    if not relative:
+    places = {_relative(file, root): file for file in files}
+    if not places:
         raise InvalidInput(
             f"{kind} {name} holds no images",
             hint=f"images are files ending in {' '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    stems = {file: place.with_suffix("") for file, place in relative.items()}
-    names = stems if len(set(stems.values())) == len(stems) else relative
-    named = {names[file].as_posix(): file for file in relative}
+    stems = {place: place.with_suffix("") for place in places}
+    has_unique_stems = len(set(stems.values())) == len(stems)
+    named = {
+        (stems[place] if has_unique_stems else place).as_posix(): file
+        for place, file in places.items()
+    }
 
     def decode(source: FrameSource) -> Iterator[Frame]:
         for frame_name, file in named.items():

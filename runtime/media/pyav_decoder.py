@@ -47,9 +47,10 @@ class PyAvDecoder:
         rate = self._stream.average_rate
         self.num_frames = self._stream.frames or None
         self.fps = float(rate) if rate else None
-        # "jpeg_pipe" and its like are single images.
-        self.is_finite = self._container.duration is not None or kind.endswith("_pipe")
         self.is_paced = kind != "hls"
+        # A file on a server has a size, as a playlist has; "jpeg_pipe" and its like are single images.
+        has_end = (self._container.size > 0 and self.is_paced) or kind.endswith("_pipe")
+        self.is_finite = has_end or self._container.duration is not None
         self._has_jpegs = kind == "mpjpeg"
 
     def __iter__(self) -> Iterator[Decoded]:

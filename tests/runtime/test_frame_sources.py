@@ -1,4 +1,4 @@
-"""Images, folders and videos as frames; what cannot be read is named."""
+"""Images as frames: files, folders, patterns and lists; what cannot be read is named."""
 
 import os
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InvalidInput
+from runtime.media.images import decode_image
 from runtime.media.sources import open_source, read_image
 
 
@@ -86,30 +87,105 @@ def test_a_truncated_png_cannot_be_read(draw_image, share):
         read_image(path)
 
 
-def test_a_video_is_read_in_order(draw_video):
-    source = open_source(draw_video("drive.mp4", num_frames=6))
-    frames = list(source)
-    assert [frame.name for frame in frames] == [f"drive_{i:06d}" for i in range(6)]
-    assert np.all(np.diff([frame.image.mean() for frame in frames]) > 10)
+def test_sub_folders_are_kept_in_the_names(tmp_path, draw_image):
+    for name in ("b.png", "day/a.png", "day/night/a.png", ".cache/x.png", "day/.x.png"):
+        draw_image(name)
+    source = open_source(tmp_path, recursive=True)
+    assert names(source) == ["b", "day/a", "day/night/a"]
+    assert source.files["day/a"] == tmp_path / "day" / "a.png"
+    assert names(open_source(tmp_path)) == ["b"]
 
 
-def test_a_video_tells_its_length_and_rate(draw_video):
-    source = open_source(draw_video("drive.mp4", num_frames=6))
-    assert (source.num_frames, source.fps) == (6, 10.0)
+def test_a_pattern_is_read_below_its_fixed_part(tmp_path, draw_image):
+    for name in ("day/a_left.png", "day/a_right.png", "night/b_left.png", "c_left.png"):
+        draw_image(f"in/{name}")
+    (tmp_path / "in" / "notes_left.txt").touch()
+    found = names(open_source(f"{tmp_path}/in/**/*_left.*"))
+    assert found == ["c_left", "day/a_left", "night/b_left"]
+    assert names(open_source(f"{tmp_path}/in/day/*")) == ["a_left", "a_right"]
 
 
-def test_a_video_can_be_read_again(draw_video):
-    source = open_source(draw_video("drive.mp4"))
-    assert names(source) == names(source)
+def test_a_file_comes_before_the_pattern_of_its_name(tmp_path, draw_image):
+    for name in ("a[1].png", "a1.png"):
+        draw_image(name)
+    assert names(open_source(tmp_path / "a[1].png")) == ["a[1]"]
 
 
-def test_a_real_road_video_is_read(video_path):
-    source = open_source(video_path)
-    frames = [frame for frame, _ in zip(source, range(3), strict=False)]
-    assert source.num_frames > 100
-    assert source.fps == 25.0
-    assert [frame.image.shape for frame in frames] == [(540, 960, 3)] * 3
-    assert all(frame.image.std() > 20 for frame in frames)
+def test_a_list_names_images_relative_to_its_folder(tmp_path, draw_image):
+    outside = draw_image("elsewhere/x.png")
+    for name in ("in/b.png", "in/day/a.png"):
+        draw_image(name)
+    lines = f"\ufeff# frames\r\nday/a.png\r\n\r\nb.png\r\n../in/b.png\r\n{outside}\r\n"
+    (tmp_path / "in" / "val.txt").write_text(lines)
+    source = open_source(tmp_path / "in" / "val.txt")
+    assert names(source) == ["day/a", "b", str(outside.with_suffix(""))[1:]]
+    assert source.num_frames == 3
+
+
+def test_a_missing_image_of_a_list_is_skipped(tmp_path, draw_image):
+    draw_image("a.png")
+    (tmp_path / "val.txt").write_text("a.png\nnone.png\n")
+    source = open_source(tmp_path / "val.txt")
+    assert names(source) == ["a"]
+    assert source.skipped == [f"{tmp_path}/none.png cannot be read: No such file or directory"]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", "caf\u00e9 10:30.png".encode()])
+def test_a_file_name_may_have_any_encoding(tmp_path, draw_image, name):
+    draw_image("a.png").rename(tmp_path / os.fsdecode(name))
+    (frame,) = open_source(tmp_path)
+    assert os.fsencode(frame.name + ".png") == name
+    (tmp_path / "list.txt").write_bytes(name)
+    assert names(open_source(tmp_path / "list.txt")) == [frame.name]
+
+
+def test_the_exif_rotation_is_applied(tmp_path, draw_image):
+    jpeg = draw_image("a.jpg").read_bytes()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + segment + jpeg[2:])
+    assert read_image(tmp_path / "a.jpg").shape == (128, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", []),
+        (".jpg", []),
+        (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        (".bmp", []),
+        (".ppm", []),
+        (".tif", []),
+        (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+        (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+    ],
+)
+def test_an_image_over_the_limit_is_refused_by_its_header(frame, suffix, options):
+    data = cv2.imencode(suffix, frame, options)[1].tobytes()
+    assert decode_image(data, "a", max_pixels=64 * 128).shape == (64, 128, 3)
+    with pytest.raises(InvalidInput, match="a has 128x64 pixels, more than 8,191"):
+        decode_image(data, "a", max_pixels=64 * 128 - 1)
+
+
+def test_a_huge_picture_does_not_end_the_folder(tmp_path, draw_image):
+    png = draw_image("bomb.png").read_bytes()
+    sides = (60_000).to_bytes(4, "big") * 2
+    (tmp_path / "bomb.png").write_bytes(png[:16] + sides + png[24:])
+    draw_image("good.png")
+    source = open_source(tmp_path)
+    assert names(source) == ["good"]
+    assert source.skipped == [f"{tmp_path}/bomb.png has 60000x60000 pixels, more than 100,000,000"]
+
+
+def test_stop_ends_the_iteration(tmp_path, draw_image):
+    for name in ("a.png", "b.png"):
+        draw_image(name)
+    source = open_source(tmp_path)
+    frames = iter(source)
+    assert next(frames).name == "a"
+    source.stop()
+    assert next(frames, None) is None
+    assert names(source) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -117,9 +193,7 @@ def test_a_real_road_video_is_read(video_path):
     [
         pytest.param("v.mp4", b"not a video", "cannot be decoded as a video", id="not-a-video"),
         pytest.param("v.mp4", b"", "cannot be decoded as a video", id="empty-video"),
-        pytest.param(
-            "notes.md", b"a", "neither an image nor a video.*'.md'", id="unknown-suffix"
-        ),
+        pytest.param("notes.md", b"a", "neither an image nor a video.*'.md'", id="unknown-suffix"),
         pytest.param("frames", b"a", "neither an image nor a video.*''", id="no-suffix"),
     ],
 )
@@ -138,3 +212,29 @@ def test_a_folder_without_images_says_what_images_are(tmp_path):
     with pytest.raises(InvalidInput, match="holds no images") as refusal:
         open_source(tmp_path)
     assert ".png" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        ("a.png", {"recursive": True}, "recursive has no effect on the image 'a.png'"),
+        ("a.png", {"reconnect": 5}, "reconnect has no effect on the image"),
+        (".", {"size_hw": (4, 4)}, "size has no effect on the folder"),
+        (
+            "rtsp://host/x",
+            {"pixel_format": "nv12"},
+            "pixel-format has no effect on the network stream",
+        ),
+        ("*.gif", {}, r"pattern \*\.gif holds no images"),
+        ("ftp://host/a.png", {}, "unknown protocol ftp://"),
+        ("rtsp:///live", {}, "'rtsp:///live' names no host"),
+        ("-", {}, "raw frames on stdin need a size"),
+    ],
+)
+def test_a_setting_without_effect_or_a_bad_source_is_refused(
+    draw_image, monkeypatch, tmp_path, source, settings, message
+):
+    draw_image("a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match=message):
+        open_source(source, **settings)
