@@ -38,7 +38,7 @@ DATASETS = {
         label_set=CAMVID,
         trees=(_CAMVID_TREE,),
         expected="expected train/*.png with trainannot/*.png (val, test alike), or train.txt with lines "
-        "'image mask'",
+        "'image mask'; for your own images: --dataset folder",
     ),
     "cityscapes": Dataset(
         label_set=CITYSCAPES,

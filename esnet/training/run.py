@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from esnet.checkpoint import load_checkpoint
 from esnet.data.datasets import open_split
 from esnet.data.labelled import LabelledSplit
-from esnet.errors import TrainingError
+from esnet.errors import DatasetError, TrainingError
 from esnet.families import AUTHORS
 from esnet.model import ESNet, NetworkConfig
 from esnet.training.data import EvalDataset, TrainDataset, train_loader
@@ -33,6 +33,7 @@ from esnet.training.settings import RunResult, RunSettings
 from esnet.training.task import MovingAverage, SegmentationTask
 from runtime.files import cache_dir
 
+_CHECK_DATA = "esnet-data check lists all files that cannot be used"
 _HEADS = ("encoder_output_conv.", "decoder.output_conv.")
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",
@@ -100,6 +101,9 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     )
     try:
         trainer.fit(task, training, validation, ckpt_path=resume_path, weights_only=True)
+    except DatasetError as error:  # from a worker, the message includes a traceback
+        message = str(error).rpartition("DatasetError: ")[2].strip()
+        raise DatasetError(message, hint=error.hint or _CHECK_DATA) from error
     except SystemExit:  # Lightning exits this way after Ctrl-C, when the checkpoint is written
         print(
             f"stopped   after epoch {trainer.current_epoch}; re-run the command to resume",

@@ -197,6 +197,17 @@ def test_a_mask_with_other_values_is_one_line_before_the_first_epoch(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_that_a_worker_cannot_use_is_one_line(small_camvid, tmp_path, invoke, monkeypatch):
+    monkeypatch.setattr("esnet.training.data._MAX_CACHE_BYTES", 0)
+    data = shutil.copytree(small_camvid, tmp_path / "data")
+    cv2.imwrite(str(data / "train" / "1.png"), np.zeros((8, 52, 3), np.uint8))
+    done = invoke("esnet-train", *options(data, tmp_path / "run"), "--workers", "1")
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith(f"error: {data}/train/1.png is 8x52, its mask")
+    assert error.endswith("is 44x52")
+    assert hint.startswith("hint: esnet-data check")
+
+
 def test_other_settings_do_not_continue_a_run(finished, small_camvid):
     with pytest.raises(
         TrainingError, match=r"recipe\.learning_rate was 0\.001, now 0\.002"

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 from esnet.data.augment import Augmentation
 from esnet.data.datasets import open_split
 from esnet.errors import TrainingError
+from esnet.labels import CAMVID
 from esnet.training.data import EvalDataset, TrainDataset, TrainSampler, train_loader
 from esnet.training.losses import class_weights, cross_entropy, label_counts, lovasz_softmax
 from esnet.training.recipe import RECIPES, Recipe, recipe_named
@@ -121,6 +123,15 @@ class TestClassWeights:
         mask_path = split.files[0].mask_path
         mask_path.write_bytes(split.files[1].mask_path.read_bytes())
         assert label_counts(split, tmp_path).tolist() != [7] * 11
+
+    def test_counts_are_made_again_for_another_label_set(self, small_camvid, tmp_path):
+        swapped = {index: 10 - index for index in range(11)} | {11: 11}
+        other = replace(CAMVID, name="swapped", label_values=swapped)
+        counts, mirrored = (
+            label_counts(open_split("camvid", small_camvid, "train", label_set=each), tmp_path)
+            for each in (CAMVID, other)
+        )
+        np.testing.assert_array_equal(mirrored, counts[::-1])
 
 
 class TestViews:

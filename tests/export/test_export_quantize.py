@@ -513,8 +513,10 @@ class TestQuantize:
             (["--count", "5"], "--calibration"),
             (["--method", "max"], "--calibration"),
             (["--max-miou-drop", "1.0"], "--data"),
+            (["--dataset", "camvid"], "--data"),
+            (["--label-set", "camvid"], "--data"),
         ],
-        ids=["count", "method", "budget"],
+        ids=["count", "method", "budget", "dataset", "label-set"],
     )
     def test_an_option_without_effect_is_refused(self, artefact, invoke, option, needed):
         done = invoke("esnet-export", "quantize", artefact, *option)
