@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import torch
 
+from esnet.metrics import label_agreement
 from esnet.model import ESNet, normalise
 from export.errors import ParityError
 from export.metadata import with_card
 from export.plan import ExportPlan, transform_graph
 from runtime.artefact.card import LOGITS, ModelCard
 from runtime.backend import installed_backends, open_backend
+from runtime.machine.onednn import has_bf16
 from runtime.media.frames import batch_from_frames, resize_frame
 from runtime.segmenter import Segmenter
 
@@ -41,12 +43,16 @@ class Parity:
     """Origin of the frames."""
     backend: str
     """Backend that ran the artefact."""
+    equal_labels_bf16: float | None = None
+    """``equal_labels`` in bf16 on OpenVINO, by which ``auto`` allows it; ``None`` if it does not run here."""
 
     def as_text(self) -> str:
         """Summarise the comparison in one line."""
+        agreement = self.equal_labels_bf16
+        bf16 = "" if agreement is None else f" ({100 * agreement:.4g} % in bf16)"
         return (
             f"max |logit difference| {self.max_abs_logit_diff:.2g} of {self.max_abs_logit:.3g}, "
-            f"equal labels {100 * self.equal_labels:.6g} %, {self.num_frames} {self.frames}, "
+            f"equal labels {100 * self.equal_labels:.6g} %{bf16}, {self.num_frames} {self.frames}, "
             f"on {self.backend}"
         )
 
@@ -78,7 +84,7 @@ def measure_parity(
     logits_model = transform_graph(unfused, logits_plan)
     installed = installed_backends()
     backend = "onnxruntime" if "onnxruntime" in installed else installed[0]
-    differences, largest, equal = [], [], []
+    differences, largest, equal, labels_torch = [], [], [], []
     with tempfile.TemporaryDirectory(prefix="esnet-parity-") as folder:
         paths = Path(folder, "artefact.onnx"), Path(folder, "logits.onnx")
         onnx.save(with_card(model, card), paths[0])
@@ -96,7 +102,9 @@ def measure_parity(
                 labels = artefact.segment(frame)
                 differences.append(float(np.abs(logits.astype(np.float32) - expected).max()))
                 largest.append(float(np.abs(expected).max()))
-                equal.append(float((labels == expected.argmax(0)).mean()))
+                labels_torch.append(expected.argmax(0).astype(np.uint8))
+                equal.append(float((labels == labels_torch[-1]).mean()))
+        equal_bf16 = _agreement_in_bf16(paths[0], plan, frames, labels_torch)
     return Parity(
         max_abs_logit_diff=float(np.max(differences)),
         max_abs_logit=max(largest),
@@ -104,7 +112,19 @@ def measure_parity(
         num_frames=len(frames),
         frames=frames_name,
         backend=backend,
+        equal_labels_bf16=equal_bf16,
     )
+
+
+def _agreement_in_bf16(
+    path: Path, plan: ExportPlan, frames: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+) -> float | None:
+    """Get the share of equal labels of an artefact in bf16; ``None`` without OpenVINO or bf16 arithmetic."""
+    if "openvino" not in installed_backends() or not has_bf16():
+        return None
+    with Segmenter.open(path, backend="openvino", precision="bf16", threads=1) as artefact:
+        found = [artefact.segment(resize_frame(frame, plan.size_hw)) for frame in frames]
+    return label_agreement(found, labels)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from export.report import text_from_export
 from export.to_onnx import export_onnx
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.errors import BackendUnavailable, InvalidInput
+from runtime.machine.onednn import has_bf16
 
 SMALL = ExportPlan(size_hw=(64, 128))
 ORCHARD = LabelSet(
@@ -80,6 +81,18 @@ def test_card_says_what_goes_in_and_out(report):
         (1, 1, 8),
     )
     assert (card.label_set, card.num_classes, card.precision) == ("camvid", 11, "fp32")
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 arithmetic")
+def test_labels_in_bf16_are_compared_where_the_cpu_has_it(report):
+    assert 0.5 < report.parity.equal_labels_bf16 < 1  # random weights
+
+
+def test_without_bf16_its_labels_are_unknown(checkpoint_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.verify.has_bf16", lambda: False)
+    parity = export_onnx(checkpoint_path, tmp_path / "model.onnx", SMALL).parity
+    assert parity.equal_labels_bf16 is None
+    assert "bf16" not in parity.as_text()
 
 
 def test_card_holds_the_parity_that_was_measured(report):

@@ -71,3 +71,8 @@ def test_refusal_of_fp16_suggests_going_without():
 def test_text_says_100_percent_only_of_all_labels(share, expected):
     text = Parity(**GOOD | {"equal_labels": share}).as_text()
     assert f"equal labels {expected}, 3 generated street scenes, on onnxruntime" in text
+
+
+def test_text_gives_the_labels_in_bf16():
+    text = Parity(**GOOD, equal_labels_bf16=0.99957).as_text()
+    assert "equal labels 100 % (99.96 % in bf16), 3 generated" in text
