@@ -183,8 +183,9 @@ class SlotRing(SlotQueue, AbstractContextManager["SlotRing"]):
     def _enqueue_batch(self, slot: Slot, count: int) -> None:
         """Enqueue copy in, engine and copy out. The slot's last batch was collected: its memory is free."""
         is_alone = not self._in_flight
-        if is_alone and count in slot.engine_graphs and not self._timing:
-            self._replay_whole(slot, count)
+        if is_alone and count in slot.whole_graphs:  # one launch is least work for the host
+            slot.whole_graphs[count].launch(self._compute)
+            slot.copied_out.record(self._compute)
             return
         if self._timing:
             slot.started.record(self._in)
@@ -196,24 +197,6 @@ class SlotRing(SlotQueue, AbstractContextManager["SlotRing"]):
         self._out.wait(slot.computed)
         self._copy_out(slot, count, self._out)
         slot.copied_out.record(self._out)
-
-    def _replay_whole(self, slot: Slot, count: int) -> None:
-        """Launch copy in, engine and copy out as one graph on one stream: least work for the host.
-
-        Only for a batch that is alone. Graphs on one stream run one after the other, so copies of
-        neighbouring batches would not overlap.
-        """
-        if count not in slot.whole_graphs:
-
-            def work() -> None:
-                self._copy_in(slot, count, self._compute)
-                self._enqueue(slot, count, self._compute)
-                self._copy_out(slot, count, self._compute)
-
-            graph = self._device.capture(self._compute, work)
-            slot.whole_graphs[count] = _freed_by(self._resources, graph)
-        slot.whole_graphs[count].launch(self._compute)
-        slot.copied_out.record(self._compute)
 
     def _copy_in(self, slot: Slot, count: int, stream: Stream) -> None:
         num_bytes = count * self.layout.input.item_bytes
@@ -232,19 +215,35 @@ class SlotRing(SlotQueue, AbstractContextManager["SlotRing"]):
         self._enqueue(slot, count, self._compute)
         if self._use_graphs and count not in self._sizes_without_graph:
             self._compute.synchronize()  # libraries allocate and compile in their first run of a shape
-            self._capture_engine(slot, count)
+            self._capture(slot, count)
 
-    def _capture_engine(self, slot: Slot, count: int) -> None:
-        work = partial(self._enqueue, slot, count, self._compute)
+    def _capture(self, slot: Slot, count: int) -> None:
+        """Capture the engine, and the engine with its copies for a batch that is alone.
+
+        Graphs on one stream run one after the other, so with the copies in them, neighbouring batches would
+        not overlap. Both are captured now, because ONNX Runtime plans again after a run of another size, and
+        must not do so in a capture.
+        """
+        engine = partial(self._enqueue, slot, count, self._compute)
+
+        def whole() -> None:
+            self._copy_in(slot, count, self._compute)
+            engine()
+            self._copy_out(slot, count, self._compute)
+
         try:
-            graph = self._device.capture(self._compute, work)
+            slot.engine_graphs[count] = self._captured(engine)
+            if not self._timing:
+                slot.whole_graphs[count] = self._captured(whole)
         except CudaError as error:
+            slot.engine_graphs.pop(count, None)
             self._sizes_without_graph.add(count)
             self.notes.append(f"batches of {count} run without a CUDA graph: {error}")
             with suppress(CudaError):
-                work()  # ONNX Runtime reports the failure once more, in its next run
-        else:
-            slot.engine_graphs[count] = _freed_by(self._resources, graph)
+                engine()  # ONNX Runtime reports the failure once more, in its next run
+
+    def _captured(self, work: Callable[[], None]) -> Graph:
+        return _freed_by(self._resources, self._device.capture(self._compute, work))
 
     def _new_stream(self) -> Stream:
         stream = _freed_by(self._resources, self._device.new_stream())
