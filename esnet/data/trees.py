@@ -139,9 +139,13 @@ def _key(path: Path, folder: Path) -> str:
 
 
 def _listed(root: Path, list_path: Path, trees: Sequence[Tree]) -> Pairing:
+    try:
+        lines = list_path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{list_path} is not text, so it is no list of images") from error
     undivided: dict[str, Pair] | None = None
     pairs, problems = [], []
-    for number, line in enumerate(list_path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         names = line.strip().split("\t") if "\t" in line.strip() else line.split()
         place = f"{list_path}, line {number}"
         if len(names) == 1:

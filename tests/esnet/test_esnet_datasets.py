@@ -261,6 +261,11 @@ class TestFolder:
         split = orchard(data, "drive7.txt")
         assert (len(split), split.split) == (1, "drive7")
 
+    def test_a_list_that_is_no_text_is_named(self, tmp_path):
+        (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(DatasetError, match=r"train\.txt is not text"):
+            orchard(tmp_path)
+
     def test_undivided_folders_are_the_split_all(self, tmp_path):
         write(tmp_path / "images/a.png", picture())
         write(tmp_path / "masks/a.png", labels(1))
