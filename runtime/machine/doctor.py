@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from runtime.machine.machine import (
 )
 from runtime.machine.support import advice_for, limits_of, version_numbers
 from runtime.tensorrt_api import KINDS, TENSORRT, TENSORRT_RTX
+from runtime.trials import cached_times
 
 _DISTRIBUTIONS = (
     "numpy",
@@ -61,6 +63,7 @@ _CUDA_12_BINDINGS = "pip install 'cuda-bindings==12.9.*'"
 _INSTALL_JETSON = "part of JetPack; python3 -m venv --system-site-packages .venv sees it"
 # The last onnxruntime-gpu on PyPI with kernels for Pascal and Volta.
 _LAST_ONNXRUNTIME_GPU = "1.26.0"
+_EMPTY = "broken: an empty folder is left"
 _FRAMES = "read and write frames: cv2"
 _COPY = "copy to the GPU: cuda-bindings or pycuda"
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
@@ -139,6 +142,8 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
         "cpu": cpu_name(),
         "cpu features": ", ".join(flag for flag in _ISA if flag in cpu_flags()) or "unknown",
         "gpu": "; ".join(map(str, found)) or no_gpu,
+        "trial fp32": _trial_text("fp32"),
+        "trial int8": _trial_text("int8"),
         "esnet-deploy": _version("esnet-deploy") or "not installed, run from its source folder",
     }
     return Diagnosis(
@@ -153,6 +158,13 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
         ),
         gpus=tuple(_advice(name, sm) for name, sm in ([asked] if asked else gpus)),
     )
+
+
+def _trial_text(probe: str) -> str:
+    """List the times of the trial that decides for ``auto``, the fastest first."""
+    times = sorted(cached_times(probe).items(), key=lambda item: item[1])
+    found = ", ".join(f"{candidate} {time_ms:.1f} ms" for candidate, time_ms in times)
+    return found or "none yet: esnet-segment makes it with --backend auto"
 
 
 def _installed() -> dict[str, str | None]:
@@ -206,7 +218,8 @@ def _checks(*, has_gpu: bool, sm: Sm | None) -> Iterator[Check]:
     yield _import_check(_FRAMES, "cv2", fix="pip install opencv-python-headless")
     for name in ("openvino", "onnxruntime"):
         yield _import_check(f"run on CPU: {name}", name, fix=_pip("cpu"))
-    for name in ("torch", "onnx", "safetensors"):
+    yield _torch_check()
+    for name in ("onnx", "safetensors"):
         yield _import_check(f"export: {name}", name, fix=_pip("export"))
     if has_gpu:
         fix = tensorrt_install(sm)
@@ -215,6 +228,17 @@ def _checks(*, has_gpu: bool, sm: Sm | None) -> Iterator[Check]:
         yield _import_check(_COPY, "cuda.bindings", "pycuda", fix=fix)
     if sm is None or limits_of(sm).runs_rtx:
         yield _import_check("build engines: tensorrt-rtx", *KINDS[TENSORRT_RTX][0], fix=_pip("rtx"))
+
+
+def _torch_check() -> Check:
+    """Find torch without importing it, which takes longer than all other checks."""
+    name, fix = "export: torch", _pip("export")
+    spec = importlib.util.find_spec("torch")
+    if spec is None:
+        return Check(name=name, is_ok=False, detail="not installed", fix=fix)
+    if spec.origin is None:  # a folder without files
+        return Check(name=name, is_ok=False, detail=_EMPTY, fix=f"{_uninstall('torch')} && {fix}")
+    return Check(name=name, is_ok=True, detail=_version("torch") or "unknown version")
 
 
 def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
@@ -232,7 +256,7 @@ def _import_check(name: str, module: str, *others: str, fix: str) -> Check:
     version = getattr(library, "__version__", None) or getattr(library, "VERSION_TEXT", None)
     if version is None:  # Python imports an empty folder without an error
         fix = f"{_uninstall(*_CONFLICTS.get(module, (module,)))} && {fix}"
-        return Check(name=name, is_ok=False, detail="broken: an empty folder is left", fix=fix)
+        return Check(name=name, is_ok=False, detail=_EMPTY, fix=fix)
     return Check(name=name, is_ok=True, detail=str(version).partition("-")[0])
 
 

@@ -26,6 +26,7 @@ from runtime.machine.machine import (
     nvidia_gpus,
     peak_memory_bytes,
 )
+from runtime.trials import Candidate
 from tests.fake_nvml import FUNCTION_NOT_FOUND, GPU_IS_LOST, NOT_SUPPORTED, FakeGpu, FakeNvml
 
 PASCAL_PINS = Path(__file__).parents[2] / "requirements-gtx10xx.txt"
@@ -393,6 +394,36 @@ def test_the_remains_of_two_onnxruntimes_are_broken(monkeypatch):
     assert check("onnxruntime").fix == (
         "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'esnet-deploy[cpu]'"
     )
+
+
+def test_torch_is_found_without_importing_it():
+    code = (
+        "from runtime.machine.doctor import diagnose; diagnose(); import sys; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "onnxruntime" in done.stdout.split()
+    assert "torch" not in done.stdout.split()
+    assert check("torch").detail == metadata.version("torch")
+
+
+def test_a_missing_torch_gets_its_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert (check("torch").is_ok, check("torch").detail) == (False, "not installed")
+    assert check("torch").fix == "pip install 'esnet-deploy[export]'"
+
+
+def test_an_empty_folder_of_torch_is_broken(monkeypatch):
+    empty = types.SimpleNamespace(origin=None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: empty)
+    assert check("torch").detail == "broken: an empty folder is left"
+
+
+def test_the_times_of_the_trial_are_shown_the_fastest_first(monkeypatch):
+    times = {Candidate("openvino", "fp32"): 2.0, Candidate("openvino", "bf16"): 1.04}
+    monkeypatch.setattr("runtime.machine.doctor.cached_times", {"fp32": times, "int8": {}}.get)
+    machine = diagnose().machine
+    assert machine["trial fp32"] == "openvino bf16 1.0 ms, openvino fp32 2.0 ms"
+    assert machine["trial int8"].startswith("none yet: ")
 
 
 def test_twins_that_overwrite_each_other_are_warned_of(monkeypatch):
