@@ -17,8 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from esnet.labels import label_set_hint, numbered_classes
+from runtime.artefact.advice import form_advice
 from runtime.artefact.card import FRAMES, ModelCard
+from runtime.backend import installed_backends
 from runtime.console import is_terminal
+from runtime.machine.machine import nvidia_gpus
 
 if TYPE_CHECKING:  # a command imports only what it needs
     from export.engine.build import EngineReport
@@ -79,6 +82,7 @@ def text_from_export(report: ExportReport) -> str:
         *_card_rows(card),
         *((("note", _NUMBERED + label_set_hint(card.num_classes)),) if is_numbered(card) else ()),
         ("wrote", _file_text(report)),
+        *_form_rows(card),
         ("next", shlex.join(["esnet-bench", str(report.path)])),
     ]
     return _block(rows)
@@ -115,6 +119,7 @@ def text_from_quantization(report: QuantizeReport) -> str:
     is_for_tensorrt = quantization["scheme"] == "tensorrt"
     file = shlex.quote(str(report.path))
     build, bench = f"esnet-export build-engine {file} --int8", f"esnet-bench {file}"
+    rows += _form_rows(report.card)
     return _block([*rows, ("next", build if is_for_tensorrt else bench)])
 
 
@@ -206,6 +211,12 @@ def _card_rows(card: ModelCard) -> Rows:
         ("out", _output_text(card)),
         ("form", f"optimized for {card.optimized_for}: {form}"),
     ]
+
+
+def _form_rows(card: ModelCard) -> Rows:
+    """Without a GPU, give the command that exports the form for the first backend of this CPU."""
+    advice = None if nvidia_gpus() else form_advice(card, next(iter(installed_backends()), ""))
+    return [("note", f"no NVIDIA GPU here, and {advice}")] if advice else []
 
 
 def _input_text(card: ModelCard) -> str:

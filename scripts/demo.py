@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from esnet.data.scenes import street_scene
-from runtime.machine.machine import cpu_flags
+from runtime.machine.onednn import has_bf16
 from runtime.media.sinks import write_image
 from runtime.media.sources import open_source
 
@@ -33,7 +33,7 @@ def main() -> None:
     is_video = source.fps is not None
     overlays = OUT / ("overlay.mp4" if is_video else "overlays")
     data = f"--data {_CAMVID.parent}" if _CAMVID.is_dir() else ""
-    bf16 = "--precision bf16" if "avx512_bf16" in cpu_flags() else ""
+    bf16 = "--precision bf16" if has_bf16() else ""
     source_words = shlex.quote(str(frames))
     steps = {
         "Check the installed libraries and backends": "esnet-doctor",

@@ -22,6 +22,7 @@ from export.graph.qdq import CPU_SCHEME, insert_qdq, quantizable_tensors
 from runtime.artefact.card import ModelCard
 from runtime.backend import open_backend
 from runtime.machine.machine import cpu_name, num_cores
+from runtime.machine.onednn import has_bf16
 from runtime.media.frames import batch_from_frames
 
 _TIMING = TimingConfig(warmup_calls=5, warmup_cap_seconds=1.0, min_samples=15, cap_seconds=4.0)
@@ -98,7 +99,7 @@ def _openvino_call(model: bytes, precision: str, feed: _Feed) -> Callable[[], ob
     from runtime.backends.openvino import shared_core
 
     core = shared_core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and not has_bf16():
         return None
     config = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",

@@ -15,6 +15,7 @@ from benchmarks.scopes import ENGINE
 from runtime.artefact.card import FRAMES, LOGITS
 from runtime.media.frames import batch_from_frames, resize_frame, resize_map
 from runtime.segmenter import Segmenter
+from runtime.trials import Candidate, cached_times
 
 DECODE, RESIZE, PREPARE, COPY_IN = "decode", "resize", "prepare", "copy in"
 COPY_OUT, UPSCALE, OVERLAY, OTHER = "copy out", "upscale", "overlay", "other"
@@ -119,8 +120,10 @@ def _hints(segmenter: Segmenter, image: np.ndarray) -> dict[str, str]:
 
 def _engine_hint(segmenter: Segmenter) -> str:
     backend, precision = segmenter.backend.name, segmenter.backend.precision
-    if precision == "fp32" and backend == "openvino":
-        return "--precision bf16 if the CPU supports it, or esnet-export quantize"
+    times_ms = cached_times("fp32")
+    fp32, bf16 = (times_ms.get(Candidate("openvino", name)) for name in ("fp32", "bf16"))
+    if precision == "fp32" and backend == "openvino" and fp32 and bf16 and bf16 < fp32:
+        return f"--precision bf16 ({fp32 / bf16:.1f}x in the trial here), or esnet-export quantize"
     if precision in ("fp32", "bf16") and backend in ("openvino", "onnxruntime"):
         return "esnet-export quantize"
     if precision == "fp32" and backend.startswith("tensorrt"):

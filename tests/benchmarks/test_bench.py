@@ -20,7 +20,7 @@ from benchmarks.report.console import (
 )
 from benchmarks.report.tables import markdown_from_document, print_document, write_csv, write_json
 from benchmarks.scopes import SCOPES
-from benchmarks.timing.stages import measure_stages
+from benchmarks.timing.stages import _engine_hint, measure_stages
 from benchmarks.timing.statistics import summarize
 from benchmarks.timing.suite import bench_models
 from esnet.data.scenes import street_scene
@@ -29,6 +29,7 @@ from runtime.backends.null import NullBackend
 from runtime.errors import InvalidInput
 from runtime.media.sinks import write_image
 from runtime.segmenter import Segmenter
+from runtime.trials import Candidate
 from tests.conftest import command_line
 
 SIZE = (64, 128)
@@ -107,6 +108,22 @@ def test_int8_that_is_no_faster_is_advised_against(report):
     assert "less than 5 %: use fp16" in int8_advice(close)[0]
     apart = dataclasses.replace(report, results=(at("fp16", 20.0), at("int8", 10.0)))
     assert int8_advice(apart) == []
+
+
+@pytest.mark.parametrize(
+    ("bf16_ms", "hint"),
+    [
+        pytest.param(1.0, "--precision bf16 (2.0x in the trial here), or esnet-", id="faster"),
+        pytest.param(3.0, "esnet-export quantize", id="slower"),
+        pytest.param(None, "esnet-export quantize", id="not-measured"),
+    ],
+)
+def test_bf16_is_advised_only_if_it_was_faster_here(make_artefact, monkeypatch, bf16_ms, hint):
+    times = {Candidate("openvino", "fp32"): 2.0, Candidate("openvino", "bf16"): bf16_ms}
+    times = {candidate: ms for candidate, ms in times.items() if ms}
+    monkeypatch.setattr("benchmarks.timing.stages.cached_times", lambda probe: times)
+    with Segmenter.open(make_artefact(), backend="openvino") as segmenter:
+        assert _engine_hint(segmenter).startswith(hint)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

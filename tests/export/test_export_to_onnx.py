@@ -124,6 +124,15 @@ def test_closing_block_names_path_hash_edges_and_the_next_command(report):
         assert part in text
 
 
+def test_without_a_gpu_the_form_for_this_cpu_is_named(report, monkeypatch):
+    monkeypatch.setattr("export.report.nvidia_gpus", tuple)
+    text = " ".join(text_from_export(report).split())
+    assert "note no NVIDIA GPU here, and the graph is optimized for tensorrt; for openvino: " in text
+    assert "--optimize-for openvino next esnet-bench" in text
+    monkeypatch.setattr("export.report.nvidia_gpus", lambda: ("a GPU",))
+    assert "note" not in text_from_export(report)
+
+
 def test_second_export_gives_the_same_bytes(report, checkpoint_path, tmp_path):
     command = ["esnet-export", "to-onnx"]
     again = export_onnx(
