@@ -11,30 +11,39 @@ from onnx import helper, numpy_helper
 
 import runtime
 from esnet.families import FAMILIES
-from esnet.labels import label_set_for
+from esnet.labels import CAMVID
 from esnet.model import ESNet
+from export.graph.pool import pool_bytes
 from export.graph.qdq import CPU_SCHEME, insert_qdq, quantizable_tensors
+from export.graph.scores import quantize_scores
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
 from runtime.artefact.card import BatchRange
 from runtime.files import atomic_path
 
+_RANGE = (0.0, 5.0)
 _SMALL = 64  # values
 
 
-def main() -> None:
-    """Write both files into the folder of ``runtime``."""
+def write_probes(folder: Path) -> None:
+    """Write ``probe_fp32.onnx`` and ``probe_int8.onnx``."""
     plan = ExportPlan(size_hw=(128, 256), batch=BatchRange(1, 1, 1), optimized_for="openvino")
     network = ESNet(FAMILIES["authors"].config(11)).eval()
     model = graph_from_network(network, plan)
-    ranges = dict.fromkeys(quantizable_tensors(model), (0.0, 5.0))
-    card = card_from_plan(plan, label_set_for(11), name="probe")
-    for precision, graph in (("fp32", model), ("int8", insert_qdq(model, ranges, CPU_SCHEME))):
+    card = card_from_plan(plan, CAMVID, name="probe")
+    for precision, graph in (("fp32", model), ("int8", _quantize(model))):
         _fill_weights(graph)
-        path = Path(runtime.__file__).with_name(f"probe_{precision}.onnx")
+        path = folder / f"probe_{precision}.onnx"
         with atomic_path(path) as temporary:
             onnx.save(with_card(graph, replace(card, precision=precision)), temporary)
         print(f"{path}: {path.stat().st_size} bytes")
+
+
+def _quantize(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Quantize for CPUs as ``esnet-export quantize`` does, with one range for all tensors."""
+    model = pool_bytes(model)
+    ranges = dict.fromkeys(quantizable_tensors(model), _RANGE)
+    return quantize_scores(insert_qdq(model, ranges, CPU_SCHEME), _RANGE)
 
 
 def _fill_weights(model: onnx.ModelProto) -> None:
@@ -50,4 +59,4 @@ def _fill_weights(model: onnx.ModelProto) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_probes(Path(runtime.__file__).parent)

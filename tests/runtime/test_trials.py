@@ -5,14 +5,19 @@ import math
 import re
 from contextlib import nullcontext
 from importlib import metadata
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+import runtime
 from runtime.artefact.tensors import TensorSpec
 from runtime.backend import open_backend
 from runtime.errors import BackendUnavailable
 from runtime.trials import Candidate, cache_path, cached_times, run_trial
+from tests.conftest import ROOT
 
 FAST, SLOW = Candidate("openvino", "fp32"), Candidate("onnxruntime", "fp32")
 
@@ -58,6 +63,18 @@ def test_the_probe_runs_on_the_real_backends(probe):
     assert list(trial.times_ms) == candidates
     assert all(0 < time_ms < 1000 for time_ms in trial.times_ms.values())
     assert trial.notes == ()
+
+
+def test_the_probes_are_what_the_exporter_makes_today(tmp_path):
+    """If this fails: run scripts/probes.py."""
+    spec = spec_from_file_location("probes", ROOT / "scripts" / "probes.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write_probes(tmp_path)
+    for written in tmp_path.iterdir():
+        shipped = onnx.load(Path(runtime.__file__).with_name(written.name))
+        nodes = [(node.op_type, node.name) for node in onnx.load(written).graph.node]
+        assert [(node.op_type, node.name) for node in shipped.graph.node] == nodes
 
 
 def test_a_machine_is_measured_once():
