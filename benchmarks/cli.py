@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import closing
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from benchmarks.arguments import parse_batches, parse_mode, parse_percent
 from benchmarks.errors import BenchmarkError, TargetMissed
 from benchmarks.scopes import SCOPES
 from runtime.console import new_app, parse_size, run_app
@@ -95,14 +95,14 @@ def run(
     from benchmarks.timing.latency import TimingConfig
     from benchmarks.timing.suite import bench_models
 
-    kind, camera_fps = _parse_mode(mode)
+    kind, camera_fps = parse_mode(mode)
     require_outputs(json_file, csv_file, markdown_file, html_file)
     if html_file is not None:
         page.require_page_libraries()
     options = BenchOptions(
         mode=kind,
         camera_fps=camera_fps,
-        batches=_parse_batches(batch, kind),
+        batches=parse_batches(batch, kind),
         backends=backend or [None],
         precisions=precision or [None],
         config=TimingConfig(cap_seconds=max_seconds),
@@ -196,7 +196,7 @@ def diff(
     from benchmarks.report.diff import diff_reports, diff_table
     from benchmarks.report.tables import Document, print_document
 
-    limit = _parse_percent(max_slower)
+    limit = parse_percent(max_slower)
     changes, warnings = diff_reports(before, after, limit)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -303,39 +303,6 @@ def evaluate(
         None,
         (confusion, lambda path: draw_confusion(reports[0], path)),
     )
-
-
-def _parse_mode(text: str) -> tuple[str, float]:
-    """Parse ``latency``, ``throughput``, ``camera`` or ``camera:FPS``."""
-    match = re.fullmatch(r"(latency|throughput|camera)|(camera):(\d+(?:\.\d+)?)", text)
-    if match is None or not (fps := float(match[3] or 30)):
-        raise BenchmarkError(
-            f"unknown mode {text!r}",
-            hint="latency, throughput, or camera:30 for a 30 FPS camera; the rate must be above 0 FPS",
-        )
-    return match[1] or match[2], fps
-
-
-def _parse_batches(text: str | None, mode: str) -> tuple[int, ...]:
-    """Parse ``1,4,8``; ``None`` is no size."""
-    if text is None:
-        return ()
-    if mode == "camera":
-        raise BenchmarkError("a camera gives one frame at a time", hint="omit --batch")
-    sizes = [int(word) if word.isdecimal() else 0 for word in text.split(",")]
-    if min(sizes) < 1:
-        raise BenchmarkError(
-            f"--batch {text!r} is not a list of batch sizes", hint="for example --batch 1,4,8"
-        )
-    return tuple(dict.fromkeys(sizes))
-
-
-def _parse_percent(text: str) -> float:
-    """Parse ``5%`` or ``5`` as 0.05."""
-    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)%?", text)
-    if match is None:
-        raise BenchmarkError(f"{text!r} is not a percentage", hint="for example --max-slower 5%")
-    return float(match[1]) / 100
 
 
 def main() -> None:
