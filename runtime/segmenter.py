@@ -55,19 +55,24 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         (True, True, 2)
     """
 
-    def __init__(self, backend: Backend, *, color: str = "rgb") -> None:
+    def __init__(self, backend: Backend, *, color: str = "rgb", resize: str = "stretch") -> None:
         """Wrap an open backend; the segmenter owns it and closes it.
 
         Args:
             backend: The backend.
             color: Channel order of all frames, in and out: ``rgb``, or ``bgr`` (OpenCV's).
+            resize: How a frame of another shape fits the input: ``stretch``, or ``letterbox``, which keeps
+                its aspect ratio between black bars.
 
         Raises:
-            InvalidInput: Another channel order.
+            InvalidInput: Another channel order or resize.
         """
         if color not in ("rgb", "bgr"):
             raise InvalidInput(f"color must be 'rgb' or 'bgr', got {color!r}")
-        self.backend, self.color = backend, color
+        if resize not in ("stretch", "letterbox"):
+            raise InvalidInput(f"resize must be 'stretch' or 'letterbox', got {resize!r}")
+        self.backend, self.color, self.resize = backend, color, resize
+        self._form: dict[str, Any] = {"color": color, "letterbox": resize == "letterbox"}
 
     @classmethod
     def open(
@@ -75,13 +80,14 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         path: Path | str,
         *,
         color: str = "rgb",
+        resize: str = "stretch",
         backend: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
         timing: bool = False,
         allow_mismatch: bool = False,
     ) -> Segmenter:
-        """Open an artefact; see the constructor for ``color`` and ``open_backend`` for the rest."""
+        """Open an artefact; the constructor describes ``color`` and ``resize``, ``open_backend`` the rest."""
         opened = open_backend(
             path,
             backend,
@@ -91,7 +97,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             allow_mismatch=allow_mismatch,
         )
         try:
-            return cls(opened, color=color)
+            return cls(opened, color=color, resize=resize)
         except BaseException:
             opened.close()
             raise
@@ -221,7 +227,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             check_frame(frame)
         if len(items) > self.card.batch.opt:
             return [(result.labels, result.confidence) for result in self.stream(items)]
-        outputs = self.backend.infer(batch_from_frames(items, self.card, color=self.color))
+        outputs = self.backend.infer(batch_from_frames(items, self.card, **self._form))
         return list(self._maps_of(items, outputs))
 
     def _maps_of(
@@ -232,12 +238,12 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         if LOGITS in arrays:
             arrays[LABELS] = arrays[LOGITS].argmax(1).astype(np.uint8)
         for index, frame in enumerate(frames):
-            size_hw = frame.shape[:2]
-            has_confidence = CONFIDENCE in arrays
-            yield (
-                resize_map(arrays[LABELS][index], size_hw),
-                resize_map(arrays[CONFIDENCE][index], size_hw) if has_confidence else None,
+            labels, *confidence = (
+                resize_map(arrays[name][index], frame.shape[:2], letterbox=self._form["letterbox"])
+                for name in (LABELS, CONFIDENCE)
+                if name in arrays
             )
+            yield labels, (confidence[0] if confidence else None)
 
     def _numbered(self, source: FrameSource | Iterable[np.ndarray]) -> Iterator[Frame]:
         """Give frames of all sources one form and one channel order."""
@@ -296,7 +302,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
                 count = size if ready >= size else 1 << (ready.bit_length() - 1)
                 group = [waiting.popleft() for _ in range(count)]
                 images = [frame.image for frame in group]
-                slot.num_frames = fill_batch(images, self.card, slot.array, color=self.color)
+                slot.num_frames = fill_batch(images, self.card, slot.array, **self._form)
             except BaseException:
                 slot.release()
                 raise

@@ -30,7 +30,11 @@ def check_frame(frame: np.ndarray) -> None:
 
 
 def resize_frame(
-    frame: np.ndarray, size_hw: tuple[int, int], out: np.ndarray | None = None
+    frame: np.ndarray,
+    size_hw: tuple[int, int],
+    out: np.ndarray | None = None,
+    *,
+    letterbox: bool = False,
 ) -> np.ndarray:
     """Resize a frame with the filter ``RESIZE_FILTER``, which the card names.
 
@@ -38,10 +42,19 @@ def resize_frame(
         frame: uint8 (H, W, 3).
         size_hw: Target height and width.
         out: uint8 (*size_hw, 3) to write to; ``None`` allocates it.
+        letterbox: True to keep the aspect ratio, centred between black bars.
 
     Returns:
         uint8 (*size_hw, 3): ``out`` if it is given; else the same array if it has this size already.
     """
+    if letterbox and (inner := _letterbox(frame.shape[:2], size_hw)) != _letterbox(
+        size_hw, size_hw
+    ):
+        out = np.empty((*size_hw, 3), np.uint8) if out is None else out
+        out[:] = 0
+        height, width = out[inner].shape[:2]
+        out[inner] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+        return out
     if frame.shape[:2] != size_hw:
         return cv2.resize(frame, size_hw[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     if out is None:
@@ -50,23 +63,43 @@ def resize_frame(
     return out
 
 
-def resize_map(class_map: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def resize_map(
+    class_map: np.ndarray, size_hw: tuple[int, int], *, letterbox: bool = False
+) -> np.ndarray:
     """Resize a class or confidence map by nearest neighbour, which adds no new values.
 
     Args:
         class_map: uint8 (H, W).
         size_hw: Target height and width.
+        letterbox: True if the frame was letterboxed: the bars are cut off.
 
     Returns:
         uint8 ``size_hw``; the same array if it has this size already.
     """
+    if letterbox:
+        class_map = class_map[_letterbox(size_hw, class_map.shape)]
     if class_map.shape == size_hw:
         return class_map
     return cv2.resize(class_map, size_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
+def _letterbox(frame_hw: Sequence[int], size_hw: Sequence[int]) -> tuple[slice, slice]:
+    """Get the rows and columns of an input that a letterboxed frame fills."""
+    scale = min(size / side for size, side in zip(size_hw, frame_hw, strict=True))
+    rows, columns = (
+        slice((size - inner) // 2, (size - inner) // 2 + inner)
+        for size, side in zip(size_hw, frame_hw, strict=True)
+        for inner in (max(1, round(side * scale)),)
+    )
+    return rows, columns
+
+
 def batch_from_frames(
-    frames: Sequence[np.ndarray], card: ModelCard, *, color: str = "rgb"
+    frames: Sequence[np.ndarray],
+    card: ModelCard,
+    *,
+    color: str = "rgb",
+    letterbox: bool = False,
 ) -> np.ndarray:
     """Resize, stack and, for a ``tensor`` input, normalise frames into one batch of an artefact's input.
 
@@ -76,6 +109,7 @@ def batch_from_frames(
         frames: uint8 (H, W, 3) each, any size; at least one.
         card: Gives size, smallest batch, mean and standard deviation.
         color: Channel order of the frames, ``rgb`` or ``bgr``.
+        letterbox: As for ``resize_frame``.
 
     Returns:
         uint8 (N, H, W, 3), or normalised float (N, 3, H, W); RGB, C-contiguous. A view if a single frame
@@ -87,15 +121,21 @@ def batch_from_frames(
         (2, 64, 128, 3)
     """
     if len(frames) == 1 == card.batch.min and card.input == FRAMES and color == "rgb":
-        return np.ascontiguousarray(resize_frame(frames[0], card.size_hw)[None])
+        image = resize_frame(frames[0], card.size_hw, letterbox=letterbox)
+        return np.ascontiguousarray(image[None])
     spec = next(tensor_specs(card))
     batch = np.empty((max(len(frames), card.batch.min), *spec.item_shape), spec.dtype)
-    fill_batch(frames, card, batch, color=color)
+    fill_batch(frames, card, batch, color=color, letterbox=letterbox)
     return batch
 
 
 def fill_batch(
-    frames: Sequence[np.ndarray], card: ModelCard, batch: np.ndarray, *, color: str = "rgb"
+    frames: Sequence[np.ndarray],
+    card: ModelCard,
+    batch: np.ndarray,
+    *,
+    color: str = "rgb",
+    letterbox: bool = False,
 ) -> int:
     """Do the same as ``batch_from_frames`` in memory of the caller.
 
@@ -104,15 +144,17 @@ def fill_batch(
         card: As for ``batch_from_frames``.
         batch: The artefact's input, for at least as many frames as are needed; the first ones are written.
         color: As for ``batch_from_frames``.
+        letterbox: As for ``resize_frame``.
 
     Returns:
         Number of frames written: at least the smallest batch.
     """
     for frame, target in zip(frames, batch, strict=False):
         is_tensor = card.input != FRAMES
-        image = resize_frame(frame, card.size_hw, None if is_tensor else target)
+        out = None if is_tensor else target
+        image = resize_frame(frame, card.size_hw, out, letterbox=letterbox)
         if color == "bgr":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=None if is_tensor else target)
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
         if is_tensor:
             target[:] = normalise(image[None], card.mean, card.std)[0]
     count = max(len(frames), card.batch.min)

@@ -31,6 +31,41 @@ def test_a_map_of_twice_the_size_repeats_each_value():
     )
 
 
+@pytest.mark.parametrize(
+    ("frame_hw", "inner"),
+    [
+        pytest.param((20, 20), (slice(0, 8), slice(4, 12)), id="too-narrow"),
+        pytest.param((10, 40), (slice(2, 6), slice(0, 16)), id="too-wide"),
+        pytest.param((1, 400), (slice(3, 4), slice(0, 16)), id="a-line"),
+    ],
+)
+def test_a_letterboxed_frame_lies_between_black_bars(frame_hw, inner):
+    image = np.full((*frame_hw, 3), 200, np.uint8)
+    boxed = resize_frame(image, (8, 16), letterbox=True)
+    assert boxed.shape == (8, 16, 3)
+    assert (boxed[inner] == 200).all()
+    assert boxed.sum(dtype=int) == boxed[inner].sum(dtype=int)
+
+
+def test_letterboxing_reuses_memory_that_held_another_frame():
+    memory = np.full((8, 16, 3), 99, np.uint8)
+    boxed = resize_frame(np.full((20, 20, 3), 200, np.uint8), (8, 16), memory, letterbox=True)
+    assert boxed is memory
+    assert set(np.unique(boxed)) == {0, 200}
+
+
+@pytest.mark.parametrize("size_hw", [(20, 20), (10, 40), (64, 3)])
+def test_the_map_of_a_letterboxed_frame_has_no_bars(size_hw):
+    class_map = resize_frame(np.full((*size_hw, 3), 7, np.uint8), (8, 16), letterbox=True)[..., 0]
+    restored = resize_map(class_map, size_hw, letterbox=True)
+    assert restored.shape == size_hw
+    assert (restored == 7).all()
+
+
+def test_a_frame_of_the_inputs_shape_needs_no_bars(frame):
+    assert resize_frame(frame, (64, 128), letterbox=True) is frame
+
+
 def test_a_single_frame_of_the_right_size_becomes_a_view(card, frame):
     batch = batch_from_frames([frame], card)
     assert batch.shape == (1, 64, 128, 3)
