@@ -33,8 +33,17 @@ def test_the_runtime_needs_numpy_and_opencv_alone(module):
 
 
 @pytest.mark.parametrize("name", ["Segmenter", "ModelCard", "open_backend"])
-def test_the_public_names_need_no_heavy_library(name):
-    run(f"from runtime import {name}", blocked=HEAVY)
+def test_the_names_of_the_runtime_need_no_heavy_library(name):
+    run(f"from esnet import {name}", blocked=HEAVY)
+
+
+def test_every_public_name_can_be_imported():
+    run("from esnet import *; import esnet; assert set(esnet.__all__) <= set(globals())")
+
+
+def test_importing_the_package_takes_no_time():
+    code = "import time; t = time.perf_counter(); import esnet; print(time.perf_counter() - t)"
+    assert min(float(run(code)) for _ in range(3)) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -74,25 +83,25 @@ def test_the_doctor_works_with_nothing_to_report():
     assert run(code, blocked=(*HEAVY, "numpy", "cv2")) == "False\n"
 
 
-def test_import_runtime_loads_neither_numpy_nor_any_library():
-    loaded = run("import runtime; print(*sys.modules)").split()
+def test_import_esnet_loads_neither_numpy_nor_any_library():
+    loaded = run("import esnet; print(*sys.modules)").split()
     assert not {*HEAVY, "numpy", "cv2"} & set(loaded)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "null"])
 def test_segmenting_loads_neither_torch_nor_onnx(make_artefact, name):
     code = (
-        "import numpy; from runtime import Segmenter; "
+        "import numpy; from esnet import Segmenter; "
         "opened = Segmenter.open(sys.argv[1], backend=sys.argv[2]); "
         "opened.segment(numpy.zeros((64, 128, 3), numpy.uint8)); print(*sys.modules)"
     )
     loaded = run(code, str(make_artefact()), name).split()
     assert "runtime.segmenter" in loaded
-    assert not {"torch", "onnx", "esnet", "export"} & set(loaded)
+    assert not {"torch", "onnx", "esnet.model", "export"} & set(loaded)
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
-    run("import runtime; assert not hasattr(runtime, 'Segmentor')")
+    run("import esnet; assert not hasattr(esnet, 'Segmentor')")
 
 
 def test_the_packages_are_marked_as_typed():

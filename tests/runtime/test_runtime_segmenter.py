@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime import Segmenter
+from esnet import Segmenter
 from runtime.artefact.card import BatchRange
 from runtime.backend import open_backend
 from runtime.errors import InvalidInput

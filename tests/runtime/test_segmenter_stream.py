@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from runtime import Segmenter
+from esnet import Segmenter
 from runtime.artefact.card import BatchRange
 from runtime.errors import InvalidInput
 from runtime.media.sources import open_source
