@@ -49,7 +49,7 @@ class PyAvDecoder:
         self.fps = float(rate) if rate else None
         self.is_paced = kind != "hls"
         # A file on a server has a size, as a playlist has; "jpeg_pipe" and its like are single images.
-        has_end = (self._container.size > 0 and self.is_paced) or kind.endswith("_pipe")
+        has_end = (self.is_paced and (self._container.size or 0) > 0) or kind.endswith("_pipe")
         self.is_finite = has_end or self._container.duration is not None
         self._has_jpegs = kind == "mpjpeg"
 
