@@ -40,8 +40,8 @@ class Form:
 
 # The fastest form for each runtime: for TensorRT by kernels and memory traffic (a padded head saves the slice
 # kernel, a shuffle adds kernels), for the CPU runtimes by time, benchmarks/results/forms-*.json. OpenVINO
-# 2026.4 reorders a head of up to 64 sub-pixel channels with a reference kernel, 20 ms at 512x1024; 17 classes
-# avoid it.
+# 2026.4 reorders a float head of up to 64 sub-pixel channels with a reference kernel, 20 ms at 512x1024; 17
+# classes avoid it. An 8-bit head has no such kernel, so quantization trims the padding.
 FORMS = {
     "tensorrt": Form(upsample="transpose", class_multiple=8),
     "openvino": Form(upsample="mixed", least_classes=17),
