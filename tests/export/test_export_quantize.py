@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -475,6 +476,18 @@ class TestQuantize:
         with pytest.raises(CalibrationError, match="the range table is for weights 000000000000"):
             run_quantize(artefact, table_path=tmp_path / "other.json")
         assert not list(artefact.parent.glob("*int8*"))
+
+    def test_a_table_without_the_scores_is_refused_for_cpus(self, artefact, report, tmp_path):
+        ranges = {name: bounds for name, bounds in report.table.ranges.items() if name != SCORES}
+        replace(report.table, ranges=ranges).save(tmp_path / "old.json")
+        with pytest.raises(GraphError, match=r"no range for 'head\.scores'"):
+            run_quantize(artefact, table_path=tmp_path / "old.json")
+        assert not list(artefact.parent.glob("*int8*"))
+
+    def test_the_head_has_8_bit_scores_and_less_padding(self, report, camvid):
+        widths = [ModelCard.from_file(path).form["head_classes"] for path in (camvid, report.path)]
+        assert widths == [17, 12]
+        assert SCORES in [node.name for node in onnx.load(report.path).graph.node]
 
     def test_a_list_that_is_no_text_is_refused(self, artefact, tmp_path):
         (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
