@@ -1,10 +1,9 @@
-"""Command lines ``esnet-bench`` and ``esnet-eval``."""
+"""Command line ``esnet-bench``."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import closing
-from functools import partial
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from benchmarks.arguments import parse_batches, parse_mode, parse_percent
-from benchmarks.errors import BenchmarkError, TargetMissed
+from benchmarks.errors import TargetMissed
 from benchmarks.scopes import SCOPES
-from runtime.console import new_app, parse_size, run_app
+from runtime.console import command, new_app, parse_size, run_app
 from runtime.files import require_outputs
 
 
@@ -22,13 +21,23 @@ class _DefaultGroup(TyperGroup):
     """Command group that runs ``run`` without a subcommand: ``esnet-bench model.onnx``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
-            args = ["run", *(args or ["--help"])]
+        first = args[0] if args else ""
+        own = {name for option in self.get_params(ctx) for name in option.opts}
+        if first and first not in self.commands and first not in own:
+            is_word = not (first.startswith("-") or Path(first).suffix or Path(first).exists())
+            if near := get_close_matches(first, self.commands) if is_word else []:
+                ctx.fail(f"no such command {first!r}. Did you mean {near[0]!r}?")
+            args = ["run", *args]
         return super().parse_args(ctx, args)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the commands, then the options of ``run``."""
+        super().format_help(ctx, formatter)
+        run = self.commands["run"]
+        run.format_help(run.make_context("[run]", [], ctx, resilient_parsing=True), formatter)
 
-app = new_app("Measure the speed of exported models.", cls=_DefaultGroup)
-eval_app = new_app("Measure the accuracy of models on a dataset.")
+
+app = new_app("Measure the speed of exported models.", is_group=True, cls=_DefaultGroup)
 
 Frames = Annotated[
     Path | None, typer.Option(help="Image, folder or video; default: generated street scenes.")
@@ -41,9 +50,22 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the full re
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the tables here.")]
 
 
-@app.command(
-    help="Time MODELS on frames and compare with a target of 63 FPS. Scopes:\n\n"
-    + "\n\n".join(f"{scope}: {text}." for scope, text in SCOPES.items())
+@command(
+    app,
+    examples=(
+        "esnet-bench camvid.onnx --frames photos/",
+        "esnet-bench camvid.onnx camvid-int8.onnx --batch 1,4 --html report.html",
+    ),
+    groups={
+        "Frames": "frames size",
+        "Model": "backend precision",
+        "Measurement": "mode batch max_seconds",
+        "Accuracy": "reference data miou",
+        "Target": "target_fps must_meet",
+        "Reports": "json_file csv_file markdown_file html_file",
+    },
+    help="Time MODELS on frames and compare with a target of 63 FPS; the word run may be omitted. Scopes:\n\n"
+    + "\n\n".join(f"{scope}: {text}." for scope, text in SCOPES.items()),
 )
 def run(
     models: Annotated[
@@ -132,7 +154,14 @@ def run(
         raise TargetMissed(f"slower than {target_fps:g} FPS: {'; '.join(missed)}")
 
 
-@app.command()
+@command(
+    app,
+    examples=(
+        "esnet-bench roofline --gpu 'GTX 1080 Ti'",
+        "esnet-bench roofline camvid.onnx --gpu all --no-measure",
+    ),
+    groups={"Analysis": "gpu size measure layers", "Reports": "json_file markdown_file"},
+)
 def roofline(
     model: Annotated[
         Path | None, typer.Argument(help="Exported ONNX model; default: the shipped weights.")
@@ -157,7 +186,18 @@ def roofline(
     publish(document, report.as_dict(), json_file, markdown_file)
 
 
-@app.command()
+@command(
+    app,
+    examples=(
+        "esnet-bench compare camvid --data camvid/",
+        "esnet-bench compare best.ckpt --size 360x480 --calibration photos/",
+    ),
+    groups={
+        "Frames": "frames size data",
+        "Measurement": "calibration rounds",
+        "Reports": "json_file markdown_file",
+    },
+)
 def compare(
     weights: Annotated[str, typer.Argument(help="Checkpoint, or shipped weights.")] = "camvid",
     frames: Frames = None,
@@ -186,7 +226,14 @@ def compare(
     publish(document_from_report(report), report.as_dict(), json_file, markdown_file)
 
 
-@app.command()
+@command(
+    app,
+    examples=(
+        "esnet-bench diff yesterday.json today.json",
+        "esnet-bench diff yesterday.json today.json --max-slower 10%",
+    ),
+    groups={"Limit": "max_slower"},
+)
 def diff(
     before: Annotated[Path, typer.Argument(help="Report of esnet-bench --json.")],
     after: Annotated[Path, typer.Argument(help="Newer report of the same mode.")],
@@ -210,106 +257,6 @@ def diff(
         )
 
 
-@eval_app.command()
-def evaluate(
-    model: Annotated[
-        list[str],
-        typer.Option("--model", "-m", help="Checkpoint or exported model, repeatable."),
-    ],
-    data: Annotated[Path, typer.Option(help="Dataset folder.")],
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="camvid, cityscapes or folder; default: by the model's classes."),
-    ] = None,
-    label_set: Annotated[
-        str | None,
-        typer.Option(help="Classes: a name, or a YAML or JSON file; default: the model's."),
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="Split: train, val, test, all, or a list file.")
-    ] = "val",
-    size: Annotated[
-        str | None, typer.Option(help="Checkpoints: HEIGHTxWIDTH; default: size of each image.")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(help="Exported models: auto (the fastest), or a backend.")
-    ] = "auto",
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="Exported models: auto (default), fp32 or bf16; repeatable."),
-    ] = None,
-    allow_mismatch: Annotated[
-        bool, typer.Option("--allow-mismatch", help="Run a backend that failed the label check.")
-    ] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print the candidates of auto with their times.")
-    ] = False,
-    max_images: Annotated[
-        int | None, typer.Option(min=1, help="Number of images, evenly spread over the split.")
-    ] = None,
-    json_file: JsonFile = None,
-    confusion: Annotated[
-        Path | None, typer.Option(help="Draw the confusion matrix here (.png, .svg).")
-    ] = None,
-) -> None:
-    """Measure mIoU, IoU per class and pixel accuracy of models on a dataset split."""
-    from benchmarks.accuracy.evaluate import evaluate as measure_accuracy
-    from benchmarks.accuracy.evaluate import open_predictor
-    from benchmarks.accuracy.report import document_from_reports, draw_confusion
-    from benchmarks.models import precisions_of
-    from benchmarks.report.tables import progress_bar, publish
-    from esnet.data.datasets import open_split_of_model
-    from esnet.labels import load_label_set
-
-    require_outputs(json_file, confusion)
-    runs = [
-        (name, own) for name in model for own in precisions_of(Path(name), precision or ("auto",))
-    ]
-    if confusion is not None and len(runs) > 1:
-        raise BenchmarkError(
-            f"--confusion draws one model, got {len(runs)}", hint="give one --model"
-        )
-    if confusion is not None and confusion.suffix.lower() not in (".png", ".svg"):
-        raise BenchmarkError(
-            f"confusion matrix {confusion} is neither .png nor .svg", hint="name a .png file"
-        )
-    size_hw = parse_size(size) if size else None
-    classes = load_label_set(label_set) if label_set else None
-    reports, notes = [], dict[str, None]()
-    for name, own in runs:
-        predictor = open_predictor(
-            name, size_hw=size_hw, backend=backend, precision=own, allow_mismatch=allow_mismatch
-        )
-        with closing(predictor), progress_bar() as progress:
-            labelled = open_split_of_model(
-                predictor.label_set, data, split, dataset=dataset, label_set=classes
-            )
-            track = partial(progress.track, description=f"evaluating {name}")
-            reports.append(
-                measure_accuracy(predictor, labelled, max_images=max_images, track=track)
-            )
-            notes |= dict.fromkeys(labelled.notes)
-            if choice := predictor.choice:
-                notes |= dict.fromkeys(choice.notes)
-            if choice and explain:
-                print(choice.as_text(), file=sys.stderr)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    plain = [report.as_dict() for report in reports]
-    publish(
-        document_from_reports(reports),
-        plain[0] if len(plain) == 1 else {"reports": plain},
-        json_file,
-        None,
-        (confusion, lambda path: draw_confusion(reports[0], path)),
-    )
-
-
 def main() -> None:
     """Run ``esnet-bench``."""
     run_app(app)
-
-
-def eval_main() -> None:
-    """Run ``esnet-eval``."""
-    run_app(eval_app)

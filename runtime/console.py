@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 
 from runtime.artefact.card import BatchRange
 from runtime.errors import EsnetError, InvalidInput
 
-EPILOG = (
-    "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed. --debug shows tracebacks."
-)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+EXIT_CODES = "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed."
 _CHECK_PATH = "check that the path exists, is writable, and has free space"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
 # Library that a command imports on use -> the extra that installs it.
 _EXTRAS = {
     "PIL": "export",
     "lightning": "train",
-    "matplotlib": "train",
+    "matplotlib": "report",
     "onnx": "export",
     "onnxruntime": "cpu",
     "safetensors": "export",
@@ -35,17 +40,108 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _QUIET_OPENCV = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
-def new_app(help_text: str, **settings: Any) -> typer.Typer:
-    """Create a Typer app that prints plain text and leaves errors to ``run_app``."""
-    return typer.Typer(
+def new_app(help_text: str, *, is_group: bool = False, **settings: Any) -> typer.Typer:
+    """Create a Typer app that prints plain text and leaves errors to ``run_app``.
+
+    Args:
+        help_text: First paragraph of ``--help``.
+        is_group: True for an app with several commands, which gets the common options itself, too.
+        settings: Further settings of the app.
+    """
+    app = typer.Typer(
         help=help_text,
-        epilog=EPILOG,
+        epilog=EXIT_CODES,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         **settings,
     )
+    if is_group:
+        app.callback()(_with_common_options(lambda: None))
+    return app
+
+
+def command(
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    examples: Sequence[str],
+    groups: Mapping[str, str],
+    epilog: str = EXIT_CODES,
+    **settings: Any,
+) -> Callable[[Command], Command]:
+    """Register a function as a command of an app, with ``--version`` and ``--debug``.
+
+    Args:
+        app: The app.
+        name: Name of the command; ``None`` takes that of the function.
+        examples: Command lines to show in ``--help``.
+        groups: Title to the parameters, separated by spaces, that ``--help`` shows under it.
+        epilog: Last line of ``--help``.
+        settings: Further settings of the command.
+    """
+    titles = {parameter: title for title, names in groups.items() for parameter in names.split()}
+    lines = "\n\n".join(["Examples:", *examples, epilog])
+
+    def register(function: Command) -> Command:
+        grouped = _with_common_options(function, titles)
+        app.command(name, epilog=lines, **settings)(grouped)
+        return function
+
+    return register
+
+
+def _with_common_options(
+    function: Callable[..., None], titles: Mapping[str, str] | None = None
+) -> Callable[..., None]:
+    """Add ``--version`` and ``--debug`` to the parameters of a command, and group its options by title."""
+
+    @functools.wraps(function)
+    def call(*, version: bool, debug: bool, **arguments: Any) -> None:
+        function(**arguments)
+
+    hints = get_type_hints(function, include_extras=True)
+    parameters = {
+        parameter.name: parameter.replace(
+            annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY
+        )
+        for parameter in inspect.signature(function).parameters.values()
+    }
+    for name, title in (titles or {}).items():
+        hint: Any = parameters[name].annotation
+        info = copy.copy(hint.__metadata__[0])
+        info.rich_help_panel = title
+        annotation = Annotated.__class_getitem__((hint.__origin__, info))  # type: ignore[attr-defined]
+        parameters[name] = parameters[name].replace(annotation=annotation)
+    common = inspect.signature(_common_options, eval_str=True).parameters
+    signature = inspect.Signature([*parameters.values(), *common.values()])
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return call
+
+
+def _print_version(is_asked: bool) -> None:
+    if not is_asked:
+        return
+    try:
+        number = metadata.version("esnet-deploy")
+    except metadata.PackageNotFoundError:
+        number = "not installed, run from its source folder"
+    typer.echo(f"esnet-deploy {number}")
+    raise typer.Exit
+
+
+def _common_options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, too.")
+    ] = False,
+) -> None:
+    """Options of every command; ``run_app`` handles ``--debug``."""
 
 
 def run_app(app: Callable[[], Any]) -> NoReturn:
@@ -61,7 +157,7 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
         _fail_usage(error)
     except (EsnetError, OSError) as error:
         if is_debug:
-            raise
+            traceback.print_exc()
         message = " ".join(str(error).split())
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -69,8 +165,10 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
         _fail(message, hint, getattr(error, "exit_code", _BAD_INPUT))
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
-        if is_debug or library not in _EXTRAS:
+        if library not in _EXTRAS:
             raise
+        if is_debug:
+            traceback.print_exc()
         _fail(
             f"this command needs {library}, which is not installed",
             f"pip install 'esnet-deploy[{_EXTRAS[library]}]'",

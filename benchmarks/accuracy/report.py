@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.accuracy.evaluate import AccuracyReport
+from benchmarks.errors import BenchmarkError
 from benchmarks.report.tables import Document, TextTable
 from esnet.metrics import ConfusionMatrix
-from runtime.files import atomic_path
+from runtime.files import atomic_path, require_outputs
 
 
 def document_from_reports(reports: Sequence[AccuracyReport]) -> Document:
@@ -44,6 +46,22 @@ def _summary_line(number: str, report: AccuracyReport, first: ConfusionMatrix) -
         return line
     worst = int(np.nanargmin(gains))
     return f"{line}, largest loss of a class: {names[worst]} {gains[worst]:+.2f}"
+
+
+def require_drawing(path: Path) -> None:
+    """Check before any work that ``draw_confusion`` can write ``path``.
+
+    Raises:
+        InvalidInput: The path cannot be written.
+        BenchmarkError: It is neither PNG nor SVG.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    require_outputs(path)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise BenchmarkError(
+            f"confusion matrix {path} is neither .png nor .svg", hint="name a .png file"
+        )
+    import_module("matplotlib")
 
 
 def draw_confusion(report: AccuracyReport, path: Path) -> None:

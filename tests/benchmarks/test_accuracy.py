@@ -1,6 +1,7 @@
 """``esnet-eval``: the same mIoU for torch and for the artefact, at the resolution of the labels."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def test_the_dataset_is_told_by_the_model(weights):
         ),
         pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
         pytest.param(["--confusion", "a.txt"], "a.txt is neither .png nor .svg", id="confusion"),
+        pytest.param(["--dataset", "mine"], "unknown dataset 'mine'", id="dataset"),
     ],
 )
 def test_bad_input_is_one_line(run_eval, weights, small_camvid, options, message):
@@ -155,6 +157,16 @@ def test_bad_input_is_one_line(run_eval, weights, small_camvid, options, message
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr
+
+
+def test_a_confusion_matrix_without_matplotlib_is_refused_before_the_evaluation(
+    run_eval, weights, small_camvid, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run_eval("--model", weights, "--data", small_camvid, "--confusion", "c.png")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "needs matplotlib" in done.stderr
+    assert "pip install 'esnet-deploy[report]'" in done.stderr
 
 
 def test_a_size_is_refused_for_an_artefact(make_artefact):

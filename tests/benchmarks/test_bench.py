@@ -211,6 +211,18 @@ def test_help_defines_every_scope(invoke, monkeypatch):
     assert all(f"{scope}: {definition}" in text for scope, definition in SCOPES.items())
 
 
+def test_help_lists_the_other_commands(invoke):
+    text = invoke("esnet-bench", "--help").stdout
+    assert "esnet-bench [run] [OPTIONS]" in text
+    assert all(f"\u2502 {name} " in text for name in ("roofline", "compare", "diff"))
+
+
+def test_a_model_may_have_the_name_of_a_command(invoke, tmp_path):
+    (tmp_path / "dif").touch()
+    done = invoke("esnet-bench", "dif", cwd=tmp_path)
+    assert done.stderr.startswith("error: dif is empty")
+
+
 def test_the_report_defines_its_scopes_and_names_the_one_that_a_cpu_lacks(report):
     lines = notes(report)
     assert f"engine: {SCOPES['engine']}." in lines
@@ -351,11 +363,13 @@ def test_assert_decides_the_exit_code(make_artefact, invoke, fps, code):
         pytest.param(["{model}", "--reference", "no.onnx"], "no.onnx", id="reference"),
         pytest.param(["{model}", "--data", "nowhere"], "nowhere", id="data"),
         pytest.param(["diff", "a.json", "b.json"], "a.json cannot be read", id="diff"),
+        pytest.param(["diff", "a.json"], "missing argument 'after'", id="diff of one"),
+        pytest.param(["dif", "a.json"], "no such command 'dif'. Did you mean 'diff'?", id="typo"),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2(make_artefact, invoke, arguments, message):
     words = [word.format(model=make_artefact()) for word in arguments]
-    quickly = [] if words[0] == "diff" else ["--max-seconds", "0.2"]
+    quickly = [] if words[0].startswith("dif") else ["--max-seconds", "0.2"]
     result = invoke("esnet-bench", *words, *quickly)
     assert result.returncode == 2
     assert message in result.stderr

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Literal
 
 import pytest
 import typer
@@ -111,13 +112,16 @@ def test_an_error_of_the_system_names_the_file(run):
         pytest.param([], "missing argument 'name'", id="missing"),
         pytest.param(["a", "--foo"], "no such option", id="unknown"),
         pytest.param(["a", "--kind"], "option '--kind' requires an argument", id="no-value"),
+        pytest.param(
+            ["a", "--kind", "z"], "invalid value for '--kind': 'z' is not one", id="choice"
+        ),
     ],
 )
 def test_a_usage_error_is_a_line_and_a_hint(monkeypatch, capsys, arguments, message):
     app = typer.Typer()
 
     @app.command()
-    def run(name: str, kind: str = "x") -> None:
+    def run(name: str, kind: Literal["x", "y"] = "x") -> None:
         raise AssertionError
 
     monkeypatch.setattr(sys, "argv", ["tool", *arguments])
@@ -149,14 +153,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         run_app(lambda: int("shapes"))
 
 
-def test_debug_raises_and_is_not_seen_by_the_app(monkeypatch):
-    def app():
-        assert sys.argv == ["tool", "x"]
-        raise InvalidInput("blue")
-
-    monkeypatch.setattr(sys, "argv", ["tool", "--debug", "x"])
-    with pytest.raises(InvalidInput):
-        run_app(app)
+def test_debug_adds_the_traceback_and_keeps_the_exit_code(run):
+    code, text = run(BackendUnavailable("no openvino", hint="install it"), "--debug", "x")
+    assert code == 3
+    assert text.startswith("Traceback (most recent call last):")
+    assert text.endswith("\nerror: no openvino\nhint: install it\n")
+    assert sys.argv == ["tool", "x"]
 
 
 def test_an_app_that_returns_ends_with_0(monkeypatch):
