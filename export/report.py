@@ -214,8 +214,10 @@ def _card_rows(card: ModelCard) -> Rows:
 
 
 def _form_rows(card: ModelCard) -> Rows:
-    """Without a GPU, give the command that exports the form for the first backend of this CPU."""
-    advice = None if nvidia_gpus() else form_advice(card, next(iter(installed_backends()), ""))
+    """For a graph for TensorRT without a GPU, give the command for the first backend of this CPU."""
+    if card.optimized_for != "tensorrt" or nvidia_gpus():
+        return []
+    advice = form_advice(card, next(iter(installed_backends()), ""))
     return [("note", f"no NVIDIA GPU here, and {advice}")] if advice else []
 
 

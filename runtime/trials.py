@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the doctor reads the times without numpy
 
 LIBRARIES = ("openvino", "onnxruntime", "onnxruntime-gpu")
 _MAX_MACHINES = 32
-_LEAST_ROUNDS, _LEAST_SECONDS = 3, 0.15
+_LEAST_ROUNDS, _LEAST_SECONDS = 3, 0.1
 
 
 class Candidate(NamedTuple):
