@@ -7,13 +7,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from runtime.console import new_app, parse_height_width, parse_seconds, run_app
+from runtime.console import command, new_app, parse_height_width, parse_seconds, run_app
 
 segment_app = new_app("Segment images, videos and live cameras with an exported model.")
 doctor_app = new_app("Show what is installed, what runs here, and the command that fixes the rest.")
 
 
-@segment_app.command()
+@command(
+    segment_app,
+    examples=(
+        "esnet-segment photos/ --model camvid.onnx -o overlays/",
+        "esnet-segment drive.mp4 --model camvid.onnx -o drive_overlay.mp4 --draw colors",
+    ),
+    groups={
+        "Output": "output draw alpha legend",
+        "Model": "model backend precision allow_mismatch explain",
+        "Source": "recursive reconnect size pixel_format",
+    },
+)
 def segment(
     source: Annotated[
         str,
@@ -93,7 +104,11 @@ def segment(
     raise typer.Exit(1 if report.skipped else 0)
 
 
-@doctor_app.command()
+@command(
+    doctor_app,
+    examples=("esnet-doctor", "esnet-doctor --gpu 'GTX 1080 Ti'"),
+    groups={"Report": "as_json gpu"},
+)
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a bug report.")] = False,
     gpu: Annotated[

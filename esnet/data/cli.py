@@ -7,16 +7,23 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from runtime.console import is_terminal, new_app, run_app
+from runtime.console import command, is_terminal, new_app, run_app
 from runtime.errors import InvalidInput
 from runtime.files import atomic_path, require_outputs
 
-app = new_app("Check a dataset before training, and divide it into splits.")
+app = new_app("Check a dataset before training, and divide it into splits.", is_group=True)
 
 Data = Annotated[Path, typer.Argument(help="Folder of the dataset.")]
 
 
-@app.command()
+@command(
+    app,
+    examples=(
+        "esnet-data check orchard/",
+        "esnet-data check orchard/ --label-set classes.yaml --contact-sheet sheet.png",
+    ),
+    groups={"Dataset": "dataset label_set split", "Report": "contact_sheet"},
+)
 def check(
     data: Data,
     dataset: Annotated[
@@ -67,7 +74,12 @@ def check(
     raise typer.Exit(1 if checked.problems else 0)
 
 
-@app.command("split")
+@command(
+    app,
+    "split",
+    examples=("esnet-data split orchard/", "esnet-data split orchard/ --val 0.1 --test 0.1"),
+    groups={"Splits": "val test seed output"},
+)
 def split_data(
     data: Data,
     val: Annotated[

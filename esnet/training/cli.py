@@ -9,15 +9,25 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from esnet.training.settings import Accelerator, Precision, RunSettings
-from runtime.console import is_terminal, new_app, parse_size, run_app
+from runtime.console import command, is_terminal, new_app, parse_size, run_app
 
-_EXIT_CODES = (
-    "Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed. --debug shows tracebacks."
-)
 app = new_app("Train ESNet.")
 
 
-@app.command(epilog=_EXIT_CODES)
+@command(
+    app,
+    examples=(
+        "esnet-train --data camvid/ --dataset camvid -o runs/camvid",
+        "esnet-train --data orchard/ --dataset folder --label-set classes.yaml --init camvid -o runs/orchard",
+    ),
+    groups={
+        "Dataset": "data dataset label_set train_split val_split",
+        "Run": "output init qat validate_every seed",
+        "Hyperparameters": "recipe epochs encoder_epochs batch_size learning_rate crop",
+        "Hardware": "accelerator devices precision workers",
+    },
+    epilog="Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed.",
+)
 def train(
     data: Annotated[Path, typer.Option("--data", help="Folder of the dataset.")],
     output: Annotated[

@@ -12,7 +12,6 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.cli import main
 from runtime.artefact.card import ModelCard
 from tests.conftest import command_line, obey_ctrl_c, run_command
 
@@ -155,12 +154,6 @@ def test_missing_backend_ends_with_exit_code_3(esnet_export, checkpoint_path, mo
     code, _, err = esnet_export("to-onnx", checkpoint_path, *SIZE)
     assert code == 3
     assert "pip install 'esnet-deploy[cpu]'" in err
-
-
-def test_debug_keeps_the_traceback(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["esnet-export", "--debug", "inspect", str(tmp_path / "no")])
-    with pytest.raises(ValueError, match="does not exist"):
-        main()
 
 
 def test_ctrl_c_while_exporting_leaves_nothing_on_disk(checkpoint_path, tmp_path):
