@@ -12,6 +12,7 @@ from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import SUFFIXES, read_record
 from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, InvalidInput
+from runtime.machine.gpus import parse_device
 from runtime.machine.machine import nvidia_gpus
 from runtime.machine.onednn import has_bf16
 from runtime.tensorrt_api import KINDS, TENSORRT
@@ -96,6 +97,7 @@ def open_backend(
     *,
     precision: str | None = None,
     threads: int | None = None,
+    device: str | int | None = None,
     timing: bool = False,
     allow_mismatch: bool = False,
 ) -> Backend:
@@ -107,6 +109,8 @@ def open_backend(
             exclude, for an engine the one that built it. ``auto``: see ``choose_backend``.
         precision: As for ``Backend``, or ``auto``.
         threads: As for ``Backend``.
+        device: The GPU, ``cuda:1`` or 1, in CUDA's order. An ONNX file runs in ``onnxruntime-cuda`` then.
+            ``None`` takes the first for a backend that runs on a GPU.
         timing: True to measure stages on a GPU; see ``SlotRing.stage_times_ms``.
         allow_mismatch: True to open it with the named backend even if the card says that its labels differ.
 
@@ -114,7 +118,7 @@ def open_backend(
         ModelFileError: The file is missing, damaged, or has no card.
         EngineMismatch: The engine is for another TensorRT or GPU, or was changed.
         InvalidInput: Unknown backend, one for other artefacts, one whose labels differ by the card, a
-            precision that it cannot run, or fewer than one thread.
+            precision or a device that it cannot run on, or fewer than one thread.
         BackendUnavailable: Its library is not installed, or does not load.
 
     Example:
@@ -125,16 +129,22 @@ def open_backend(
     """
     path = Path(path)
     if AUTO in (name, precision):
-        choice = choose_backend(path, name or AUTO, precision)
+        choice = choose_backend(path, name or AUTO, precision, device)
         name, precision = choice.backend, choice.precision
     card, builder = identify_artefact(path)
-    name = name or builder or _first_match(path, card)
+    name = name or builder or (_first_match(path, card) if device is None else _CUDA)
     if name not in BACKENDS:
         raise InvalidInput(f"unknown backend {name!r}", hint=f"backends: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
     _check_kind(path, name, builder)
     if not allow_mismatch and not card.matches(name):
         raise _mismatch(path, card, name)
+    runs_on_gpu = entry.extra in ("gpu", "rtx")
+    if device is not None and not runs_on_gpu:
+        raise InvalidInput(
+            f"backend {name!r} does not run on a GPU, device {device!r} was given",
+            hint=f"omit the device, or use {_CUDA} or an engine",
+        )
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads must be at least 1, got {threads}")
     if entry.modules and not any(map(_has, entry.modules)):
@@ -152,12 +162,17 @@ def open_backend(
             f"{' or '.join(entry.modules)} is installed but does not load: {error}",
             hint="esnet-doctor shows what is broken; --backend chooses another",
         ) from error
-    options = {"timing": timing} if entry.extra in ("gpu", "rtx") else {}
+    options = {"timing": timing, "device": parse_device(device or 0)} if runs_on_gpu else {}
     backend: Backend = opener(path, card, precision=precision, threads=threads, **options)
     return backend
 
 
-def choose_backend(path: Path | str, name: str = AUTO, precision: str | None = AUTO) -> Choice:
+def choose_backend(
+    path: Path | str,
+    name: str = AUTO,
+    precision: str | None = AUTO,
+    device: str | int | None = None,
+) -> Choice:
     """Choose the fastest backend and precision for an artefact by a trial, which is cached.
 
     A backend whose labels differ by the card is never chosen, and bf16 only if the card says that its labels
@@ -167,6 +182,7 @@ def choose_backend(path: Path | str, name: str = AUTO, precision: str | None = A
         path: As for ``open_backend``.
         name: ``auto``, or a key of ``BACKENDS`` to choose only the precision.
         precision: ``auto``, or a precision to choose only the backend; ``None`` is that of the card.
+        device: As for ``open_backend``; with one, there is no trial.
 
     Raises:
         ModelFileError: The file is missing, damaged, or has no card.
@@ -176,8 +192,8 @@ def choose_backend(path: Path | str, name: str = AUTO, precision: str | None = A
     path = Path(path)
     card, builder = identify_artefact(path)
     asked = None if precision == AUTO else precision
-    if builder is not None:
-        return Choice(backend=builder if name == AUTO else name, precision=asked)
+    if builder is not None or device is not None:
+        return Choice(backend=(builder or _CUDA) if name == AUTO else name, precision=asked)
     probe = "int8" if card.precision == "int8" else "fp32"
     candidates = tuple(_candidates(probe))
     allowed = [

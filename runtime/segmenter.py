@@ -84,6 +84,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         backend: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        device: str | int | None = None,
         timing: bool = False,
         allow_mismatch: bool = False,
     ) -> Segmenter:
@@ -93,6 +94,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             backend,
             precision=precision,
             threads=threads,
+            device=device,
             timing=timing,
             allow_mismatch=allow_mismatch,
         )

@@ -28,6 +28,7 @@ class FakeGpu:
 
     name: str = "NVIDIA GeForce RTX 3060"
     memory_bytes: int = 11264 << 20
+    used_bytes: int = 812 << 20
     capability: tuple[int, int] = (8, 6)
     bus_id: str = "00000000:01:00.0"
     clock: int = 1980
@@ -106,7 +107,8 @@ class FakeNvml(types.ModuleType):
         return types.SimpleNamespace(busId=self._text(_known(handle).bus_id))
 
     def nvmlDeviceGetMemoryInfo(self, handle):
-        return types.SimpleNamespace(total=_known(handle).memory_bytes)
+        gpu = _known(handle)
+        return types.SimpleNamespace(total=gpu.memory_bytes, used=gpu.used_bytes)
 
     def nvmlDeviceGetCudaComputeCapability(self, handle):
         return _known(handle).capability

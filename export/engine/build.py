@@ -26,7 +26,7 @@ from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import EngineRecord, check_plan, read_record, write_engine
 from runtime.errors import EsnetError
 from runtime.files import cache_dir, require_outputs, save_cache, sha256_of
-from runtime.machine.gpus import first_cuda_gpu
+from runtime.machine.gpus import cuda_gpu
 from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
 from runtime.tensorrt_api import TENSORRT_RTX, TensorRt, load_tensorrt
@@ -73,7 +73,7 @@ def build_engine(
 
     Raises:
         ModelFileError: The file is not an artefact.
-        InvalidInput: The output path cannot be written.
+        InvalidInput: The output path cannot be written, or CUDA does not list the GPU.
         BuildError: TensorRT rejects the graph or the request.
         PrecisionError: The engine computes in other types than requested; nothing was written.
         BackendUnavailable: TensorRT is not installed, or it needs a GPU and this machine has none.
@@ -84,7 +84,7 @@ def build_engine(
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
     require_outputs(path, source=onnx_path)
-    gpu = first_cuda_gpu()
+    gpu = cuda_gpu(options.device)
     gpu_name = None if gpu is None else gpu[0]
     targets = targets_of(trt, options, gpu)
     fp32_nodes, notes = _overflowing_nodes(onnx_path, card, options)

@@ -6,8 +6,9 @@ Code paths depend on the attributes of the loaded module, never on version numbe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 from export.engine.kernels import Kernel, kernels_from_inspector, kernels_from_log
 from export.errors import BuildError
 from runtime.artefact.card import BatchRange
+from runtime.cuda.device import open_device
 from runtime.files import read_cache
+from runtime.machine.gpus import parse_device
 from runtime.tensorrt_api import TensorRt
 
 
@@ -34,6 +37,8 @@ class BuildOptions:
     sms: tuple[tuple[int, int], ...] = ()
     """Compute capabilities to build for; empty for the GPU of this machine, or RTX's portable set unless
     that GPU has 7.5."""
+    device: str | int | None = None
+    """GPU that builds, ``cuda:1`` or 1, in CUDA's order; ``None`` takes the first."""
     timing_cache_path: Path | None = None
     """File that keeps kernel timings between builds; ``None`` for one per TensorRT version and GPU name in
     the user's cache folder."""
@@ -80,7 +85,8 @@ def build_plan(
 
     def work() -> None:
         try:
-            result.set_result(_build(trt, model, options))
+            with _on_gpu(trt, options.device):
+                result.set_result(_build(trt, model, options))
         except BaseException as error:
             result.set_exception(error)
 
@@ -89,6 +95,20 @@ def build_plan(
     thread.start()
     wait(thread)
     return result.result()
+
+
+@contextmanager
+def _on_gpu(trt: TensorRt, device: str | int | None) -> Iterator[None]:
+    """Make a GPU current for the calling thread, on which TensorRT builds; TensorRT-RTX needs none."""
+    if device is None or trt.cross_compiles:
+        yield
+        return
+    gpu = open_device(index=parse_device(device))
+    try:
+        with gpu.current():
+            yield
+    finally:
+        gpu.close()
 
 
 def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:

@@ -175,6 +175,22 @@ def check_gpu(path: Path, record: EngineRecord, *, gpu: str, sm: Sm) -> None:
     raise EngineMismatch(message, hint=_hint_for_gpu(record, sm))
 
 
+def gpu_note(path: Path, record: EngineRecord, *, gpu: str) -> str | None:
+    """Warn about an engine of TensorRT that was built on another GPU model; ``None`` if there is no need.
+
+    Kernels are timed where an engine is built, so another model of the same compute capability may run it
+    slowly. Engines for several compute capabilities, and those of TensorRT-RTX, are meant for other GPUs.
+    """
+    built_on, sms = record.target.get("gpu"), record.target.get("sms", ())
+    is_portable = len(sms) != 1 or str(sms[0]).endswith("+") or "rtx" in record.tensorrt["kind"]
+    if is_portable or built_on in (None, gpu):
+        return None
+    return (
+        f"{path.name} was built on {built_on}, with kernels that are fast there; this is {gpu}: "
+        f"build it again here: {record.rebuild_command}"
+    )
+
+
 def load_error(path: Path, record: EngineRecord, reason: str) -> EsnetError:
     """Make the error of an engine that its TensorRT does not load.
 

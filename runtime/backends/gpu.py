@@ -34,7 +34,7 @@ class GpuBackend(Backend):
         precision: str | None = None,
         threads: int | None = None,
         num_slots: int = 3,
-        device: CudaDevice | None = None,
+        device: CudaDevice | int = 0,
         timing: bool = False,
     ) -> None:
         """Open an artefact as ``Backend`` does; only its own precision is possible.
@@ -45,11 +45,12 @@ class GpuBackend(Backend):
             precision: As for ``Backend``.
             threads: Ignored.
             num_slots: Batches in flight; 3 are one copied in, one computed and one copied out.
-            device: The GPU; ``None`` opens the first. The backend owns it and closes it.
+            device: CUDA's number of the GPU, or an open one, which the backend owns and closes.
             timing: True to measure the ring's stages; see ``SlotRing.stage_times_ms``.
 
         Raises:
             CudaError: Out of memory, or the GPU failed.
+            InvalidInput: CUDA lists no such GPU.
         """
         self.precision = card.precision
         self._resources = ExitStack()
@@ -62,9 +63,10 @@ class GpuBackend(Backend):
         self._check(path, precision)
         layout = SlotLayout(input=self.input, outputs=self.outputs, max_batch=self.card.batch.max)
         try:
-            self._cuda = self._device or open_device()
+            given = self._device
+            self._cuda = open_device(index=given) if isinstance(given, int) else given
             self._resources.callback(self._cuda.close)
-            self.device = f"{self._cuda.name} ({self._cuda.library})"
+            self.device = f"{self._cuda.name}, cuda:{self._cuda.index} ({self._cuda.library})"
             with self._cuda.current():
                 self._stream = self._cuda.new_stream()
                 self._resources.callback(self._stream.free)
@@ -85,7 +87,7 @@ class GpuBackend(Backend):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why some batches run without a CUDA graph."""
+        """Why some batches run without a CUDA graph, or an engine may be slow."""
         return (*self._notes, *self.ring.notes)
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -11,6 +11,7 @@ from runtime.artefact.engine_file import (
     check_gpu,
     check_library,
     check_plan,
+    gpu_note,
     load_error,
     read_record,
 )
@@ -41,11 +42,15 @@ class TensorRtBackend(GpuBackend):
 
     def _load(self, path: Path) -> None:
         check_gpu(path, self._record, gpu=self._cuda.name, sm=self._cuda.sm)
+        if note := gpu_note(path, self._record, gpu=self._cuda.name):
+            self._notes.append(note)
         engine = _deserialize(self._trt, path, self._record)
         self._check_graph(path, _shapes(self._trt, engine))
         config, cache = _runtime_config(self._trt, engine), None
+        major, minor = self._cuda.sm
         cache_path = cache_dir() / (
-            f"{self.name}-{self._trt.version}-{path.stem}-{path.stat().st_size}.runtime-cache"
+            f"{self.name}-{self._trt.version}-sm{major}{minor}-{path.stem}-{path.stat().st_size}"
+            ".runtime-cache"
         )
         if config is not None:
             cache = _load_runtime_cache(config, cache_path)

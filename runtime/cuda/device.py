@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, Resource
 from runtime.errors import BackendUnavailable, CudaError, InvalidInput
+from runtime.machine.gpus import no_such_gpu
 
 
 class _Library(Protocol):
@@ -55,8 +56,10 @@ class CudaDevice(_Library):
     """PCI bus id, such as ``0000:3b:00.0``; see ``runtime.machine.machine.gpu_with_bus_id``."""
 
     def __init__(self, index: int, num_gpus: int) -> None:
+        if num_gpus == 0:
+            raise BackendUnavailable("the driver lists no GPU")
         if index >= num_gpus:
-            raise BackendUnavailable(f"no GPU {index}: the driver lists {num_gpus}")
+            raise no_such_gpu(index, num_gpus)
         self.index = index
         """CUDA's number of the GPU."""
         self._resources, self._users = ExitStack(), ExitStack()
@@ -253,7 +256,7 @@ def open_device(library: str | None = None, *, index: int = 0) -> CudaDevice:
 
     Raises:
         BackendUnavailable: No library, no driver or no GPU; the message gives the reason for each library.
-        InvalidInput: Unknown library.
+        InvalidInput: Unknown library, or a number that CUDA does not list.
     """
     if library is not None and library not in CUDA_LIBRARIES:
         raise InvalidInput(

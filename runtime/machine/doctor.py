@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from runtime.errors import InvalidInput
-from runtime.machine.gpus import Sm, sm_of, sm_text
+from runtime.machine.gpus import Sm, gpu_at, sm_of, sm_text
 from runtime.machine.machine import (
     NvidiaGpu,
     cpu_flags,
@@ -120,18 +120,20 @@ class Diagnosis:
         return _FRAMES in working and (runs_onnx or runs_engines)
 
 
-def diagnose(gpu: str | None = None) -> Diagnosis:
+def diagnose(gpu: str | None = None, *, device: str | int | None = None) -> Diagnosis:
     """Check this machine and this environment.
 
     Args:
         gpu: GPU to give advice for, such as ``GTX 1080 Ti``; ``None`` takes those of this machine.
+        device: GPU of this machine to check for, as for ``parse_device``; ``None`` takes the first.
 
     Raises:
         InvalidInput: Unknown GPU.
     """
     asked = None if gpu is None else (gpu, sm_of(gpu))
     found = nvidia_gpus()
-    gpus = [(item.name, _sm_of_gpu(item)) for item in found]
+    chosen = found if device is None else (gpu_at(found, device),)
+    gpus = [(item.name, _sm_of_gpu(item)) for item in chosen]
     sm = gpus[0][1] if gpus else None
     problem = None if found else driver_problem()
     has_gpu = bool(found) or problem is not None
@@ -141,7 +143,7 @@ def diagnose(gpu: str | None = None) -> Diagnosis:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cpu features": ", ".join(flag for flag in _ISA if flag in cpu_flags()) or "unknown",
-        "gpu": "; ".join(map(str, found)) or no_gpu,
+        "gpu": "; ".join(item.as_text() for item in found) or no_gpu,
         "trial fp32": _trial_text("fp32"),
         "trial int8": _trial_text("int8"),
         "esnet-deploy": _version("esnet-deploy") or "not installed, run from its source folder",

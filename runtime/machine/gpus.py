@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from runtime.errors import InvalidInput
-from runtime.machine.machine import nvidia_gpus
+from runtime.machine.machine import NvidiaGpu, nvidia_gpus
 
 Sm = tuple[int, int]
 
@@ -190,13 +190,53 @@ def sm_text(sm: Sm) -> str:
     return f"{sm[0]}.{sm[1]}"
 
 
-def first_cuda_gpu() -> tuple[str, Sm] | None:
-    """Get name and compute capability of CUDA device 0, or of NVML's first GPU; ``None`` without a GPU.
+def parse_device(device: str | int) -> int:
+    """Get CUDA's number of a GPU: ``cuda:1``, ``1`` and 1 are the second, ``cuda`` is the first.
 
     Raises:
-        InvalidInput: NVML does not know the compute capability, and the name is not in ``GPUS``.
+        InvalidInput: Another format.
     """
-    gpu = next(iter(nvidia_gpus()), None)
+    match = re.fullmatch(r"(?:cuda:)?(\d+)|cuda", str(device).strip().lower())
+    if match is None:
+        raise InvalidInput(f"device {device!r} is no GPU", hint="for example cuda:1, or 1")
+    return int(match[1] or 0)
+
+
+def gpu_at(gpus: Sequence[NvidiaGpu], device: str | int) -> NvidiaGpu:
+    """Choose the GPU of ``device``, see ``parse_device``, from ``nvidia_gpus()``.
+
+    Raises:
+        InvalidInput: CUDA does not list it.
+    """
+    index, listed = parse_device(device), [gpu for gpu in gpus if gpu.index is not None]
+    if index >= len(listed):
+        raise no_such_gpu(index, len(listed))
+    return listed[index]
+
+
+def no_such_gpu(index: int, num_gpus: int, *, library: str = "CUDA") -> InvalidInput:
+    """Make the error of a number that CUDA, or another library, does not list."""
+    return InvalidInput(
+        f"no GPU cuda:{index}: {library} lists {num_gpus or 'none'}",
+        hint="esnet-doctor lists the GPUs; CUDA_VISIBLE_DEVICES hides some",
+    )
+
+
+def cuda_gpu(device: str | int | None = None) -> tuple[str, Sm] | None:
+    """Look up a GPU of this machine.
+
+    Args:
+        device: As for ``parse_device``; ``None`` takes CUDA's first, or NVML's first.
+
+    Returns:
+        Name and compute capability; ``None`` if no device was given and there is no GPU.
+
+    Raises:
+        InvalidInput: CUDA does not list the GPU, or NVML does not know its compute capability, and its name
+            is not in ``GPUS``.
+    """
+    gpus = nvidia_gpus()
+    gpu = next(iter(gpus), None) if device is None else gpu_at(gpus, device)
     return None if gpu is None else (gpu.name, sm_of(gpu.compute_capability or gpu.name))
 
 

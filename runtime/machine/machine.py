@@ -38,11 +38,21 @@ class NvidiaGpu:
     """Compute capability, such as ``8.6``; ``None`` if unknown."""
     pci_bus_id: str
     """PCI bus id in the spelling of ``normalise_bus_id``; CUDA and NVML number the GPUs differently."""
+    index: int | None = None
+    """CUDA's number; ``None`` if CUDA does not list it."""
+    used_bytes: int | None = None
+    """Memory in use by all processes; ``None`` without NVML."""
 
     def __str__(self) -> str:
         """Format as ``NAME, DRIVER, MEMORY``."""
         memory = _UNKNOWN if self.memory_bytes is None else f"{self.memory_bytes >> 20} MiB"
         return f"{self.name}, {self.driver}, {memory}"
+
+    def as_text(self) -> str:
+        """Format with CUDA's number, PCI bus id and memory in use."""
+        number = "not listed by CUDA:" if self.index is None else f"cuda:{self.index}"
+        used = "" if self.used_bytes is None else f", {self.used_bytes >> 20} MiB in use"
+        return f"{number} {self}{used}, {self.pci_bus_id}"
 
 
 def cpu_name() -> str:
@@ -90,9 +100,9 @@ def nvidia_gpus() -> tuple[NvidiaGpu, ...]:
     by_nvml = _read_gpus(_describe)
     at_bus = {gpu.pci_bus_id: gpu for gpu in by_nvml}
     by_cuda = []
-    for gpu in listing.gpus if listing else ():
+    for index, gpu in enumerate(listing.gpus if listing else ()):
         bus_id = normalise_bus_id(gpu.pci_bus_id)
-        by_cuda.append(_merge(gpu, bus_id, at_bus.get(bus_id)))
+        by_cuda.append(replace(_merge(gpu, bus_id, at_bus.get(bus_id)), index=index))
     found = {gpu.pci_bus_id for gpu in by_cuda}
     return (*by_cuda, *(gpu for gpu in by_nvml if gpu.pci_bus_id not in found))
 
@@ -202,6 +212,7 @@ def _describe(handle: Any, query: _Query) -> NvidiaGpu:
         name=query("nvmlDeviceGetName", handle) or _UNKNOWN,
         driver=query("nvmlSystemGetDriverVersion") or _UNKNOWN,
         memory_bytes=None if memory is None else int(memory.total),
+        used_bytes=None if memory is None else int(memory.used),
         compute_capability=None if capability is None else "{}.{}".format(*capability),
         pci_bus_id=_bus_id(handle, query),
     )

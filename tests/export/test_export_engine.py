@@ -53,7 +53,7 @@ def use_fake(monkeypatch):
         module = fake_tensorrt(generation, **settings)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         monkeypatch.setattr(
-            "export.engine.build.first_cuda_gpu", lambda: GPU if module.state.has_gpu else None
+            "export.engine.build.cuda_gpu", lambda *_: GPU if module.state.has_gpu else None
         )
         return module.state
 

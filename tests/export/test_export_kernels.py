@@ -167,7 +167,7 @@ def test_an_engine_with_unreadable_kernels_is_written_with_a_note(
 ):
     """A build takes minutes: a new layout of the inspector's JSON must not cost it."""
     monkeypatch.setitem(sys.modules, "tensorrt", fake_trt.fake_tensorrt("10.3.0"))
-    monkeypatch.setattr("export.engine.build.first_cuda_gpu", lambda: ("RTX 3060", (8, 6)))
+    monkeypatch.setattr("export.engine.build.cuda_gpu", lambda *_: ("RTX 3060", (8, 6)))
     monkeypatch.setattr(fake_trt._Inspector, "get_engine_information", lambda *_: text)
     path = tmp_path / "small.engine"
     options = BuildOptions(precision="fp32", tensorrt="tensorrt", timing_cache_path=tmp_path / "t")

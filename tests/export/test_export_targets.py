@@ -93,7 +93,7 @@ def make_record(make_artefact, tmp_path, monkeypatch):
         module = fake_tensorrt(generation, sm=gpu[1])
         module.state.fall_back_to_float = falls_back
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        monkeypatch.setattr("export.engine.build.first_cuda_gpu", lambda: gpu)
+        monkeypatch.setattr("export.engine.build.cuda_gpu", lambda *_: gpu)
         path = tmp_path / "small.engine"
         chosen = options(precision, tensorrt="tensorrt", **settings)
         command = ["esnet-export", "build-engine", "small.onnx", "--target", "RTX 3060"]
@@ -166,7 +166,7 @@ def test_the_recorded_command_can_be_pasted(make_record):
 
 def test_a_turing_engine_is_compiled_for_turing_alone(make_artefact, tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    monkeypatch.setattr("export.engine.build.first_cuda_gpu", lambda: TURING)
+    monkeypatch.setattr("export.engine.build.cuda_gpu", lambda *_: TURING)
     path = tmp_path / "a.rtx.engine"
     chosen = options(tensorrt="tensorrt-rtx")
     build_engine(make_artefact(), path, chosen, command=["esnet-export"])

@@ -49,13 +49,18 @@ def use_tensorrt(generation: str, *, name: str = "tensorrt", **settings: Any) ->
 
 
 def open_engine(
-    library: str, path: str | Path, *, card: ModelCard | None = None, **settings: Any
+    library: str,
+    path: str | Path,
+    *,
+    card: ModelCard | None = None,
+    index: int = 0,
+    **settings: Any,
 ) -> Any:
-    """Open an engine with the TensorRT that is installed."""
+    """Open an engine with the TensorRT that is installed, on a GPU."""
     from runtime.backends.tensorrt import TensorRtBackend
 
     card = card or read_record(Path(path)).card
-    return TensorRtBackend(Path(path), card, device=open_device(library), **settings)
+    return TensorRtBackend(Path(path), card, device=open_device(library, index=index), **settings)
 
 
 def use_onnxruntime(provider: str = "CUDAExecutionProvider") -> Any:
@@ -83,11 +88,12 @@ def _fake_onnxruntime(provider: str) -> Any:
     """Make a module with what the backend uses of ONNX Runtime."""
 
     class Binding:
-        def __init__(self) -> None:
+        def __init__(self, gpu: int) -> None:
             self.bound: dict[str, tuple[tuple[int, ...], int]] = {}
+            self.gpu = gpu
 
         def bind_input(self, name, kind, index, dtype, shape, address) -> None:
-            assert (kind, index) == ("cuda", 0)
+            assert (kind, index) == ("cuda", self.gpu)
             self.bound[name] = shape, address
 
         bind_output = bind_input
@@ -102,7 +108,8 @@ def _fake_onnxruntime(provider: str) -> Any:
         def get_providers(self):
             return [provider]
 
-        io_binding = staticmethod(Binding)
+        def io_binding(self):
+            return Binding(int(self.options["device_id"]))
 
         def run_with_iobinding(self, binding, options) -> None:
             assert options.entries == {"disable_synchronize_execution_providers": "1"}

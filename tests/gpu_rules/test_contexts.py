@@ -12,7 +12,7 @@ import pytest
 
 from runtime.cuda.device import open_device
 from runtime.cuda.ring import SlotRing
-from runtime.errors import BackendUnavailable, CudaError, EsnetError
+from runtime.errors import BackendUnavailable, CudaError, EsnetError, InvalidInput
 from tests.cuda_stub import stub
 from tests.gpu_rules.rules import LAYOUT, batch, drive, enqueue, is_right, on_stub, opened, untyped
 
@@ -108,8 +108,9 @@ def test_the_second_gpu_has_a_context_of_its_own(library):
         assert drive(one) + drive(two) == 0
     second.close()
     first.close()
-    with pytest.raises(BackendUnavailable, match="no GPU 2"):
+    with pytest.raises(InvalidInput, match="no GPU cuda:2: CUDA lists 2") as caught:
         open_device(library, index=2)
+    assert untyped(caught.value) is None
 
 
 @on_stub(environment={"CUDA_STUB_DEVICES": "0"}, log="NO_DEVICE|cuCtxGetCurrent.*NOT_INITIALIZED")

@@ -117,7 +117,7 @@ def test_it_says_what_it_is(library, engines):
     use_tensorrt("10.3.0")
     with open_engine(library, f"{engines}/10.3.0.engine") as backend:
         assert (backend.name, backend.precision) == ("tensorrt", "fp32")
-        assert backend.device == f"NVIDIA GeForce RTX 3090 ({library})"
+        assert backend.device == f"NVIDIA GeForce RTX 3090, cuda:0 ({library})"
         assert backend.card.batch == (1, 1, 8)
 
 

@@ -295,6 +295,27 @@ def test_the_explanation_of_a_single_candidate(artefact_with):
     assert choose_backend(artefact_with(**INT8)).as_text() == "onnxruntime int8: the only candidate"
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "null"])
+def test_a_device_is_for_gpus(artefact_with, name):
+    with pytest.raises(InvalidInput, match=f"'{name}' does not run on a GPU, device 'cuda:1'"):
+        open_backend(artefact_with(**CHECKED), name, device="cuda:1")
+
+
+@pytest.mark.parametrize("name", [None, AUTO])
+def test_a_device_runs_an_onnx_file_in_onnxruntime_cuda(measured, artefact_with, name):
+    """Here without CUDA; no trial asks for other backends."""
+    with pytest.raises(BackendUnavailable, match="CUDA provider"):
+        open_backend(artefact_with(**CHECKED), name, precision=name, device=1)
+    choice = choose_backend(artefact_with(**CHECKED), device=1)
+    assert (choice.backend, choice.precision) == ("onnxruntime-cuda", None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "x"])
+def test_a_device_that_is_none_is_bad_input(artefact_with, device):
+    with pytest.raises(InvalidInput, match=f"device '{device}' is no GPU"):
+        open_backend(artefact_with(**CHECKED), "onnxruntime-cuda", device=device)
+
+
 def _empty_module(name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__spec__ = types.SimpleNamespace(name=name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from runtime.artefact.engine_file import (
     check_gpu,
     check_library,
     check_plan,
+    gpu_note,
     load_error,
     read_record,
     record_path,
@@ -174,6 +176,29 @@ def test_another_gpu_is_named_with_both_capabilities(engine):
         EngineMismatch, match=r"for compute capability 8\.6, 8\.9, NVIDIA GTX 1080 Ti has 6\.1"
     ):
         check_gpu(engine, read_record(engine), gpu="NVIDIA GTX 1080 Ti", sm=(6, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sms", "built_on", "is_warned"),
+    [
+        pytest.param("tensorrt", ["8.6"], "NVIDIA GeForce RTX 3060", True, id="another-model"),
+        pytest.param("tensorrt", ["8.6"], "NVIDIA GeForce RTX 3090", False, id="the-same"),
+        pytest.param("tensorrt", ["8.0+"], "NVIDIA GeForce RTX 3060", False, id="compatible"),
+        pytest.param("tensorrt-rtx", ["8.6"], "NVIDIA GeForce RTX 3060", False, id="rtx"),
+        pytest.param("tensorrt", ["8.6"], None, False, id="unknown"),
+    ],
+)
+def test_an_engine_of_another_gpu_model_is_warned_of(engine, kind, sms, built_on, is_warned):
+    record = replace(
+        read_record(engine),
+        tensorrt={"kind": kind, "version": "10.3.0"},
+        target={"sms": sms, "gpu": built_on},
+    )
+    note = gpu_note(engine, record, gpu="NVIDIA GeForce RTX 3090")
+    assert (note is not None) is is_warned
+    if note:
+        assert note.startswith("small.engine was built on NVIDIA GeForce RTX 3060, ")
+        assert note.endswith(f"build it again here: {COMMAND}")
 
 
 def hint_for(engine, sm):

@@ -31,7 +31,7 @@ from tests.fake_trt import fake_tensorrt
 def engine(make_artefact, tmp_path, monkeypatch):
     """An fp32 engine of TensorRT 10.3, which is installed."""
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt("10.3.0"))
-    monkeypatch.setattr("export.engine.build.first_cuda_gpu", lambda: ("NVIDIA RTX 3060", (8, 6)))
+    monkeypatch.setattr("export.engine.build.cuda_gpu", lambda *_: ("NVIDIA RTX 3060", (8, 6)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "small.engine"
     options = BuildOptions(precision="fp32", tensorrt="tensorrt")

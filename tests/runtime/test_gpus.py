@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import InvalidInput
-from runtime.machine.gpus import GPUS, gpu_named, sm_of
+from runtime.machine.gpus import GPUS, gpu_named, parse_device, sm_of
 from runtime.machine.support import advice_for, limits_of
 
 GFLOP = 48.1  # ESNet at 512x1024, 2 x 24.05 GMAC
@@ -52,6 +52,19 @@ def test_the_names_that_drivers_and_people_use_are_known(text, name):
 def test_what_is_no_name_of_ours_is_no_gpu(text):
     with pytest.raises(InvalidInput, match="unknown GPU"):
         gpu_named(text)
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("cuda:1", 1), ("CUDA:0", 0), ("cuda", 0), ("2", 2), (3, 3)]
+)
+def test_a_device_is_a_number_in_cudas_order(device, index):
+    assert parse_device(device) == index
+
+
+@pytest.mark.parametrize("device", ["", "cpu", "cuda:", "cuda:x", "-1", -1, "1.5", "gpu1"])
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(InvalidInput, match="is no GPU"):
+        parse_device(device)
 
 
 def test_an_unknown_gpu_is_answered_with_what_comes_near():

@@ -14,7 +14,7 @@ from runtime.errors import InvalidInput
 from runtime.machine.cuda_driver import CudaGpu, CudaListing
 from runtime.machine.doctor import diagnose
 from runtime.machine.doctor_report import print_diagnosis
-from runtime.machine.gpus import first_cuda_gpu
+from runtime.machine.gpus import cuda_gpu
 from runtime.machine.machine import (
     NvidiaGpu,
     cpu_flags,
@@ -153,6 +153,7 @@ def test_a_gpu_is_described_by_nvml(nvml):
         memory_bytes=11264 << 20,
         compute_capability="8.6",
         pci_bus_id="0000:3b:00.0",
+        used_bytes=812 << 20,
     )
     assert str(gpu) == "NVIDIA GeForce RTX 3060, 580.95.05, 11264 MiB"
     assert module.inits == 0
@@ -243,17 +244,41 @@ def test_gpus_stand_in_cudas_order_and_are_matched_by_bus_id(nvml, cuda):
         ("NVIDIA RTX 4090", "550.54.15"),
         ("NVIDIA TITAN Xp", "550.54.15"),
     ]
-    assert first_cuda_gpu() == ("NVIDIA RTX 4090", (8, 9))
+    assert cuda_gpu() == cuda_gpu("cuda:0") == ("NVIDIA RTX 4090", (8, 9))
+    assert cuda_gpu(1) == ("NVIDIA TITAN Xp", (6, 1))
+    with pytest.raises(InvalidInput, match="no GPU cuda:2: CUDA lists 2"):
+        cuda_gpu("2")
     assert [advice.support[:15] for advice in diagnose().gpus] == [
         "NVIDIA RTX 4090",
         "NVIDIA TITAN Xp",
     ]
 
 
+def test_the_doctor_checks_for_the_gpu_that_is_asked_for(nvml, cuda):
+    nvml(
+        FakeGpu(name="NVIDIA RTX 4090", capability=(8, 9), bus_id="00000000:3B:00.0"),
+        FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)),
+    )
+    cuda(CudaGpu("NVIDIA RTX 4090", "8.9", 24 << 30, "0000:3B:00.0"), TITAN)
+    diagnosis = diagnose(device="cuda:1")
+    assert [advice.support[:15] for advice in diagnosis.gpus] == ["NVIDIA TITAN Xp"]
+    fixes = {check.name: check.fix for check in diagnosis.checks}
+    assert "8.6.1" in fixes["build engines: tensorrt"]
+    assert [gpu[:22] for gpu in diagnosis.machine["gpu"].split("; ")] == [
+        "cuda:0 NVIDIA RTX 4090",
+        "cuda:1 NVIDIA TITAN Xp",
+    ]
+    with pytest.raises(InvalidInput, match="no GPU cuda:2"):
+        diagnose(device=2)
+
+
 def test_a_gpu_that_is_hidden_from_cuda_comes_last(nvml, cuda):
     nvml(FakeGpu(name="hidden", bus_id="00000000:3B:00.0"), FakeGpu(name="NVIDIA TITAN Xp"))
     cuda(TITAN)
     assert [gpu.name for gpu in nvidia_gpus()] == ["NVIDIA TITAN Xp", "hidden"]
+    assert [gpu.index for gpu in nvidia_gpus()] == [0, None]
+    with pytest.raises(InvalidInput, match="no GPU cuda:1"):
+        cuda_gpu(1)
 
 
 def test_a_driver_without_nvml_lists_its_gpus(cuda, load_driver):
@@ -262,9 +287,9 @@ def test_a_driver_without_nvml_lists_its_gpus(cuda, load_driver):
     (gpu,) = nvidia_gpus()
     assert str(gpu) == "NVIDIA TITAN Xp, 535.183.01, 12288 MiB"
     assert (gpu.compute_capability, gpu.pci_bus_id) == ("6.1", "0000:01:00.0")
-    assert first_cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
+    assert cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
     diagnosis = diagnose()
-    assert diagnosis.machine["gpu"] == str(gpu)
+    assert diagnosis.machine["gpu"] == f"cuda:0 {gpu}, 0000:01:00.0"
     assert warnings_about("nvidia-ml-py") == [
         "clocks and temperatures of the GPU are unknown without nvidia-ml-py: pip install nvidia-ml-py"
     ]
@@ -294,27 +319,27 @@ def test_an_old_driver_without_nvml_is_said(pretend_installed, cuda, load_driver
 
 def test_without_libcuda_the_first_gpu_is_that_of_nvml(nvml):
     nvml(FakeGpu(name="NVIDIA TITAN Xp", capability=(6, 1)), FakeGpu())
-    assert first_cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
+    assert cuda_gpu() == ("NVIDIA TITAN Xp", (6, 1))
 
 
 def test_no_first_gpu_without_a_gpu():
-    assert first_cuda_gpu() is None
+    assert cuda_gpu() is None
 
 
 def test_a_capability_that_nvml_does_not_know_is_looked_up_by_name(card):
     card("GeForce GTX 1080 Ti", "460.91.03")
-    assert first_cuda_gpu() == ("GeForce GTX 1080 Ti", (6, 1))
+    assert cuda_gpu() == ("GeForce GTX 1080 Ti", (6, 1))
 
 
 def test_a_gpu_that_is_not_in_the_table_is_named(card):
     card("NVIDIA X9", "460.91.03")
     with pytest.raises(InvalidInput, match="unknown GPU 'NVIDIA X9'"):
-        first_cuda_gpu()
+        cuda_gpu()
 
 
 def test_the_capability_of_nvml_takes_precedence_over_the_table(card):
     card("NVIDIA X9", capability="13.1")
-    assert first_cuda_gpu() == ("NVIDIA X9", (13, 1))
+    assert cuda_gpu() == ("NVIDIA X9", (13, 1))
 
 
 @pytest.mark.parametrize(
@@ -437,7 +462,8 @@ def test_twins_that_overwrite_each_other_are_warned_of(monkeypatch):
 def test_a_machine_with_a_gpu_is_checked_for_tensorrt(nvml):
     nvml(FakeGpu(name="Tesla T4", memory_bytes=1 << 20), driver="535.1")
     diagnosis = diagnose()
-    assert diagnosis.machine["gpu"] == "Tesla T4, 535.1, 1 MiB"
+    gpu = "not listed by CUDA: Tesla T4, 535.1, 1 MiB, 812 MiB in use, 0000:01:00.0"
+    assert diagnosis.machine["gpu"] == gpu
     assert "build engines: tensorrt" in [check.name for check in diagnosis.checks]
 
 
