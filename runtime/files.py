@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import os
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.errors import InvalidInput
 
 
-def require_outputs(*paths: Path | None, source: Path | None = None) -> None:
+def require_outputs(
+    *paths: Path | None, source: Path | None = None, suffixes: Sequence[str] = ()
+) -> None:
     """Refuse output files that cannot be written, before any work is done.
 
     Args:
         paths: Files to write; ``None`` is skipped.
         source: Input file, which must not be overwritten.
+        suffixes: Endings that the files may have, such as ``.onnx``; none allows any.
 
     Raises:
-        InvalidInput: A folder is missing or not writable, or a path is a folder, a device or ``source``.
+        InvalidInput: A folder is missing or not writable, or a path is a folder, a device or ``source``, or
+            has another ending.
     """
     for path in filter(None, paths):
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise InvalidInput(
+                f"output {path} does not end in {' or '.join(suffixes)}",
+                hint=f"for example {shlex.quote(str(path.with_suffix(suffixes[0])))}",
+            )
         folder = path.parent
         if not folder.is_dir():
             raise InvalidInput(
@@ -41,19 +53,30 @@ def require_outputs(*paths: Path | None, source: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it is renamed to ``path`` when the block ends without an error.
 
-    The temporary file has the same suffix, because encoders choose by it. An error or Ctrl-C removes it.
+    The temporary file has the same suffix, because encoders choose by it. An error, Ctrl-C or SIGTERM removes
+    it; one that a killed process left is removed by the next call with the same ``path``.
+
+    Args:
+        path: File to create or replace.
+        sync: False skips waiting for the disk: after a power cut, the file may be empty.
 
     Raises:
         OSError: The folder is missing or not writable; raised before the block runs.
     """
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        _create(temporary, reported_as=path)
-        yield temporary
-        temporary.replace(path)
+        with _create(temporary, reported_as=path) as created:
+            with contextlib.suppress(OSError):  # some network drives have no locks
+                fcntl.flock(created, fcntl.LOCK_EX)  # until the end of the block or process
+            yield temporary
+            if sync:
+                with temporary.open("rb") as file:
+                    os.fsync(file)
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or could not be created
             temporary.unlink()
@@ -61,7 +84,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def cache_dir() -> Path:
     """Get the cache folder, ``$XDG_CACHE_HOME/esnet-deploy``; it may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esnet-deploy"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "esnet-deploy"
 
 
 def read_cache(path: Path) -> bytes:
@@ -76,7 +100,7 @@ def save_cache(path: Path, content: bytes) -> str | None:
     """Write a cache file, and its folder if needed; get a warning in one line if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
+        with atomic_path(path, sync=False) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         return f"cannot write the cache {path}: {error.strerror}"
@@ -104,9 +128,18 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _create(temporary: Path, *, reported_as: Path) -> None:
+def _create(temporary: Path, *, reported_as: Path) -> BinaryIO:
     try:
-        temporary.touch(exist_ok=False)
+        return temporary.open("xb")
     except OSError as error:
         error.filename = str(reported_as)  # the path that the caller passed
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete the temporary files of ``path`` that no process writes any more."""
+    name = f".{glob.escape(path.stem)}-{'[0-9a-f]' * 8}{glob.escape(path.suffix)}"
+    for leftover in glob.iglob(str(Path(glob.escape(str(path.parent))) / name)):
+        with contextlib.suppress(OSError), open(leftover, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(leftover)

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 
 import pytest
 
 from runtime.errors import InvalidInput
-from runtime.files import atomic_path, require_outputs, sha256_of
+from runtime.files import atomic_path, cache_dir, require_outputs, sha256_of
 
 
 @pytest.fixture
@@ -115,3 +117,32 @@ def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
 def test_new_and_existing_files_may_be_outputs(tmp_path):
     (tmp_path / "old").write_text("old")
     require_outputs(tmp_path / "old", None, tmp_path / "new")
+
+
+def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from runtime.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as path: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a[1].onnx"], check=False)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "other.onnx"], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    with atomic_path(tmp_path / "a[1].onnx") as temporary:
+        temporary.touch()
+    left = sorted(os.listdir(tmp_path))
+    assert left[1] == "a[1].onnx"
+    assert left[0].startswith(".other-")
+
+
+def test_a_file_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append((tmp_path / "a").exists()))
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert synced == [False]
+
+
+def test_the_cache_needs_no_home_if_xdg_names_one(monkeypatch, tmp_path):
+    monkeypatch.setattr("pathlib.Path.home", lambda: pytest.fail("the home folder is not needed"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "esnet-deploy"
