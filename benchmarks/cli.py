@@ -46,6 +46,7 @@ Data = Annotated[Path | None, typer.Option(help="Dataset: also measure mIoU on i
 Precisions = Annotated[
     list[str] | None, typer.Option(help="Precision, repeatable; default: the model's precision.")
 ]
+Device = Annotated[str | None, typer.Option(help="GPU in CUDA's order: 0, 1, or cuda:1.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the full report here.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the tables here.")]
 
@@ -58,7 +59,7 @@ MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the
     ),
     groups={
         "Frames": "frames size",
-        "Model": "backend precision",
+        "Model": "backend precision device",
         "Measurement": "mode batch max_seconds",
         "Accuracy": "reference data miou",
         "Target": "target_fps must_meet",
@@ -77,6 +78,7 @@ def run(
         list[str] | None, typer.Option(help="Backend, repeatable; default: the fastest installed.")
     ] = None,
     precision: Precisions = None,
+    device: Device = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -127,6 +129,7 @@ def run(
         batches=parse_batches(batch, kind),
         backends=backend or [None],
         precisions=precision or [None],
+        device=device,
         config=TimingConfig(cap_seconds=max_seconds),
         target_fps=target_fps,
         reference=reference,
@@ -194,7 +197,7 @@ def roofline(
     ),
     groups={
         "Frames": "frames size data",
-        "Measurement": "calibration rounds",
+        "Measurement": "calibration rounds device",
         "Reports": "json_file markdown_file",
     },
 )
@@ -207,6 +210,7 @@ def compare(
         Path | None, typer.Option(help="Frames for INT8 calibration; default: shipped ranges.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=20, help="Interleaved rounds.")] = 20,
+    device: Device = None,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
 ) -> None:
@@ -222,6 +226,7 @@ def compare(
         data_dir=data,
         calibration=calibration,
         rounds=rounds,
+        device=device,
     )
     publish(document_from_report(report), report.as_dict(), json_file, markdown_file)
 

@@ -40,6 +40,8 @@ class BenchOptions:
     """Backend names; ``None`` is the fastest installed backend."""
     precisions: Sequence[str | None] = (None,)
     """Precisions; ``None`` is the precision of the artefact. Ignored for INT8 and engines."""
+    device: str | int | None = None
+    """GPU, as for ``open_backend``."""
     batches: Sequence[int] = ()
     """Batch sizes, for latency and throughput; none: the smallest of each model, for throughput on a GPU the
     optimal one."""
@@ -109,7 +111,13 @@ def open_models(
     for path in models:
         for backend in options.backends:
             for precision in precisions_of(path, options.precisions):
-                segmenter = Segmenter.open(path, backend=backend, precision=precision, timing=True)
+                segmenter = Segmenter.open(
+                    path,
+                    backend=backend,
+                    precision=precision,
+                    device=options.device,
+                    timing=True,
+                )
                 opened.append((path, stack.enter_context(segmenter)))
     references = {path: options.reference or find_reference(path) for path in models}
     expected = {path: _fp32_labels(path, frames) for path in {*references.values()} if path}

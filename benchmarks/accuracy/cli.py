@@ -25,7 +25,7 @@ app = new_app("Measure the accuracy of models on a dataset.")
     ),
     groups={
         "Dataset": "data dataset label_set split max_images",
-        "Model": "model size backend precision allow_mismatch explain",
+        "Model": "model size backend precision device allow_mismatch explain",
         "Reports": "json_file confusion",
     },
 )
@@ -55,6 +55,9 @@ def evaluate(
     precision: Annotated[
         list[str] | None,
         typer.Option(help="Exported models: auto (default), fp32 or bf16; repeatable."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="GPU in CUDA's order: 0, 1, or cuda:1; default: the first.")
     ] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Run a backend that failed the label check.")
@@ -96,7 +99,12 @@ def evaluate(
     reports, notes = [], dict[str, None]()
     for name, own in runs:
         predictor = open_predictor(
-            name, size_hw=size_hw, backend=backend, precision=own, allow_mismatch=allow_mismatch
+            name,
+            size_hw=size_hw,
+            backend=backend,
+            precision=own,
+            device=device,
+            allow_mismatch=allow_mismatch,
         )
         with closing(predictor), progress_bar() as progress:
             labelled = open_split_of_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,12 @@ from esnet.labels import LabelSet, label_set_from_dict
 from esnet.metrics import ConfusionMatrix, confusion_from_pairs
 from runtime.backend import AUTO, Choice, choose_backend
 from runtime.files import sha256_of
+from runtime.machine.gpus import no_such_gpu, parse_device
 from runtime.media.frames import resize_frame
 from runtime.segmenter import Segmenter
+
+if TYPE_CHECKING:  # torch is imported for checkpoints alone
+    import torch
 
 ARTEFACT_SUFFIXES = (".onnx", ".engine", ".plan")
 
@@ -79,12 +83,14 @@ def open_predictor(
     size_hw: tuple[int, int] | None = None,
     backend: str | None = None,
     precision: str | None = None,
+    device: str | int | None = None,
     allow_mismatch: bool = False,
 ) -> Predictor:
     """Open a checkpoint, shipped weights or an artefact; the file suffix decides.
 
     ``size_hw`` is for checkpoints; ``None`` keeps the size of each image, rounded to multiples of 8.
     ``backend``, ``precision`` (see ``choose_backend``) and ``allow_mismatch`` are for artefacts.
+    ``device`` is as for ``open_backend``; for a checkpoint, ``None`` takes the first GPU.
 
     Raises:
         BenchmarkError: An option that does not apply to this kind of model.
@@ -96,11 +102,12 @@ def open_predictor(
                 "--size is for checkpoints: an artefact works at the size it was exported for",
                 hint=f"esnet-export to-onnx WEIGHTS --size {size_hw[0]}x{size_hw[1]}",
             )
-        choice = choose_backend(model, backend or AUTO, precision)
+        choice = choose_backend(model, backend or AUTO, precision, device)
         segmenter = Segmenter.open(
             model,
             backend=choice.backend,
             precision=choice.precision,
+            device=device,
             allow_mismatch=allow_mismatch,
         )
         return replace(predictor_from_segmenter(segmenter, Path(model)), choice=choice)
@@ -109,7 +116,7 @@ def open_predictor(
             f"{model} is a checkpoint, run by torch in fp32: --backend and --precision are for artefacts",
             hint=f"esnet-export to-onnx {model}, then evaluate the .onnx file",
         )
-    return _predictor_from_checkpoint(model, size_hw)
+    return _predictor_from_checkpoint(model, size_hw, device)
 
 
 def predictor_from_segmenter(segmenter: Segmenter, path: Path) -> Predictor:
@@ -125,14 +132,16 @@ def predictor_from_segmenter(segmenter: Segmenter, path: Path) -> Predictor:
     )
 
 
-def _predictor_from_checkpoint(weights: str | Path, size_hw: tuple[int, int] | None) -> Predictor:
+def _predictor_from_checkpoint(
+    weights: str | Path, size_hw: tuple[int, int] | None, gpu: str | int | None
+) -> Predictor:
     import torch
 
     from esnet.checkpoint import load_checkpoint
     from esnet.model import normalise
 
     checkpoint = load_checkpoint(weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _torch_device(gpu)
     network, family = checkpoint.network.to(device), checkpoint.family
 
     @torch.inference_mode()
@@ -150,6 +159,18 @@ def _predictor_from_checkpoint(weights: str | Path, size_hw: tuple[int, int] | N
         sha256=checkpoint.sha256,
         size="x".join(map(str, size_hw)) if size_hw else "native",
     )
+
+
+def _torch_device(gpu: str | int | None) -> torch.device:
+    """Get torch's device of a GPU; ``None`` is the first, or the CPU without a GPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if gpu is None:
+        return torch.device("cuda" if count else "cpu")
+    if (index := parse_device(gpu)) >= count:
+        raise no_such_gpu(index, count, library=f"torch {torch.__version__}")
+    return torch.device("cuda", index)
 
 
 def evaluate(

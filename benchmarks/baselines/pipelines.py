@@ -56,6 +56,8 @@ class PipelineSetup:
     """Folder for exported files; files that exist are reused."""
     calibration: Path | None = None
     """Frames to measure INT8 activation ranges on; ``None`` uses the ranges shipped with the weights."""
+    device: int | None = None
+    """CUDA's number of the GPU; ``None`` is the first."""
 
 
 Maker = Callable[[PipelineSetup], tuple[Pipeline, Path | None]]
@@ -81,8 +83,8 @@ def pipeline_makers() -> dict[str, Maker]:
             "torch eager fp32, CUDA": partial(_make_torch, device="cuda"),
             "torch eager fp16, CUDA": fp16,
             "torch.compile fp16, CUDA": partial(fp16, compiled=True),
-            "torch.onnx.export, ONNX Runtime CUDA, numpy argmax": partial(
-                plain_onnx, provider="CUDAExecutionProvider"
+            "torch.onnx.export, ONNX Runtime CUDA, numpy argmax": lambda setup: plain_onnx(
+                setup, provider="CUDAExecutionProvider", device=setup.device or 0
             ),
         }
         variants |= _GPU_VARIANTS
@@ -136,10 +138,12 @@ def plain_onnx_pipeline(
     path: Path,
     *,
     provider: str = "CPUExecutionProvider",
+    device: int = 0,
 ) -> Pipeline:
     """Run a plain ``torch.onnx.export`` in ONNX Runtime; normalisation and argmax run in numpy.
 
-    The file at ``path``, float32 (1, 3, H, W) in, logits out, is written if it does not exist.
+    The file at ``path``, float32 (1, 3, H, W) in, logits out, is written if it does not exist. ``device`` is
+    CUDA's number of the GPU.
 
     Raises:
         BackendUnavailable: ONNX Runtime does not run the provider on this machine.
@@ -147,7 +151,8 @@ def plain_onnx_pipeline(
     import onnxruntime as ort
 
     _export_plainly(checkpoint, size_hw, path)
-    session = ort.InferenceSession(str(path), providers=[provider])
+    options = {"device_id": str(device)} if provider.startswith("CUDA") else {}
+    session = ort.InferenceSession(str(path), providers=[(provider, options)])
     if session.get_providers()[0] != provider:
         raise BackendUnavailable(
             f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}",
@@ -173,6 +178,8 @@ def backend_pipeline(backend: Backend) -> Pipeline:
 
 
 def _make_torch(setup: PipelineSetup, **options: Any) -> tuple[Pipeline, None]:
+    if options.get("device") == "cuda" and setup.device is not None:
+        torch.cuda.set_device(setup.device)  # each pipeline has a process of its own
     return torch_pipeline(load_checkpoint(setup.weights), **options), None
 
 
@@ -195,10 +202,11 @@ def _make_ours(setup: PipelineSetup, *, backend: str, precision: str) -> tuple[P
     if precision == "int8":
         path = _quantized(path, setup.calibration)
     if backend in KINDS:
-        options = BuildOptions(precision=precision, tensorrt=backend)
+        options = BuildOptions(precision=precision, tensorrt=backend, device=setup.device)
         path = build_engine(path, None, options, command=["esnet-bench", "compare"]).path
     is_in_file = precision == "int8" or backend in KINDS
-    opened = open_backend(path, backend, precision=None if is_in_file else precision)
+    device = setup.device if backend in _GPU_VARIANTS else None
+    opened = open_backend(path, backend, precision=None if is_in_file else precision, device=device)
     return backend_pipeline(opened), path
 
 

@@ -28,6 +28,8 @@ from esnet.metrics import confusion_from_pairs, label_agreement
 from export.plan import ExportPlan, graph_from_network
 from runtime.artefact.card import LOGITS
 from runtime.backend import installed_backends
+from runtime.machine.gpus import gpu_at
+from runtime.machine.machine import nvidia_gpus
 from runtime.media.frames import resize_frame
 
 
@@ -91,6 +93,7 @@ def compare_pipelines(
     data_dir: Path | None,
     calibration: Path | None,
     rounds: int,
+    device: str | int | None = None,
 ) -> CompareReport:
     """Make, time and evaluate every pipeline; the arguments are the options of ``esnet-bench compare``.
 
@@ -103,6 +106,7 @@ def compare_pipelines(
             f"calibration frames {str(calibration)!r} do not exist",
             hint="give an image, a folder, a video or a list",
         )
+    gpu = None if device is None else gpu_at(nvidia_gpus(), device).index
     checkpoint, frame_set = load_checkpoint(weights), load_frames(frames, size_hw)
     environment = {**describe_environment(), "frames": frame_set.description}
     labelled = None
@@ -111,7 +115,7 @@ def compare_pipelines(
     with tempfile.TemporaryDirectory(prefix="esnet-compare-") as folder, progress_bar() as progress:
         task = progress.add_task("", total=None)
         workers, left_out = _run_pipelines(
-            PipelineSetup(weights, size_hw, Path(folder), calibration),
+            PipelineSetup(weights, size_hw, Path(folder), calibration, gpu),
             frame_set,
             rounds,
             labelled,

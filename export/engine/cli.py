@@ -24,7 +24,7 @@ app = typer.Typer()
     groups={
         "Precision": "fp32 fp16 int8 frames",
         "Engine": "tensorrt batch target version_compatible hardware_compatible",
-        "Build": "workspace timing_cache dry_run force",
+        "Build": "device workspace timing_cache dry_run force",
         "Output": "output",
     },
 )
@@ -65,6 +65,9 @@ def run_build_engine(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Runs on other GPUs from Ampere on.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="GPU that builds, in CUDA's order: 0, 1, or cuda:1.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be built.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even if up to date.")] = False,
 ) -> None:
@@ -80,6 +83,7 @@ def run_build_engine(
         batch=parse_batch(batch) if batch else None,
         workspace_bytes=parse_bytes(workspace) if workspace else None,
         sms=tuple(dict.fromkeys(sm_of(text) for text in target or ())),
+        device=device,
         timing_cache_path=timing_cache,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
