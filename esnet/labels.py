@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from esnet.errors import LabelSetError
+from runtime.artefact.card_values import class_problems
+from runtime.artefact.untrusted import parse_json
 
 MaskKind = Literal["values", "indices", "colours"]
 """Content of a mask: values for ``label_values``, class indices, or colours of the palette."""
 IGNORE_INDEX = 255
-_MAX_NAME = 60
 _KEYS = ("name", "names", "palette", "ignore_index", "label_values")
 _EXAMPLE = "a label set file holds for example: names: [path, tree]"
 
@@ -38,7 +38,9 @@ class LabelSet:
     """Value in a mask to class index or ignore index; empty if masks hold class indices."""
 
     def __post_init__(self) -> None:
-        if problem := next(self._problems(), None):
+        names = self.name, *self.class_names
+        problems = class_problems(names, self.palette, self.ignore_index, self.label_values)
+        if problem := next(problems, None):
             raise LabelSetError(f"label set {self.name!r}: {problem}")
 
     @property
@@ -75,29 +77,6 @@ class LabelSet:
             "ignore_index": self.ignore_index,
         }
         return fields | ({"label_values": dict(self.label_values)} if self.label_values else {})
-
-    def _problems(self) -> Iterator[str]:
-        names, count = self.class_names, self.num_classes
-        if not 1 <= count <= 255:
-            yield f"{count} classes, expected 1 to 255"
-        for name in (self.name, *names):
-            if name != name.strip() or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
-                yield f"name {name[: _MAX_NAME + 1]!r}, expected 1 to {_MAX_NAME} printable characters"
-        if repeated := {name for name in names if names.count(name) > 1}:
-            yield f"two classes have the name {min(repeated)!r}"
-        if len(self.palette) != count:
-            yield f"{count} names, {len(self.palette)} colours"
-        for colour in self.palette:
-            if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-                yield f"colour {list(colour)}, expected red, green and blue from 0 to 255"
-        if not count <= self.ignore_index <= 255:
-            yield f"ignore_index {self.ignore_index}, expected {count} to 255: no class has it"
-        for value, index in self.label_values.items():
-            if not 0 <= value <= 65535 or not (0 <= index < count or index == self.ignore_index):
-                yield (
-                    f"label_values has {value}: {index}, expected a value up to 65535 and "
-                    f"a class index up to {count - 1} or {self.ignore_index}"
-                )
 
 
 # Source: github.com/mcordts/cityscapesScripts, helpers/labels.py (label id, name, colour).
@@ -266,7 +245,7 @@ def _read_file(path: Path) -> LabelSet:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        fields = json.loads(text) if suffix == ".json" else _parse_yaml(text)
+        fields = parse_json(text) if suffix == ".json" else _parse_yaml(text)
     except (ValueError, RecursionError) as error:
         raise LabelSetError(f"{path} cannot be parsed: {error}", hint=_EXAMPLE) from error
     return label_set_from_dict(fields, origin=str(path), name=path.stem)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from runtime.artefact.card_values import value_problems
 from runtime.artefact.onnx_file import read_metadata
+from runtime.artefact.untrusted import parse_json
 from runtime.errors import ModelFileError
 
 CARD_KEY = "esnet_card"
@@ -137,15 +139,15 @@ class ModelCard:
             origin: Name of the file, for error messages.
 
         Raises:
-            ModelFileError: Not JSON, another schema, missing fields, or unknown values.
+            ModelFileError: Not JSON, another schema, missing fields, or values of another type or range.
         """
 
         def error(problem: str, hint: str = _EXPORT) -> ModelFileError:
             return ModelFileError(f"{origin}: {problem}", hint=hint)
 
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as cause:
+            fields = parse_json(text)
+        except ValueError as cause:
             raise error(f"its model card is damaged: {cause}") from cause
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
@@ -155,32 +157,35 @@ class ModelCard:
         if missing := sorted(required - fields.keys()):
             raise error(f"its model card lacks {', '.join(missing)}")
         values = {e.name: _tuples(fields[e.name]) for e in entries if e.name in fields}
-        label_values = {int(k): v for k, v in values.get("label_values", {}).items()}
-        batch = BatchRange(*values["batch"])
-        card = cls(**{**values, "batch": batch, "label_values": label_values})
-        if len(card.palette) != card.num_classes:
-            raise error(f"its model card has {card.num_classes} names, {len(card.palette)} colours")
         for name, allowed in _VALUES.items():
-            if (value := getattr(card, name)) not in allowed:
+            if (value := values[name]) not in allowed:
                 raise error(
                     f"its model card says {name} {value!r}, this version knows {allowed}",
                     "pip install --upgrade esnet-deploy",
                 )
+        try:
+            label_values = {int(k): v for k, v in values.get("label_values", {}).items()}
+            batch = BatchRange(*values["batch"])
+        except (AttributeError, TypeError, ValueError) as cause:
+            raise error(f"its model card has damaged label_values or batch: {cause}") from cause
+        card = cls(**{**values, "batch": batch, "label_values": label_values})
+        if problem := next(value_problems(card), None):
+            raise error(f"its model card has {problem}")
         return card
 
     @classmethod
-    def from_file(cls, path: Path) -> ModelCard:
+    def from_file(cls, path: Path | str) -> ModelCard:
         """Read the card of an ONNX file, without an ONNX library.
 
         Raises:
             ModelFileError: Missing, empty, truncated, not ONNX, or without a valid card.
 
         Example:
-            >>> card = ModelCard.from_file(Path("model.onnx"))
+            >>> card = ModelCard.from_file("model.onnx")
             >>> card.size_hw, str(card.batch), card.class_names[:2]
             ((64, 128), '1:1:8', ('sky', 'building'))
         """
-        metadata = read_metadata(path)
+        metadata = read_metadata(Path(path))
         if CARD_KEY not in metadata:
             raise ModelFileError(
                 f"{path} is an ONNX file without a model card, so its colours, scale and classes are unknown",

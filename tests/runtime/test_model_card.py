@@ -115,3 +115,41 @@ def test_a_damaged_card_is_reported_with_its_file(save_onnx):
     path = save_onnx({CARD_KEY: "{"})
     with pytest.raises(ModelFileError, match=f"{path}: its model card is damaged"):
         ModelCard.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size_hw", [512]),
+        ("size_hw", [10**9, 8]),
+        ("size_hw", [16384, 16384]),
+        ("size_hw", [-8, 8]),
+        ("batch", [1, 1, 10**9]),
+        ("batch", [2, 1, 3]),
+        ("batch", 5),
+        ("mean", [0, 0, "a"]),
+        ("std", [1, 1, 0]),
+        ("class_names", ["a", 5]),
+        ("palette", [[0, 0, 300]] * 11),
+        ("ignore_index", 3),
+        ("label_values", {"7": 99}),
+        ("label_values", [1]),
+        ("name", {"a": 1}),
+        ("form", {"head_classes": 10**9}),
+        ("form", {"suits": 5}),
+        ("source", [1]),
+        ("source", {"sha256": 5}),
+        ("quantization", {"backends": "openvino"}),
+        ("parity", {"equal_labels_bf16": "all"}),
+        ("created", {"command": ["rm"]}),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_is_allocated(card, name, value):
+    with pytest.raises(ModelFileError, match="its model card has"):
+        ModelCard.from_json(edited(card, **{name: value}))
+
+
+def test_text_of_a_card_cannot_control_a_terminal(card):
+    evil = ModelCard.from_json(edited(card, name="\x1b]0;title\x07", source={"a": "\u202ex"}))
+    assert evil.name == "\ufffd]0;title\ufffd"
+    assert evil.source == {"a": "\ufffdx"}
