@@ -152,9 +152,12 @@ def fill_batch(
     for frame, target in zip(frames, batch, strict=False):
         is_tensor = card.input != FRAMES
         out = None if is_tensor else target
-        image = resize_frame(frame, card.size_hw, out, letterbox=letterbox)
-        if color == "bgr":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+        if color == "bgr" and frame.shape[:2] == card.size_hw:  # the conversion is the copy
+            image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=out)
+        else:
+            image = resize_frame(frame, card.size_hw, out, letterbox=letterbox)
+            if color == "bgr":
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
         if is_tensor:
             target[:] = normalise(image[None], card.mean, card.std)[0]
     count = max(len(frames), card.batch.min)
