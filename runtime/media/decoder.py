@@ -34,8 +34,6 @@ def open_decoder(target: str, *, timeout: float | None = None) -> Decoder:
 class OpenCvDecoder:
     """A ``Decoder`` on ``cv2.VideoCapture``."""
 
-    is_paced = True
-
     def __init__(self, target: str | int, api: int, *, timeout: float | None = None) -> None:
         """Open a file, URL or camera.
 
@@ -58,6 +56,7 @@ class OpenCvDecoder:
         self.num_frames = int(count) if count > 0 else None
         self.fps = fps if fps > 0 else None
         self.is_finite = self.num_frames is not None
+        self.is_paced = not str(target).partition("?")[0].endswith(".m3u8")
 
     def __iter__(self) -> Iterator[Decoded]:
         while True:
@@ -66,6 +65,10 @@ class OpenCvDecoder:
                 return
             seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
             yield Decoded(partial(cv2.cvtColor, image, cv2.COLOR_BGR2RGB), seconds)
+
+    def seek(self, seconds: float) -> None:
+        """Move to a position; OpenCV decodes from the key frame before it."""
+        self._capture.set(cv2.CAP_PROP_POS_MSEC, 1e3 * seconds)
 
     def close(self) -> None:
         """Free the source."""

@@ -112,5 +112,8 @@ class Decoder(Protocol):
     """One line for each part that could not be decoded."""
 
     def __iter__(self) -> Iterator[Decoded]: ...
+    def seek(self, seconds: float) -> None:
+        """Move to a key frame at or before a position, if the file allows it; before the iteration."""
+
     def close(self) -> None:
         """Free the source; not while another thread reads it."""

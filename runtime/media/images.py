@@ -127,7 +127,7 @@ def _image_source(
     }
 
     def decode(source: FrameSource) -> Iterator[Frame]:
-        for frame_name, file in named.items():
+        for frame_name, file in source.files.items():
             if source.stopping.is_set():
                 return
             try:

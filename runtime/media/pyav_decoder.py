@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -69,6 +70,12 @@ class PyAvDecoder:
             for frame in frames:
                 seconds = seconds if frame.time is None else frame.time - start
                 yield Decoded(partial(self._image, frame), seconds)
+
+    def seek(self, seconds: float) -> None:
+        """Move to the key frame at or before a position."""
+        ticks = int(seconds / (self._stream.time_base or 1)) + (self._stream.start_time or 0)
+        with suppress(av.error.FFmpegError):
+            self._container.seek(ticks, stream=self._stream)
 
     def close(self) -> None:
         """Free the source."""

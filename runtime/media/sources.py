@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ def open_source(
     timeout: float = 5.0,
     size_hw: tuple[int, int] | None = None,
     pixel_format: str | None = None,
+    start: float | None = None,
 ) -> FrameSource:
     """Open an image, folder, glob pattern, list file, video, camera, network stream, or stdin.
 
@@ -52,6 +54,7 @@ def open_source(
         timeout: Seconds without data after which a network stream counts as lost.
         size_hw: Height and width of raw frames.
         pixel_format: Pixel format of raw frames, one of ``runtime.media.raw.PIXEL_FORMATS``; default rgb24.
+        start: Position in a video to start at, seconds.
 
     Raises:
         InvalidInput: No such source, none that holds frames, or a setting without effect.
@@ -67,6 +70,7 @@ def open_source(
         ("reconnect", reconnect, ("camera", "network stream")),
         ("size", size_hw, ("stdin",)),
         ("pixel-format", pixel_format, ("stdin",)),
+        ("start", start, ("video",)),
     ):
         if value is not None and kind not in kinds:
             raise InvalidInput(
@@ -83,7 +87,9 @@ def open_source(
         return open_camera(text, reconnect=reconnect)
     if kind == "folder":
         return open_folder(path, recursive=recursive)
-    open_file = {"image": open_image, "video": _open_video, "list": open_list}
+    if kind == "video":
+        return _open_video(path, start or 0.0)
+    open_file = {"image": open_image, "list": open_list}
     return open_glob(text) if kind == "pattern" else open_file[kind](path)
 
 
@@ -118,19 +124,29 @@ def _kind_of(text: str, path: Path) -> str:
     )
 
 
-def _open_video(path: Path) -> FrameSource:
+def _open_video(path: Path, start: float) -> FrameSource:
     """Make a source of a video file; the file is opened to read its length and frame rate."""
 
     def decode(source: FrameSource) -> Iterator[Frame]:
         with _decoder(path) as decoder:
             source.skipped = decoder.damaged
-            for index, decoded in enumerate(decoder):
+            if start:
+                decoder.seek(start)
+            index = None if start else 0
+            for decoded in decoder:
                 if source.stopping.is_set():
                     return
+                if decoded.seconds < start:
+                    continue
+                if index is None:
+                    index = round(decoded.seconds * (decoder.fps or 0))
                 yield Frame(decoded.image(), f"{path.stem}_{index:06d}", decoded.seconds)
+                index += 1
 
     with _decoder(path) as decoder:
         count, fps = decoder.num_frames, decoder.fps
+    if count is not None and fps is not None:
+        count = max(0, count - math.ceil(start * fps - 1e-6))
     return FrameSource(str(path), decode, path=path, num_frames=count, fps=fps)
 
 
