@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import io
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 
 from runtime.artefact.card import BatchRange
+from runtime.artefact.card_values import MAX_BATCH, MAX_SIDE
+from runtime.artefact.untrusted import clean
 from runtime.errors import EsnetError, InvalidInput
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -23,6 +29,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 EXIT_CODES = "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 not installed."
 _CHECK_PATH = "check that the path exists, is writable, and has free space"
 _BAD_INPUT, _NOT_INSTALLED = 2, 3
+_MAX_MESSAGE = 600
+_LEAST_BYTES = 1 << 20
 # Library that a command imports on use -> the extra that installs it.
 _EXTRAS = {
     "PIL": "export",
@@ -145,7 +153,39 @@ def _common_options(
 
 
 def run_app(app: Callable[[], Any]) -> NoReturn:
-    """Run a Typer app and exit. Usage errors, ``EsnetError`` and ``OSError`` become a line and a hint."""
+    """Run a Typer app and exit. Usage errors, ``EsnetError`` and ``OSError`` become a line and a hint.
+
+    Ctrl-C and SIGTERM end the command by ``SystemExit`` 130 and 143, so that it removes its temporary files.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be valid text
+            stream.reconfigure(errors="backslashreplace")
+    with _ending_signals():
+        _run_app(app)
+
+
+@contextmanager
+def _ending_signals() -> Iterator[None]:
+    """Turn the first signal into ``SystemExit``; one that the parent process ignores stays ignored."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends a command that hangs
+        sys.exit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_app(app: Callable[[], Any]) -> NoReturn:
     is_debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     if not is_debug:
@@ -158,11 +198,15 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     except (EsnetError, OSError) as error:
         if is_debug:
             traceback.print_exc()
-        message = " ".join(str(error).split())
+        message = str(error)
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         hint = getattr(error, "hint", _CHECK_PATH)
         _fail(message, hint, getattr(error, "exit_code", _BAD_INPUT))
+    except MemoryError:
+        if is_debug:
+            traceback.print_exc()
+        _fail("out of memory", "use a smaller size, batch or image", _BAD_INPUT)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in _EXTRAS:
@@ -187,6 +231,11 @@ def _fail_usage(error: Any) -> NoReturn:
 
 
 def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
+    message = clean(" ".join(message.split()))
+    if len(message) > _MAX_MESSAGE:  # both ends: names come first, reasons last
+        half = _MAX_MESSAGE // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    hint = hint and clean(hint)
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
@@ -199,7 +248,7 @@ def parse_height_width(text: str, option: str) -> tuple[int, int]:
     Raises:
         InvalidInput: Another format.
     """
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
     if match is None:
         raise InvalidInput(
             f"size {text!r} is not HEIGHTxWIDTH", hint=f"for example {option} 512x1024"
@@ -214,6 +263,8 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
         InvalidInput: Another format, or not multiples of 8.
     """
     height, width = parse_height_width(text, option)
+    if max(height, width) > MAX_SIDE:
+        raise InvalidInput(f"size {text} is larger than {MAX_SIDE}x{MAX_SIDE}")
     if height < 8 or width < 8 or height % 8 or width % 8:
         near = f"{max(8, round(height / 8) * 8)}x{max(8, round(width / 8) * 8)}"
         raise InvalidInput(
@@ -230,14 +281,14 @@ def parse_batch(text: str) -> BatchRange:
         InvalidInput: Another format, or not 1 <= MIN <= OPT <= MAX.
     """
     parts = text.split(":")
-    if not all(part.isdecimal() for part in parts) or len(parts) not in (1, 3):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts) or len(parts) not in (1, 3):
         raise InvalidInput(
             f"batch {text!r} is neither N nor MIN:OPT:MAX", hint="for example --batch 1:1:8"
         )
     low, opt, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
-    if not 1 <= low <= opt <= high:
+    if not 1 <= low <= opt <= high <= MAX_BATCH:
         raise InvalidInput(
-            f"batch {text} is out of order: 1 <= MIN <= OPT <= MAX",
+            f"batch {text} is out of order: 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}",
             hint="for example --batch 1:1:8",
         )
     return BatchRange(low, opt, high)
@@ -247,16 +298,18 @@ def parse_bytes(text: str) -> int:
     """Parse a size such as ``2GiB``, ``512MB`` or a plain number of bytes.
 
     Raises:
-        InvalidInput: Another format, or zero.
+        InvalidInput: Another format, or less than 1 MiB, from which a unit is missing.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
-    size = 0
-    if match is not None:
-        power = " kmgt".index(match[2].lower() or " ")
-        size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-    if size < 1:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?", text.strip(), re.I)
+    if match is None or not float(match[1]):
         raise InvalidInput(
             f"size {text!r} is not a number of bytes", hint="for example --workspace 2GiB"
+        )
+    power = " kmgt".index(match[2].lower() or " ")
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if size < _LEAST_BYTES:
+        raise InvalidInput(
+            f"size {text!r} is {size} bytes", hint=f"did you mean --workspace {match[1]}GiB?"
         )
     return size
 
@@ -267,7 +320,7 @@ def parse_seconds(text: str, option: str) -> float:
     Raises:
         InvalidInput: Another format.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|inf)\s*([smh]?)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?|inf)\s*([smh]?)", text.strip().lower())
     if match is None:
         raise InvalidInput(f"{text!r} is not a duration", hint=f"for example {option} 30s")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

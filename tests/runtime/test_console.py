@@ -1,14 +1,17 @@
 """Shared CLI helpers: sizes, batches, and error reports."""
 
 import os
+import signal
+import subprocess
 import sys
 from typing import Literal
 
 import pytest
 import typer
 
-from runtime.console import parse_batch, parse_size, run_app
+from runtime.console import parse_batch, parse_bytes, parse_size, run_app
 from runtime.errors import BackendUnavailable, InvalidInput
+from runtime.files import atomic_path
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,19 @@ def test_a_batch_of_another_form_is_refused(text):
 def test_a_batch_that_does_not_rise_from_one_is_refused(text):
     with pytest.raises(InvalidInput, match="1 <= MIN <= OPT <= MAX"):
         parse_batch(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("2GiB", 2 << 30), ("512MB", 512_000_000), ("1048576", 1 << 20)]
+)
+def test_bytes_have_a_unit_or_are_many(text, num_bytes):
+    assert parse_bytes(text) == num_bytes
+
+
+def test_a_number_without_its_unit_is_refused():
+    with pytest.raises(InvalidInput, match="size '2' is 2 bytes") as refusal:
+        parse_bytes("2")
+    assert refusal.value.hint == "did you mean --workspace 2GiB?"
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +182,59 @@ def test_an_app_that_returns_ends_with_0(monkeypatch):
     with pytest.raises(SystemExit) as end:
         run_app(lambda: None)
     assert end.value.code == 0
+
+
+def test_text_of_a_file_cannot_control_the_terminal_or_flood_it(run):
+    _, text = run(InvalidInput("\x1b[31mred" + "x" * 10_000 + "end", hint="\x1b]0;title\x07"))
+    error, hint = text.splitlines()
+    assert error.startswith("error: \ufffd[31mredxx")
+    assert error.endswith("xend")
+    assert len(error) < 650
+    assert hint == "hint: \ufffd]0;title\ufffd"
+
+
+def test_a_name_that_is_not_utf8_is_printable(tmp_path):
+    code = (
+        "import os; from runtime.console import run_app; from runtime.errors import InvalidInput\n"
+        "def app(): print(os.fsdecode(b'\\xff.png')); raise InvalidInput(os.fsdecode(b'\\xff.png'))\n"
+        "run_app(app)"
+    )
+    end = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (end.returncode, end.stdout) == (2, b"\\udcff.png\n")
+    assert end.stderr == "error: \ufffd.png\n".encode()
+
+
+def test_memory_that_cannot_be_had_is_an_error_line(run):
+    code, text = run(MemoryError())
+    assert (code, text.splitlines()[0]) == (2, "error: out of memory")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_with_its_code_and_without_temporary_files(tmp_path, number, code):
+    def work():
+        with atomic_path(tmp_path / "a.onnx"):
+            os.kill(os.getpid(), number)
+            pytest.fail("the signal must end the block")
+
+    before = signal.getsignal(number)
+    signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_app(work)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert end.value.code == code
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["1:1:99999", f"1:1:{10**20}", "9" * 5000])
+def test_a_batch_beyond_reason_is_refused(text):
+    with pytest.raises(InvalidInput, match="batch"):
+        parse_batch(text)
+
+
+@pytest.mark.parametrize("text", ["99992x8", f"8x{10**20}", f"{'9' * 5000}x8"])
+def test_a_size_beyond_reason_is_refused(text):
+    with pytest.raises(InvalidInput, match="size"):
+        parse_size(text)
