@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -140,6 +141,11 @@ def _load_torch_file(path: Path) -> object:
     with path.open("rb") as file:
         magic = file.read(4)
     if not magic.startswith((b"PK", b"\x80")):
+        if path.suffix.lower() in (".onnx", ".engine", ".plan"):
+            raise CheckpointError(
+                f"{path} is already an exported model, not a checkpoint",
+                hint=f"it runs as it is: {shlex.join(['esnet-bench', str(path)])}",
+            )
         what = "is empty" if not magic else f"is not a torch checkpoint: it starts with {magic!r}"
         raise CheckpointError(f"{path} {what}", hint=_EXPECTED_FILES)
     try:

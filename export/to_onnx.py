@@ -100,7 +100,7 @@ def export_onnx(
     # Artefacts of shipped weights are named after them and go to the working folder.
     stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
     path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
-    require_outputs(path, source=checkpoint.path)
+    require_outputs(path, source=checkpoint.path, suffixes=(".onnx",))
     images, frames_name = _parity_frames(frames, plan) if verify else ([], "")
     with atomic_path(path) as temporary:
         unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)

@@ -31,11 +31,6 @@ def require_outputs(
             has another ending.
     """
     for path in filter(None, paths):
-        if suffixes and path.suffix.lower() not in suffixes:
-            raise InvalidInput(
-                f"output {path} does not end in {' or '.join(suffixes)}",
-                hint=f"for example {shlex.quote(str(path.with_suffix(suffixes[0])))}",
-            )
         folder = path.parent
         if not folder.is_dir():
             raise InvalidInput(
@@ -50,6 +45,11 @@ def require_outputs(
         }
         if problem := next((text for text, is_true in problems.items() if is_true), None):
             raise InvalidInput(f"output {path} {problem}", hint="choose another file")
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise InvalidInput(
+                f"output {path} does not end in {' or '.join(suffixes)}",
+                hint=f"for example {shlex.quote(str(path.with_suffix(suffixes[0])))}",
+            )
 
 
 @contextlib.contextmanager

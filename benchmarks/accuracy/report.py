@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.accuracy.evaluate import AccuracyReport
-from benchmarks.errors import BenchmarkError
 from benchmarks.report.tables import Document, TextTable
 from esnet.metrics import ConfusionMatrix
 from runtime.files import atomic_path, require_outputs
@@ -52,15 +51,10 @@ def require_drawing(path: Path) -> None:
     """Check before any work that ``draw_confusion`` can write ``path``.
 
     Raises:
-        InvalidInput: The path cannot be written.
-        BenchmarkError: It is neither PNG nor SVG.
+        InvalidInput: The path cannot be written, or is neither PNG nor SVG.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    require_outputs(path)
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise BenchmarkError(
-            f"confusion matrix {path} is neither .png nor .svg", hint="name a .png file"
-        )
+    require_outputs(path, suffixes=(".png", ".svg"))
     import_module("matplotlib")
 
 

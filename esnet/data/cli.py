@@ -8,7 +8,6 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from runtime.console import command, is_terminal, new_app, run_app
-from runtime.errors import InvalidInput
 from runtime.files import atomic_path, require_outputs
 
 app = new_app("Check a dataset before training, and divide it into splits.", is_group=True)
@@ -50,9 +49,7 @@ def check(
     from esnet.data.check import contact_sheet as draw_sheet
     from esnet.labels import load_label_set
 
-    require_outputs(contact_sheet)
-    if contact_sheet is not None and contact_sheet.suffix.lower() not in (".png", ".jpg"):
-        raise InvalidInput(f"contact sheet {contact_sheet} is neither .png nor .jpg")
+    require_outputs(contact_sheet, suffixes=(".png", ".jpg"))
     checked = check_dataset(
         dataset,
         data,

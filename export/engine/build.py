@@ -23,7 +23,13 @@ from export.errors import BuildError, PrecisionError
 from export.graph.half import LARGEST_HALF, convert_to_half
 from export.metadata import with_card
 from runtime.artefact.card import ModelCard
-from runtime.artefact.engine_file import EngineRecord, check_plan, read_record, write_engine
+from runtime.artefact.engine_file import (
+    SUFFIXES,
+    EngineRecord,
+    check_plan,
+    read_record,
+    write_engine,
+)
 from runtime.errors import EsnetError
 from runtime.files import cache_dir, require_outputs, save_cache, sha256_of
 from runtime.machine.gpus import cuda_gpu
@@ -83,7 +89,7 @@ def build_engine(
     _check_request(card, trt, options, onnx_path)
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
-    require_outputs(path, source=onnx_path)
+    require_outputs(path, source=onnx_path, suffixes=SUFFIXES)
     gpu = cuda_gpu(options.device)
     gpu_name = None if gpu is None else gpu[0]
     targets = targets_of(trt, options, gpu)

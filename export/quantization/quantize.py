@@ -125,7 +125,7 @@ def quantize(
     kept = _convolutions_of(model, options.keep)
     stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
     path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
-    require_outputs(path, source=model_path)
+    require_outputs(path, source=model_path, suffixes=(".onnx",))
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         width = min(card.form["head_classes"], padded_width(card.num_classes, _CLASS_MULTIPLE, 1))
@@ -260,9 +260,9 @@ def _range_table(
         )
         if num_frames < _FEW_FRAMES:
             notes = (f"{num_frames} calibration frames are few; use 128 of different scenes",)
-        if path is not None:
-            table.save(path)
     table.require(card)
+    if source is not None and path is not None:
+        table.save(path)
     return table, notes
 
 

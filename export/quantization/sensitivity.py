@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 
 from esnet.metrics import label_agreement
-from export.errors import ExportError
 from export.graph.qdq import Range, Scheme, insert_qdq
 from export.quantization.check import run_unoptimized
 from runtime.files import atomic_path, require_outputs
@@ -52,13 +51,10 @@ def require_drawing(path: Path, source: Path) -> None:
     """Check before any work that ``draw_sensitivity`` can write ``path``, which must not be ``source``.
 
     Raises:
-        InvalidInput: The path cannot be written.
-        ExportError: It is neither PNG nor SVG.
+        InvalidInput: The path cannot be written, or is neither PNG nor SVG.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    require_outputs(path, source=source)
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise ExportError(f"image {path} is neither .png nor .svg", hint="name a .png file")
+    require_outputs(path, source=source, suffixes=(".png", ".svg"))
     import_module("matplotlib")
 
 

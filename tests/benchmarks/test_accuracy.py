@@ -148,7 +148,7 @@ def test_the_dataset_is_told_by_the_model(weights):
             ["--json", "nowhere/a.json"], "output folder nowhere does not exist", id="json"
         ),
         pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
-        pytest.param(["--confusion", "a.txt"], "a.txt is neither .png nor .svg", id="confusion"),
+        pytest.param(["--confusion", "a.txt"], "a.txt does not end in .png", id="confusion"),
         pytest.param(["--dataset", "mine"], "unknown dataset 'mine'", id="dataset"),
     ],
 )

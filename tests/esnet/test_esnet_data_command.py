@@ -157,7 +157,7 @@ class TestCheck:
                 ["--contact-sheet", "nowhere/a.png"], "output folder nowhere does not", id="folder"
             ),
             pytest.param(
-                ["--contact-sheet", "a.txt"], "a.txt is neither .png nor .jpg", id="suffix"
+                ["--contact-sheet", "a.txt"], "a.txt does not end in .png or .jpg", id="suffix"
             ),
         ],
     )

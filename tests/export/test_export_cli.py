@@ -95,6 +95,9 @@ def test_command_line_stands_in_the_card(esnet_export, checkpoint_path, tmp_path
             id="no-folder",
         ),
         pytest.param(["-o", "."], "output . is a folder", "choose another", id="folder"),
+        pytest.param(
+            ["-o", "model.engine"], "does not end in .onnx", "for example model.onnx", id="suffix"
+        ),
     ],
 )
 def test_bad_argument_ends_with_one_error_line_and_a_hint(
@@ -134,6 +137,17 @@ def test_bad_weights_end_with_one_error_line_and_a_hint(content, error, esnet_ex
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_an_exported_model_is_no_checkpoint(esnet_export, model_path):
+    code, _, err = esnet_export("to-onnx", model_path)
+    assert (code, err.splitlines()) == (
+        2,
+        [
+            f"error: {model_path} is already an exported model, not a checkpoint",
+            f"hint: it runs as it is: esnet-bench {model_path}",
+        ],
+    )
+
+
 def test_folder_that_cannot_be_written_ends_with_one_error_line(esnet_export, checkpoint_path):
     code, _, err = esnet_export("to-onnx", checkpoint_path, "-o", "/proc/model.onnx", *SIZE)
     assert code == 2

@@ -486,6 +486,13 @@ class TestCommand:
             in done.stdout.replace("\n          ", " ")
         )
 
+    def test_an_engine_is_not_called_onnx(self, rtx, artefact):
+        done = self.run(artefact, "--fp16", "--tensorrt", "tensorrt-rtx", "-o", "a.onnx")
+        assert (done.returncode, done.stderr) == (
+            2,
+            "error: output a.onnx does not end in .engine or .plan\nhint: for example a.engine\n",
+        )
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -494,6 +501,7 @@ class TestCommand:
             pytest.param(
                 ["--fp16", "--workspace", "lots"], "'lots' is not a number of bytes", id="workspace"
             ),
+            pytest.param(["--fp16", "--workspace", "2"], "size '2' is 2 bytes", id="no-unit"),
             pytest.param(["--fp16", "--target", "GTX 9999"], "GTX 9999", id="target"),
             pytest.param(["--fp16", "--batch", "8:1"], "batch '8:1'", id="batch"),
         ],

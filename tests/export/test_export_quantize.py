@@ -41,6 +41,7 @@ from export.quantization.quantize import (
 )
 from export.quantization.range_table import RangeTable, write_trt_cache
 from export.report import text_from_quantization
+from export.to_onnx import export_onnx
 from runtime.artefact.advice import quantization_advice
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.backend import open_backend
@@ -508,7 +509,7 @@ class TestQuantize:
             pytest.param(
                 {"sensitivity_path": "nowhere/b.png"}, "folder .* does not exist", id="image"
             ),
-            pytest.param({"sensitivity_path": "b.txt"}, r"neither \.png nor \.svg", id="suffix"),
+            pytest.param({"sensitivity_path": "b.txt"}, "not end in .png or .svg", id="suffix"),
         ],
     )
     def test_outputs_are_checked_before_any_work(
@@ -564,6 +565,17 @@ class TestQuantize:
             ExportError, match=f"is already {precision.upper()}; start from the FP32 ONNX file"
         ):
             run_quantize(path, calibration=folder)
+
+    def test_shipped_ranges_are_written_to_the_table_too(self, tmp_path):
+        path, table = tmp_path / "shipped.onnx", tmp_path / "t.json"
+        export_onnx("camvid", path, ExportPlan(size_hw=SIZE), verify=False)
+        report = run_quantize(path, calibration="camvid", table_path=table)
+        assert RangeTable.load(table) == report.table
+
+    def test_a_table_that_does_not_exist_is_an_error(self, artefact, invoke):
+        done = invoke("esnet-export", "quantize", artefact, "--table", "typo.json")
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: range table typo.json cannot be read: No such file")
 
     def test_the_command_is_one_line_on_bad_input(self, artefact, tmp_path, invoke):
         (tmp_path / "empty").mkdir()
