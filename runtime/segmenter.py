@@ -41,6 +41,8 @@ class Result:
     """Position in the video, or for arrays the time since the first one was read; seconds."""
     name: str
     """Name of the frame; see ``runtime.media.sources.Frame``."""
+    infer_ms: float = 0.0
+    """Time that its batch was in flight, ms."""
 
 
 class Segmenter(AbstractContextManager["Segmenter"]):
@@ -262,19 +264,20 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
     def _stream(self, frames: Iterator[Frame], size: int, max_wait: float) -> Generator[Result]:
         reader = Pipeline(frames, queue_size=max(4, size))
-        groups: deque[list[Frame]] = deque()
+        groups: deque[tuple[list[Frame], float]] = deque()
         index = 0
         results = self.backend.stream(self._filled_slots(reader, groups, size, max_wait))
         with closing(results), closing(reader):
             for outputs in results:
-                group = groups.popleft()
+                group, submitted = groups.popleft()
+                infer_ms = 1e3 * (time.monotonic() - submitted)
                 images = [frame.image for frame in group]
                 for frame, maps in zip(group, self._maps_of(images, outputs), strict=True):
-                    yield Result(frame.image, *maps, index, frame.timestamp, frame.name)
+                    yield Result(frame.image, *maps, index, frame.timestamp, frame.name, infer_ms)
                     index += 1
 
     def _filled_slots(
-        self, reader: Pipeline, groups: deque[list[Frame]], size: int, max_wait: float
+        self, reader: Pipeline, groups: deque[tuple[list[Frame], float]], size: int, max_wait: float
     ) -> Iterator[InputSlot]:
         """Prepare batches in the backend's own memory; ``groups`` gets the frames of each.
 
@@ -308,7 +311,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             except BaseException:
                 slot.release()
                 raise
-            groups.append(group)
+            groups.append((group, time.monotonic()))
             yield slot
 
 

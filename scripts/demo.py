@@ -10,7 +10,7 @@ from pathlib import Path
 
 from esnet.data.scenes import street_scene
 from runtime.machine.onednn import has_bf16
-from runtime.media.sinks import write_image
+from runtime.output.images import write_image
 from runtime.media.sources import open_source
 
 OUT = Path("out/demo")

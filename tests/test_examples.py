@@ -9,7 +9,7 @@ import pytest
 
 from esnet.labels import CAMVID
 from runtime.artefact.card import ModelCard
-from runtime.media.sinks import write_image
+from runtime.output.images import write_image
 
 MODULES = (
     "runtime.artefact.card",

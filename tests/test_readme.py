@@ -42,7 +42,7 @@ def test_every_option_in_the_readme_exists(command, invoke, monkeypatch):
 
 def test_the_readme_commands_work_one_after_the_other(tmp_path, invoke):
     from esnet.data.scenes import street_scene
-    from runtime.media.sinks import write_image
+    from runtime.output.images import write_image
 
     (tmp_path / "photos").mkdir()
     for name in ("photos/a.png", "photos/b.png", "photo.png"):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from runtime.errors import InvalidInput
-from runtime.media.sinks import open_sink, write_image
 from runtime.media.sources import open_source, read_image
+from runtime.output.images import write_image
+from runtime.output.sinks import open_sink
 
 
 @pytest.fixture
@@ -56,14 +57,14 @@ def test_a_map_comes_back_with_its_values(out):
 
 def test_a_folder_gets_a_png_for_each_name(out, folder, frame):
     with open_sink(out, folder) as write:
-        write(frame, "a")
-        write(frame, "b.jpg")
+        write(frame, "a", 0.0)
+        write(frame, "b.jpg", 0.0)
     assert sorted(os.listdir(out)) == ["a.png", "b.jpg.png"]
 
 
 def test_a_missing_folder_is_made(out, folder, frame):
     with open_sink(out / "deep" / "er", folder) as write:
-        write(frame, "a")
+        write(frame, "a", 0.0)
     assert (out / "deep" / "er" / "a.png").is_file()
 
 
@@ -71,68 +72,14 @@ def test_a_missing_folder_is_made(out, folder, frame):
 def test_a_folder_is_a_folder_whatever_its_name_ends_in(out, folder, frame, name):
     (out / name).mkdir()
     with open_sink(out / name, folder) as write:
-        write(frame, "a")
+        write(frame, "a", 0.0)
     assert os.listdir(out / name) == ["a.png"]
 
 
 def test_an_image_file_takes_the_frame_of_a_single_image(out, image, frame):
     with open_sink(out / "x.png", image) as write:
-        write(frame, "a")
+        write(frame, "a", 0.0)
     assert os.listdir(out) == ["x.png"]
-
-
-def test_a_video_has_the_frames_and_rate_of_its_source(out, video):
-    with open_sink(out / "x.mp4", video) as write:
-        for frame in video:
-            write(frame.image, frame.name)
-    written = open_source(out / "x.mp4")
-    assert (written.num_frames, written.fps) == (5, 10.0)
-    for before, after in zip(video, written, strict=True):
-        np.testing.assert_allclose(after.image, before.image, atol=6)
-
-
-def test_images_become_a_video_of_30_frames_a_second(out, folder, frame):
-    with open_sink(out / "x.mp4", folder) as write:
-        write(frame, "a")
-    assert open_source(out / "x.mp4").fps == 30.0
-
-
-def test_a_video_does_not_exist_before_its_end(out, video, frame):
-    with open_sink(out / "x.mp4", video) as write:
-        write(frame, "a")
-        assert not (out / "x.mp4").exists()
-    assert os.listdir(out) == ["x.mp4"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_video_leaves_nothing(out, video, frame, error):
-    def interrupted():
-        with open_sink(out / "x.mp4", video) as write:
-            write(frame, "a")
-            raise error
-
-    with pytest.raises(error):
-        interrupted()
-    assert os.listdir(out) == []
-
-
-def test_a_video_keeps_the_size_of_its_first_frame(out, video, frame):
-    with open_sink(out / "x.mp4", video) as write:
-        write(frame, "a")
-        with pytest.raises(
-            InvalidInput, match=r"b is \(32, 128\), the video's first was \(64, 128\)"
-        ):
-            write(frame[:32], "b")
-
-
-def test_a_rate_that_the_codec_refuses_is_an_error(out, video, frame):
-    video.fps = 90000.0
-    with (
-        pytest.raises(InvalidInput, match=r"OpenCV cannot write .*x\.mp4"),
-        open_sink(out / "x.mp4", video) as write,
-    ):
-        write(frame, "a")
-    assert os.listdir(out) == []
 
 
 def test_a_failed_picture_leaves_the_old_one(out, frame, monkeypatch):
@@ -189,8 +136,43 @@ def test_a_link_to_the_source_is_the_source(tmp_path, out, image):
 
 def test_a_video_may_be_written_beside_its_source(tmp_path, video, frame):
     with open_sink(tmp_path, video) as write:
-        write(frame, "a")
+        write(frame, "a", 0.0)
     assert sorted(os.listdir(tmp_path)) == ["a.png", "v.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_an_image_of_ours_is_replaced(out, image, frame, suffix):
+    for content in (frame, 255 - frame):
+        with open_sink(out / f"x{suffix}", image) as write:
+            write(content, "a", 0.0)
+    assert abs(int(read_image(out / f"x{suffix}").mean()) - int((255 - frame).mean())) <= 1
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.mp4"])
+def test_a_file_of_somebody_else_is_replaced_only_if_asked_for(out, image, frame, name):
+    (out / name).write_bytes(b"precious")
+    with pytest.raises(InvalidInput, match=rf"{name} exists and was not written by esnet-segment"):
+        open_sink(out / name, image)
+    assert (out / name).read_bytes() == b"precious"
+    with open_sink(out / name, image, overwrite=True) as write:
+        write(frame, "a", 0.0)
+    assert (out / name).read_bytes() != b"precious"
+
+
+def test_a_photo_in_the_output_folder_is_found_before_the_first_frame(out, folder, frame):
+    cv2.imwrite(str(out / "b.png"), frame)
+    with pytest.raises(InvalidInput, match=r"b\.png exists and was not written by esnet-segment"):
+        open_sink(out, folder)
+
+
+def test_a_photo_with_the_name_of_a_frame_is_kept(out, video, frame):
+    cv2.imwrite(str(out / "v_000000.png"), frame)
+    with (
+        pytest.raises(InvalidInput, match=r"v_000000\.png exists"),
+        open_sink(out, video) as write,
+    ):
+        write(255 - frame, "v_000000", 0.0)
+    np.testing.assert_array_equal(read_image(out / "v_000000.png"), frame[..., ::-1])
 
 
 def _disk_full(*_):
