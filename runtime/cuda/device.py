@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.cuda.resources import Created, DeviceMemory, PinnedMemory, Resource
 from runtime.errors import BackendUnavailable, CudaError, InvalidInput
+from runtime.machine.cuda_driver import list_cuda_gpus
 from runtime.machine.gpus import no_such_gpu
 
 
@@ -270,6 +271,11 @@ def open_device(library: str | None = None, *, index: int = 0) -> CudaDevice:
             return device
         except ImportError as error:  # a missing library, or BackendUnavailable
             reasons.append(f"{name}: {error}")
+    if list_cuda_gpus() is None:
+        raise BackendUnavailable(
+            "no GPU can be used: this machine has no NVIDIA driver",
+            hint="install the driver, or run the ONNX file, which needs no GPU; esnet-doctor shows more",
+        )
     raise BackendUnavailable(
         f"no GPU can be used: {'; '.join(reasons)}",
         hint="esnet-doctor shows what is missing; pip install 'esnet-deploy[pycuda]', or pip install "

@@ -14,6 +14,7 @@ import pytest
 
 from export.metadata import with_card
 from runtime.artefact.card import ModelCard
+from runtime.machine.cuda_driver import CudaListing
 
 Hide = Callable[..., None]
 Draw = Callable[..., Path]
@@ -72,7 +73,8 @@ def hide_library(monkeypatch: pytest.MonkeyPatch) -> Hide:
 
 @pytest.fixture
 def no_cuda_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make PyCUDA and cuda-bindings look as if they were not installed."""
+    """Make PyCUDA and cuda-bindings look as if they were not installed, on a machine with a driver."""
+    monkeypatch.setattr("runtime.cuda.device.list_cuda_gpus", lambda: CudaListing((), ""))
     for library, file in (("pycuda", "pycuda_device"), ("cuda.bindings", "bindings_device")):
         monkeypatch.setitem(sys.modules, library, None)
         monkeypatch.delitem(sys.modules, f"runtime.cuda.{file}", raising=False)
