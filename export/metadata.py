@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -11,6 +13,8 @@ import onnx
 from esnet.labels import LabelSet
 from export.plan import FORMS, ExportPlan
 from runtime.artefact.card import CARD_KEY, ModelCard
+from runtime.artefact.onnx_file import GRAPH_KEY, check_graph
+from runtime.errors import ModelFileError
 from runtime.media.frames import RESIZE_FILTER
 
 
@@ -61,9 +65,26 @@ def _suited_runtimes(plan: ExportPlan, num_classes: int) -> list[str]:
 
 
 def with_card(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:
-    """Copy a model and put the card into its ``metadata_props``; other entries stay."""
+    """Copy a model and add the card and the hash of its graph to ``metadata_props``; other entries stay."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     kept = {entry.key: entry.value for entry in result.metadata_props if entry.key != CARD_KEY}
-    onnx.helper.set_model_props(result, {**kept, CARD_KEY: card.to_json()})
+    digest = hashlib.sha256(result.graph.SerializeToString()).hexdigest()
+    onnx.helper.set_model_props(result, {**kept, GRAPH_KEY: digest, CARD_KEY: card.to_json()})
     return result
+
+
+def load_artefact(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
+    """Read the graph and the card of an artefact.
+
+    Raises:
+        ModelFileError: Missing, damaged, without a card, or changed after its export.
+    """
+    card = ModelCard.from_file(path)
+    check_graph(path)
+    try:
+        return onnx.load(path, load_external_data=False), card
+    except Exception as error:  # protobuf raises its own types, which differ between versions
+        raise ModelFileError(
+            f"{path} is damaged: {error}", hint="copy it again or export it again"
+        ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime.artefact.card import ModelCard
 from runtime.artefact.engine_file import SUFFIXES, read_record
+from runtime.artefact.onnx_file import check_graph
 from runtime.backends.base import Backend
 from runtime.errors import BackendUnavailable, InvalidInput
 from runtime.machine.gpus import parse_device
@@ -162,6 +163,8 @@ def open_backend(
             f"{' or '.join(entry.modules)} is installed but does not load: {error}",
             hint="esnet-doctor shows what is broken; --backend chooses another",
         ) from error
+    if builder is None and name != "null":
+        check_graph(path)
     options = {"timing": timing, "device": parse_device(device or 0)} if runs_on_gpu else {}
     backend: Backend = opener(path, card, precision=precision, threads=threads, **options)
     return backend

@@ -7,9 +7,8 @@ import hashlib
 import json
 import re
 import shlex
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,11 +17,11 @@ import onnx
 
 from export.engine.kernels import UNKNOWN, Kernel, convolution_types, summarize_kernels
 from export.engine.targets import may_compute_in_fp32, target_notes, targets_of
-from export.engine.trt_builder import BuildOptions, build_plan
+from export.engine.trt_builder import BuildOptions, Wait, build_plan
 from export.errors import BuildError, PrecisionError
 from export.graph.half import LARGEST_HALF, convert_to_half
-from export.metadata import with_card
-from runtime.artefact.card import ModelCard
+from export.metadata import load_artefact, with_card
+from runtime.artefact.card import BatchRange, ModelCard
 from runtime.artefact.engine_file import (
     SUFFIXES,
     EngineRecord,
@@ -30,14 +29,19 @@ from runtime.artefact.engine_file import (
     read_record,
     write_engine,
 )
+from runtime.artefact.tensors import tensor_specs
 from runtime.errors import EsnetError
 from runtime.files import cache_dir, require_outputs, save_cache, sha256_of
 from runtime.machine.gpus import cuda_gpu
+from runtime.machine.support import version_numbers
 from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
-from runtime.tensorrt_api import TENSORRT_RTX, TensorRt, load_tensorrt
+from runtime.tensorrt_api import TENSORRT, TENSORRT_RTX, TensorRt, load_tensorrt
 
 _CONVOLUTION_TYPES = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
+_FIRST_RUN = (
+    "the first run on a GPU is slow: TensorRT-RTX compiles the kernels there, and keeps them in {}"
+)
 _MAX_RANGE_FRAMES = 16
 _OVERFLOW_MARGIN = 2.0  # other frames may reach larger activations than those measured
 
@@ -64,7 +68,7 @@ def build_engine(
     command: Sequence[str],
     force: bool = False,
     dry_run: bool = False,
-    wait: Callable[[threading.Thread], None] = threading.Thread.join,
+    wait: Wait = lambda thread, progress: thread.join(),
 ) -> EngineReport:
     """Build an engine from an artefact, check its compute types, and write it with its record.
 
@@ -96,11 +100,14 @@ def build_engine(
     fp32_nodes, notes = _overflowing_nodes(onnx_path, card, options)
     notes += target_notes(trt, options, gpu)
     record = _new_record(onnx_path, card, trt, options, targets.sms, gpu_name, fp32_nodes, command)
+    if trt.kind == TENSORRT:
+        trtexec = _trtexec_command(path, card, options.batch or card.batch, trt)
+        record = replace(record, build={**record.build, "trtexec": trtexec})
     if dry_run:
         return EngineReport(path=path, record=record, status="dry run", notes=notes)
     if not force and (unchanged := _unchanged(path, record)):
         return EngineReport(path=path, record=unchanged, status="unchanged", notes=notes)
-    model = onnx.load(onnx_path)
+    model, _ = load_artefact(onnx_path)
     if options.precision == "fp16" and card.precision == "fp32":
         half = convert_to_half(model, fp32_nodes=fp32_nodes)
         model = with_card(half, replace(card, precision="fp16"))
@@ -177,7 +184,7 @@ def _overflowing_nodes(
         return (), ("FP16 overflow not checked; pass --frames DIR",)
     from export.quantization.calibration import activation_peaks
 
-    model = onnx.load(onnx_path)
+    model, _ = load_artefact(onnx_path)
     frames = islice(open_source(options.frames), _MAX_RANGE_FRAMES)
     peaks = activation_peaks(model, (batch_from_frames([frame.image], card) for frame in frames))
     large = {name for name, peak in peaks.items() if peak * _OVERFLOW_MARGIN > LARGEST_HALF}
@@ -204,7 +211,10 @@ def _new_record(
     tensorrt = {"kind": trt.kind, "version": trt.version}
     target = {"sms": list(sms), "gpu": gpu_name}
     precision = {"asked": options.precision, "built": {}, "fp32_nodes": sorted(fp32_nodes)}
-    flags = options.workspace_bytes, options.version_compatible, options.hardware_compatible
+    flags = (
+        *(options.workspace_bytes, options.version_compatible, options.hardware_compatible),
+        *(options.optimization_level, options.aux_streams),
+    )
     gpus = target["sms"] if trt.cross_compiles else target
     identity = json.dumps([onnx_hash, tensorrt, gpus, precision, options.batch, flags])
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -225,13 +235,25 @@ def _new_record(
     )
 
 
+def _trtexec_command(path: Path, card: ModelCard, batch: BatchRange, trt: TensorRt) -> str:
+    """Get the command of NVIDIA's tool that times an engine as the scope ``pinned`` of a benchmark does."""
+    tensor = next(tensor_specs(card))
+    shape = "x".join(map(str, (batch.opt, *tensor.item_shape)))
+    words = ["trtexec", f"--loadEngine={path}"]
+    if not card.batch.is_fixed:  # trtexec refuses a shape for a graph without dynamic axes
+        words.append(f"--shapes={tensor.name}:{shape}")
+    # From 11 on, graphs are the default, and copies are not.
+    is_new = version_numbers(trt.version) >= (11,)
+    return shlex.join([*words, "--includeDataTransfers" if is_new else "--useCudaGraph"])
+
+
 def _build_and_write(
     path: Path,
     trt: TensorRt,
     model: onnx.ModelProto,
     options: BuildOptions,
     record: EngineRecord,
-    wait: Callable[[threading.Thread], None],
+    wait: Wait,
 ) -> tuple[EngineRecord, tuple[str, ...]]:
     """Build the plan, check its types, and write it, then its timings.
 
@@ -256,7 +278,8 @@ def _build_and_write(
     )
     write_engine(path, built.plan, record)
     timings_path = options.timing_cache_path
-    notes = [] if built.kernels else [f"{trt.kind} lists no kernels: the precision is not checked"]
+    notes = [_FIRST_RUN.format(cache_dir())] if trt.kind == TENSORRT_RTX else []
+    notes += [] if built.kernels else [f"{trt.kind} lists no kernels: the precision is not checked"]
     if timings_path and built.timings and (note := save_cache(timings_path, built.timings)):
         notes.append(note)
     return record, tuple(notes)

@@ -16,7 +16,7 @@ from export.graph.head import padded_width
 from export.graph.pool import pool_bytes
 from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions, range_of
 from export.graph.scores import SCORES, quantize_scores, trim_padding
-from export.metadata import with_card
+from export.metadata import load_artefact, with_card
 from export.quantization.calibration import calibration_batches, measure_ranges
 from export.quantization.check import CHECK_FRAMES, BackendCheck, BackendChecker
 from export.quantization.range_table import RangeTable, write_trt_cache
@@ -115,20 +115,22 @@ def quantize(
         InvalidInput: An output path cannot be written.
         ParityError: A backend does not match the simulation, or mIoU drops too far; nothing is written.
     """
-    card = ModelCard.from_file(model_path)
+    model, card = load_artefact(model_path)
     _check_artefact(model_path, card)
     require_outputs(options.table_path, options.trt_cache_path, source=model_path)
     if options.sensitivity_path is not None:
         require_drawing(options.sensitivity_path, model_path)
     scheme = SCHEMES[options.scheme or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
-    model = onnx.load(model_path)
     kept = _convolutions_of(model, options.keep)
     stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
     path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
     require_outputs(path, source=model_path, suffixes=(".onnx",))
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
-        width = min(card.form["head_classes"], padded_width(card.num_classes, _CLASS_MULTIPLE, 1))
+        width = min(
+            card.form.get("head_classes", card.num_classes),
+            padded_width(card.num_classes, _CLASS_MULTIPLE, 1),
+        )
         model = trim_padding(pool_bytes(model), width)
         card = replace(card, form={**card.form, "head_classes": width})
     card = _int8_card(card, scheme, table, sha256_of(model_path), command)

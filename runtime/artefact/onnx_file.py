@@ -5,8 +5,9 @@ Source: onnx.proto3 (ONNX 1.16), message ModelProto, and the protobuf wire forma
 
 from __future__ import annotations
 
+import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime.errors import ModelFileError
@@ -22,12 +23,35 @@ _ENTRY_FIELDS = {1: _BYTES, 2: _BYTES}  # key and value of a metadata_props entr
 _EXPORT = "make one with: esnet-export to-onnx WEIGHTS -o model.onnx"
 
 
+GRAPH_KEY = "esnet_graph_sha256"
+"""Entry of the metadata: SHA-256 of the graph, hexadecimal, written with the card."""
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Read ``metadata_props``; the weights are skipped.
 
     Raises:
         ModelFileError: Missing, a folder, empty, truncated, or not ONNX.
     """
+    return _read(path, lambda graph: None)
+
+
+def check_graph(path: Path) -> None:
+    """Compare the graph with the hash in its file: libraries crash on damaged graphs.
+
+    It does not protect from an attacker, who can write the hash as well.
+
+    Raises:
+        ModelFileError: As for ``read_metadata``, or the graph has no hash or another one.
+    """
+    digest = hashlib.sha256()
+    expected = _read(path, digest.update).get(GRAPH_KEY)
+    if expected != digest.hexdigest():
+        problem = "was changed after its export" if expected else "has no hash of its graph"
+        raise ModelFileError(f"{path} {problem}", hint="copy it again, or export it again")
+
+
+def _read(path: Path, on_graph: Callable[[memoryview], object]) -> dict[str, str]:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise ModelFileError(f"model file {str(path)!r} {problem}", hint=_EXPORT)
@@ -38,7 +62,10 @@ def read_metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             for number, start, end in _fields(data, 0, len(data), _MODEL_FIELDS):
-                has_graph |= number == _GRAPH
+                if number == _GRAPH:
+                    has_graph = True
+                    with memoryview(data) as view, view[start:end] as graph:
+                        on_graph(graph)
                 if number == _METADATA:
                     entry = _fields(data, start, end, _ENTRY_FIELDS)
                     texts = {key: bytes(data[first:last]).decode() for key, first, last in entry}

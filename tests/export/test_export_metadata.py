@@ -9,6 +9,7 @@ from esnet.labels import CAMVID, numbered_classes
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan
 from runtime.artefact.card import CARD_KEY
+from runtime.artefact.onnx_file import GRAPH_KEY
 
 CARD = card_from_plan(ExportPlan(size_hw=(64, 128)), CAMVID, name="small")
 
@@ -23,6 +24,7 @@ def model() -> onnx.ModelProto:
 
 def test_card_replaces_an_older_one_and_keeps_other_entries(model):
     entries = {entry.key: entry.value for entry in with_card(model, CARD).metadata_props}
+    assert len(entries.pop(GRAPH_KEY)) == 64
     assert entries == {CARD_KEY: CARD.to_json(), "author": "somebody"}
 
 

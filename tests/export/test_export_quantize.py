@@ -696,3 +696,13 @@ def test_the_shipped_table_is_of_the_shipped_weights():
         assert table["weights_sha256"] == sha256_of(resolve_weights(name))
         assert table["num_frames"] >= 128
         assert SCORES in table["ranges"]
+
+
+def test_a_damaged_artefact_is_an_error_line(invoke, make_artefact, tmp_path):
+    data = bytearray(make_artefact().read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
+    (tmp_path / "damaged.onnx").write_bytes(data)
+    for command in (["quantize"], ["build-engine", "--fp16", "--dry-run", "--frames", tmp_path]):
+        ended = invoke("esnet-export", command[0], tmp_path / "damaged.onnx", *command[1:])
+        assert ended.returncode in (2, 3)
+        assert ended.stderr.startswith("error: ")

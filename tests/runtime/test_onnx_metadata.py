@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.artefact.card import ModelCard
-from runtime.artefact.onnx_file import read_metadata
+from runtime.artefact.onnx_file import check_graph, read_metadata
 from runtime.errors import ModelFileError
 
 quietly = settings(max_examples=300, deadline=None, database=None)
@@ -42,7 +42,7 @@ def test_any_text_comes_back(save_onnx, entries):
 
 
 def test_the_weights_are_stepped_over(make_artefact):
-    assert set(read_metadata(make_artefact())) == {"esnet_card"}
+    assert set(read_metadata(make_artefact())) == {"esnet_card", "esnet_graph_sha256"}
 
 
 def test_every_truncation_is_refused(small_model_bytes, scratch):
@@ -120,3 +120,18 @@ def test_the_file_is_closed_again(save_onnx, tmp_path):
     for _ in itertools.repeat(None, 20):
         read_metadata(path)
     assert open_files() == before
+
+
+def test_a_graph_that_was_changed_after_its_export_is_refused(make_artefact, tmp_path):
+    data = bytearray(make_artefact().read_bytes())
+    data[len(data) // 2] ^= 1  # a weight
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(data)
+    check_graph(make_artefact())
+    with pytest.raises(ModelFileError, match="was changed after its export"):
+        check_graph(path)
+
+
+def test_a_graph_without_a_hash_is_refused(save_onnx):
+    with pytest.raises(ModelFileError, match="has no hash of its graph"):
+        check_graph(save_onnx({"author": "someone else"}))
