@@ -7,11 +7,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 from rich.console import Console
@@ -185,7 +185,7 @@ class _Flag:
 def _signals_noted() -> Iterator[_Flag]:
     """Note the first SIGINT or SIGTERM; the next one has its usual effect. In the main thread only."""
     flag = _Flag()
-    before: dict[int, Callable[..., object] | int | None] = {}
+    before: dict[int, Any] = {}
 
     def restore() -> None:
         while before:
@@ -196,7 +196,9 @@ def _signals_noted() -> Iterator[_Flag]:
         restore()
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
+                before[number] = signal.signal(number, note)
     try:
         yield flag
     finally:

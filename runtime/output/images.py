@@ -23,11 +23,9 @@ def write_image(path: Path, image: np.ndarray) -> None:
         InvalidInput: OpenCV cannot encode this file type.
         OSError: The file cannot be written.
     """
-    is_encoded, data = cv2.imencode(path.suffix, bgr_from_rgb(image))
-    if not is_encoded:
-        raise InvalidInput(f"OpenCV cannot encode {path.suffix} images", hint="use .png or .jpg")
+    content = _encoded(path.suffix, image)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(marked(data.tobytes()))
+        temporary.write_bytes(content)
 
 
 def image_path(folder: Path, name: str) -> Path:
@@ -36,7 +34,7 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def write_frame(folder: Path, name: str, image: np.ndarray, *, overwrite: bool) -> None:
-    """Write the file of a frame in a folder.
+    """Write the file of a frame in a folder, without a wait for the disk.
 
     Raises:
         InvalidInput: It exists, is not one of ours, and ``overwrite`` is False.
@@ -46,7 +44,20 @@ def write_frame(folder: Path, name: str, image: np.ndarray, *, overwrite: bool) 
     if not overwrite:
         require_own(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, image)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_bytes(_encoded(path.suffix, image))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _encoded(suffix: str, image: np.ndarray) -> bytes:
+    is_encoded, data = cv2.imencode(suffix, bgr_from_rgb(image))
+    if not is_encoded:
+        raise InvalidInput(f"OpenCV cannot encode {suffix} images", hint="use .png or .jpg")
+    return marked(data.tobytes())
 
 
 def bgr_from_rgb(image: np.ndarray) -> np.ndarray:

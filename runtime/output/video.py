@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +91,8 @@ def video_sink(
             if found != count:
                 reason = f"only {found} of {count} frames have reached the file"
                 raise OSError(errno.EIO, reason, str(path))
+            with partial.open("rb") as file:
+                os.fsync(file)
             partial.replace(path)
     except BaseException:
         if encoder is not None:
