@@ -50,7 +50,13 @@ class OnnxRuntimeBackend(Backend):
             return self._run(batch)
 
     def _run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(self._session.run(self._output_names, {self.input.name: batch}))
+        try:
+            return tuple(self._session.run(self._output_names, {self.input.name: batch}))
+        except Exception as error:  # ONNX Runtime's exceptions share no other base class
+            raise ModelFileError(
+                f"ONNX Runtime {ort.__version__} failed on a batch of {len(batch)}: {error}",
+                hint="export the model again, or use a smaller batch",
+            ) from error
 
     def _new_queue(self) -> SlotQueue:
         return _RunQueue(self)

@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,8 @@ class OpenVinoBackend(Backend):
             self._config["ENABLE_CPU_PINNING"] = False
         self._requests: dict[int, ov.InferRequest] = {}
         self._path, self._content = path, path.read_bytes()
-        try:
+        with _one_error(f"cannot open {path}"):
             self._request(self.card.batch.opt)
-        except RuntimeError as error:
-            reason = str(error).strip().rpartition("\n")[2]
-            raise ModelFileError(
-                f"OpenVINO {ov.__version__} cannot open {path}: {reason}",
-                hint="export it again, or check it with: esnet-export inspect",
-            ) from error
 
     def _request(self, size: int) -> ov.InferRequest:
         """Get the request of ``infer`` for a batch size; it is compiled on first use."""
@@ -127,7 +122,7 @@ class OpenVinoBackend(Backend):
         return hashlib.sha256(settings.encode() + self._content).hexdigest()
 
     def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        with self._in_turn():
+        with self._in_turn(), _one_error(f"failed on a batch of {len(batch)}"):
             request = self._request(len(batch))
             results = request.infer({self.input.name: batch}, share_inputs=True)
             return tuple(results[spec.name] for spec in self.outputs)
@@ -159,6 +154,11 @@ class _RequestQueue(HostSlotQueue):
         self._requests: dict[tuple[Any, int], ov.InferRequest] = {}
 
     def _start(self, slot: Any, num_frames: int) -> None:
+        with _one_error(f"cannot compile for a batch of {num_frames}"):
+            self._prepare(slot, num_frames)
+        self._requests[slot, num_frames].start_async()
+
+    def _prepare(self, slot: Any, num_frames: int) -> None:
         if (slot, num_frames) not in self._requests:
             if num_frames not in self._models:
                 self._models[num_frames] = self._backend._compile(num_frames, self._config)
@@ -166,16 +166,29 @@ class _RequestQueue(HostSlotQueue):
             memory = ov.Tensor(slot.array[:num_frames], shared_memory=True)
             request.set_tensor(self._backend.input.name, memory)
             self._requests[slot, num_frames] = request
-        self._requests[slot, num_frames].start_async()
 
     def _finish(self, slot: Any, num_frames: int) -> tuple[np.ndarray, ...]:
         request = self._requests[slot, num_frames]
-        request.wait()
+        with _one_error(f"failed on a batch of {num_frames}"):
+            request.wait()
         return tuple(request.get_tensor(spec.name).data.copy() for spec in self._backend.outputs)
 
     def _free(self) -> None:
         self._requests.clear()
         self._models.clear()
+
+
+@contextmanager
+def _one_error(problem: str) -> Iterator[None]:
+    """Turn an error of OpenVINO into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ModelFileError(
+            f"OpenVINO {ov.__version__} {problem}: {reason}",
+            hint="export it again, or check it with: esnet-export inspect",
+        ) from error
 
 
 def _shapes(model: ov.Model) -> dict[str, tuple[int | None, ...]]:
