@@ -25,12 +25,17 @@ from runtime.machine.machine import nvidia_gpus
 
 if TYPE_CHECKING:  # a command imports only what it needs
     from export.engine.build import EngineReport
+    from export.engine.progress import BuildProgress
     from export.inspect import Inspection
     from export.quantization.quantize import QuantizeReport
     from export.to_onnx import ExportReport
 
 _REMOVED_OPS = ("BatchNormalization", "Pad", "Shape", "Dropout")
 _NUMBERED = "the weights do not name their classes; name them with "
+_TRTEXEC = (
+    "its latency is the scope pinned of esnet-bench, on random frames and with a second batch in flight, so "
+    "that a copy may wait for the other batch's"
+)
 _HEARTBEAT_SECONDS = 15.0
 _TICK_SECONDS = 0.1
 _LINE = textwrap.TextWrapper(
@@ -56,17 +61,22 @@ def progress() -> Iterator[Callable[[str, int, int | None], None]]:
         )
 
 
-def wait_for_build(thread: threading.Thread) -> None:
+def wait_for_build(thread: threading.Thread, build: BuildProgress) -> None:
     """Wait for a build thread with a progress bar, or else with a line on stderr every 15 s."""
     started = last = time.monotonic()
     with progress() as update:
-        update("TensorRT is building the engine", 0, None)
         while thread.is_alive():
+            phase, percent = (
+                build.phase or "TensorRT is building the engine",
+                int(100 * build.share),
+            )
+            update(phase, percent, 100 if percent else None)
             thread.join(_TICK_SECONDS)
             now = time.monotonic()
             if not is_terminal() and now - last >= _HEARTBEAT_SECONDS:
                 last = now
-                print(f"building for {now - started:.0f} s", file=sys.stderr, flush=True)
+                done = f", {percent} % of the steps: {phase}" if percent else ""
+                print(f"building for {now - started:.0f} s{done}", file=sys.stderr, flush=True)
 
 
 def text_from_export(report: ExportReport) -> str:
@@ -148,6 +158,8 @@ def text_from_engine(report: EngineReport) -> str:
         size = _megabytes(report.path.stat().st_size)
         seconds = record.build["seconds"]
         rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
+        if command := record.build.get("trtexec"):
+            rows += [("trtexec", command), ("", _TRTEXEC)]
     rows += [("note", note) for note in report.notes]
     return _block([*rows, ("next", shlex.join(["esnet-bench", str(report.path)]))])
 

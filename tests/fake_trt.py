@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from onnx import TensorProto
 API = json.loads((Path(__file__).parent / "trt_api.json").read_text())
 GENERATIONS = ("8.6.1", "10.3.0", "10.16.1", "11.4.0")
 _MAGIC = b"ftrt"
+STEP_SECONDS = 0.0
+"""Duration of a step that is reported to a progress monitor."""
 ACTIVATIONS = 4096
 """Bytes of an engine's activations."""
 _TYPE_NAMES = {
@@ -68,7 +71,6 @@ class State:
         self.last_config: Any = None
         self.fall_back_to_float = False
         self.build_error: str | None = None
-        self.build_seconds = 0.0
         self.run: Any = None
         """Enqueues a model: (model, shape, addresses, stream, check); its kernel calls ``check``."""
         self.is_capturing: Callable[[int], bool] = lambda stream: False
@@ -194,6 +196,9 @@ class _Builder:
         state.builds += 1
         state.last_config = config
         problem = state.build_error
+        monitor = vars(config).get("progress_monitor")
+        if monitor is not None and not _report(monitor):
+            problem = "BuildCanceled (Build canceled by user)"
         dynamic = [
             v for v in network._model.graph.input if not v.type.tensor_type.shape.dim[0].dim_value
         ]
@@ -227,6 +232,21 @@ class _Builder:
         else:
             chosen = "FP16" if "FP16" in flags and config._flags >> flags["FP16"] & 1 else "FP32"
         return "FP32" if self._module.state.fall_back_to_float else chosen
+
+
+def _report(monitor: Any) -> bool:
+    """Report phases as TensorRT does, and return False if the monitor asks to give up."""
+    monitor.phase_start("Building engine", None, 4)
+    goes_on = monitor.step_complete("Building engine", 0)
+    monitor.phase_start("Timing tactics", "Building engine", 50)
+    for step in range(50):
+        goes_on = goes_on and monitor.step_complete("Timing tactics", step)
+        time.sleep(STEP_SECONDS if goes_on else 0)
+    monitor.phase_finish("Timing tactics")
+    for step in range(1, 4):
+        goes_on = goes_on and monitor.step_complete("Building engine", step)
+    monitor.phase_finish("Building engine")
+    return goes_on
 
 
 class HostMemory(bytes):

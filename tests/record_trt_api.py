@@ -32,7 +32,7 @@ _CLASS_NAMES = """
     Builder BuilderFlag ComputeCapability CudaGraphStrategy DataType EngineInspector
     ExecutionContextAllocationStrategy
     HardwareCompatibilityLevel IBuilderConfig ICudaEngine IExecutionContext IHostMemory ILogger
-    INetworkDefinition IOptimizationProfile IRuntimeCache IRuntimeConfig ITensor ITimingCache
+    INetworkDefinition IOptimizationProfile IProgressMonitor IRuntimeCache IRuntimeConfig ITensor ITimingCache
     LayerInformationFormat MemoryPoolType NetworkDefinitionCreationFlag OnnxParser ParserError
     PreviewFeature
     ProfilingVerbosity Runtime

@@ -24,7 +24,7 @@ app = typer.Typer()
     groups={
         "Precision": "fp32 fp16 int8 frames",
         "Engine": "tensorrt batch target version_compatible hardware_compatible",
-        "Build": "device workspace timing_cache dry_run force",
+        "Build": "device workspace optimization_level aux_streams timing_cache dry_run force",
         "Output": "output",
     },
 )
@@ -59,6 +59,16 @@ def run_build_engine(
         Path | None,
         typer.Option(help="Kernel timings; default: per TensorRT and GPU, in the cache."),
     ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="Effort of TensorRT's search for kernels; default: 3."),
+    ] = None,
+    aux_streams: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Streams for layers that run at once, at most; default: TensorRT's choice."
+        ),
+    ] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Loadable by later versions, same major.")
     ] = False,
@@ -84,6 +94,8 @@ def run_build_engine(
         workspace_bytes=parse_bytes(workspace) if workspace else None,
         sms=tuple(dict.fromkeys(sm_of(text) for text in target or ())),
         device=device,
+        optimization_level=optimization_level,
+        aux_streams=aux_streams,
         timing_cache_path=timing_cache,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.engine.kernels import Kernel, kernels_from_inspector, kernels_from_log
+from export.engine.progress import BuildProgress, monitor_of
 from export.errors import BuildError
 from runtime.artefact.card import BatchRange
 from runtime.cuda.device import open_device
 from runtime.files import read_cache
 from runtime.machine.gpus import parse_device
 from runtime.tensorrt_api import TensorRt
+
+Wait = Callable[[threading.Thread, BuildProgress], None]
+"""Waits for a build thread, and may show its progress."""
+_CANCEL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +44,10 @@ class BuildOptions:
     that GPU has 7.5."""
     device: str | int | None = None
     """GPU that builds, ``cuda:1`` or 1, in CUDA's order; ``None`` takes the first."""
+    optimization_level: int | None = None
+    """Effort of the search for fast kernels, 0 to 5; ``None`` takes TensorRT's default, 3."""
+    aux_streams: int | None = None
+    """Streams beside the main one at most, for layers that may run at once; ``None`` lets TensorRT choose."""
     timing_cache_path: Path | None = None
     """File that keeps kernel timings between builds; ``None`` for one per TensorRT version and GPU name in
     the user's cache folder."""
@@ -66,7 +75,7 @@ def build_plan(
     model: bytes,
     options: BuildOptions,
     *,
-    wait: Callable[[threading.Thread], None] = threading.Thread.join,
+    wait: Wait = lambda thread, progress: thread.join(),
 ) -> BuiltPlan:
     """Build an engine in a background thread.
 
@@ -74,26 +83,34 @@ def build_plan(
         trt: Loaded TensorRT library.
         model: Serialised ONNX model.
         options: Build settings; ``batch`` must be set, and ``timing_cache_path=None`` keeps no timings.
-        wait: Waits for the build thread and may show progress; an exception such as ``KeyboardInterrupt``
-            raised in it abandons the build.
+        wait: Waits for the build thread and may show progress. An exception raised in it, such as
+            ``KeyboardInterrupt``, cancels the build; TensorRT 8.6 goes on until the process ends.
 
     Raises:
         BuildError: The graph cannot be parsed or built; the message holds TensorRT's own reason.
         BackendUnavailable: The builder needs a GPU, and this machine has none.
     """
     result: Future[BuiltPlan] = Future()
+    progress = BuildProgress()
+    monitor = monitor_of(trt, progress)
 
     def work() -> None:
         try:
             with _on_gpu(trt, options.device):
-                result.set_result(_build(trt, model, options))
+                result.set_result(_build(trt, model, options, monitor))
         except BaseException as error:
             result.set_exception(error)
 
     # The build call does not return early, so Ctrl-C needs a main thread that only waits.
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
     thread.start()
-    wait(thread)
+    try:
+        wait(thread, progress)
+    except BaseException:
+        progress.cancel()
+        if monitor is not None:
+            thread.join(_CANCEL_SECONDS)
+        raise
     return result.result()
 
 
@@ -111,7 +128,7 @@ def _on_gpu(trt: TensorRt, device: str | int | None) -> Iterator[None]:
         gpu.close()
 
 
-def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
+def _build(trt: TensorRt, model: bytes, options: BuildOptions, monitor: Any) -> BuiltPlan:
     module = trt.module
     builder = trt.create("Builder")
     with trt.log.watched() as messages:
@@ -122,6 +139,12 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions) -> BuiltPlan:
         config = builder.create_builder_config()
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         _set_flags(trt, config, options)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        if options.aux_streams is not None:
+            config.max_aux_streams = options.aux_streams
+        if monitor is not None:
+            config.progress_monitor = monitor
         _set_compute_capabilities(trt, config, options.sms)
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)

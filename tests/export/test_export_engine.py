@@ -14,10 +14,12 @@ from onnx import helper
 from esnet.labels import CAMVID
 from export.engine.build import build_engine, require_types
 from export.engine.kernels import Edge, Kernel, kernels_from_inspector
+from export.engine.progress import BuildProgress
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import BuildError, PrecisionError
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
+from export.report import text_from_engine
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.artefact.engine_file import read_record, record_path
 from runtime.errors import BackendUnavailable, InvalidInput
@@ -172,16 +174,76 @@ class TestTensorRtRtx:
             build(artefact, tensorrt="tensorrt-rtx", version_compatible=True)
 
     def test_ctrl_c_leaves_nothing_behind(self, rtx, artefact):
-        def interrupted(thread: threading.Thread) -> None:
+        def interrupted(thread: threading.Thread, progress: BuildProgress) -> None:
+            threads.append(thread)
             raise KeyboardInterrupt
 
+        threads: list[threading.Thread] = []
         with pytest.raises(KeyboardInterrupt):
             build(artefact, tensorrt="tensorrt-rtx", wait=interrupted)
+        assert not threads[0].is_alive()
         assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
+
+    def test_its_progress_is_reported(self, rtx, artefact):
+        seen = []
+
+        def watch(thread: threading.Thread, progress: BuildProgress) -> None:
+            while thread.is_alive():
+                seen.append((progress.share, progress.phase))
+                thread.join(0.002)
+            seen.append((progress.share, ""))
+
+        report = build(artefact, tensorrt="tensorrt-rtx", wait=watch)
+        shares = [share for share, _ in seen]
+        assert shares == sorted(shares)
+        assert (shares[0], shares[-1] > 0.5) == (0.0, True)
+        assert "Preparing graph for optimization" in {phase for _, phase in seen}
+        assert any(note.startswith("the first run on a GPU is slow") for note in report.notes)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 class TestEveryGeneration:
+    def test_effort_and_streams_are_those_that_are_asked_for(self, use_fake, artefact, generation):
+        state = use_fake(generation)
+        options = {"optimization_level": 5, "aux_streams": 0}
+        first = build(artefact, tensorrt="tensorrt", **options)
+        config = state.last_config
+        assert (config.builder_optimization_level, config.max_aux_streams) == (5, 0)
+        assert build(artefact, tensorrt="tensorrt", **options).status == "unchanged"
+        again = build(artefact, tensorrt="tensorrt", optimization_level=4, aux_streams=0)
+        assert (first.status, again.status) == ("built", "built")
+
+    def test_ctrl_c_cancels_a_build_with_a_progress_monitor(
+        self, use_fake, artefact, generation, monkeypatch
+    ):
+        monkeypatch.setattr(fake_trt, "STEP_SECONDS", 0.02)
+        use_fake(generation)
+        threads, shares = [], []
+
+        def interrupted(thread: threading.Thread, progress: BuildProgress) -> None:
+            threads.append(thread)
+            while progress.phase != "Timing tactics" and thread.is_alive():
+                thread.join(0.001)
+            shares.append(progress.share)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build(artefact, tensorrt="tensorrt", wait=interrupted)
+        has_monitor = not generation.startswith("8.")
+        assert (0.25 <= shares[0] < 0.5) is has_monitor
+        threads[0].join()
+        assert [path.name for path in artefact.parent.iterdir()] == ["small.onnx"]
+
+    def test_trtexec_measures_the_same_engine_in_the_same_way(self, use_fake, artefact, generation):
+        use_fake(generation)
+        report = build(artefact, tensorrt="tensorrt", batch=BatchRange(1, 4, 8))
+        path, is_new = report.path, generation.startswith("11.")
+        graph = "--includeDataTransfers" if is_new else "--useCudaGraph"
+        command = f"trtexec --loadEngine={path} --shapes=frames:4x64x128x3 {graph}"
+        assert read_record(path).build["trtexec"] == command
+        text = " ".join(text_from_engine(report).split())
+        assert f"trtexec {command} its latency is the scope pinned" in text
+
     @pytest.mark.parametrize(("precision", "type_name"), [("fp32", "Float"), ("fp16", "Half")])
     def test_an_engine_is_built_and_its_types_are_checked(
         self, use_fake, artefact, generation, precision, type_name
@@ -422,6 +484,14 @@ def test_a_batch_that_the_graph_does_not_have_is_refused(use_fake, make_artefact
         build(path, "fp32", tensorrt="tensorrt", batch=BatchRange(1, 4, 8))
 
 
+def test_trtexec_takes_no_shape_for_a_fixed_batch(use_fake, make_artefact, tmp_path):
+    use_fake("10.3.0")
+    path = tmp_path / "fixed.onnx"
+    path.write_bytes(make_artefact(batch=BatchRange(2, 2, 2)).read_bytes())
+    report = build(path, "fp32", tensorrt="tensorrt")
+    assert report.record.build["trtexec"] == f"trtexec --loadEngine={report.path} --useCudaGraph"
+
+
 def test_a_folder_that_is_not_there_is_refused_first(use_fake, artefact):
     state = use_fake("10.3.0")
     with pytest.raises(InvalidInput, match="nowhere does not exist"):
@@ -502,6 +572,9 @@ class TestCommand:
                 ["--fp16", "--workspace", "lots"], "'lots' is not a number of bytes", id="workspace"
             ),
             pytest.param(["--fp16", "--workspace", "2"], "size '2' is 2 bytes", id="no-unit"),
+            pytest.param(
+                ["--fp16", "--optimization-level", "6"], "less than or equal to 5", id="level"
+            ),
             pytest.param(["--fp16", "--target", "GTX 9999"], "GTX 9999", id="target"),
             pytest.param(["--fp16", "--batch", "8:1"], "batch '8:1'", id="batch"),
         ],

@@ -19,6 +19,7 @@ from runtime.artefact.engine_file import read_record, write_engine
 from runtime.backend import open_backend
 from runtime.cuda.device import open_device
 from runtime.errors import BackendUnavailable
+from runtime.machine.cuda_driver import CudaListing
 from runtime.machine.doctor import diagnose
 from runtime.tensorrt_api import load_tensorrt
 from tests.fake_nvml import FakeGpu, FakeNvml
@@ -295,6 +296,7 @@ def test_pycuda_needs_a_tensorrt_beside_it(install, engine_of, monkeypatch):
         *(False, "not installed", "pip install 'esnet-deploy[gpu]'"),
     )
     assert not diagnosis.can_run
+    monkeypatch.setattr("runtime.cuda.device.list_cuda_gpus", lambda: CudaListing((), ""))
     with pytest.raises(BackendUnavailable, match="pycuda: the driver lists no GPU"):
         open_device()
     with pytest.raises(BackendUnavailable, match="tensorrt") as caught:
