@@ -51,7 +51,7 @@ class LabelSet:
     def classes_of(self, kind: MaskKind) -> dict[int, int]:
         """Map every value that a mask of a kind may hold to its class index or the ignore index.
 
-        Colours are 0xRRGGBB. Black is ignored if no class has it.
+        Colours are 0xRRGGBB. Black and the value 255 are ignored unless a class has them.
 
         Raises:
             LabelSetError: Two classes have the same colour, and ``kind`` is ``colours``.
@@ -64,9 +64,10 @@ class LabelSet:
                     hint="give each class its own colour in the palette of the label set",
                 )
             return {0: self.ignore_index} | colours
+        ignored = dict.fromkeys((IGNORE_INDEX, self.ignore_index), self.ignore_index)
         if kind == "values" and self.label_values:
-            return {self.ignore_index: self.ignore_index} | dict(self.label_values)
-        return {index: index for index in (*range(self.num_classes), self.ignore_index)}
+            return ignored | dict(self.label_values)
+        return ignored | {index: index for index in range(self.num_classes)}
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to the content of a label set file."""

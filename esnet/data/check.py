@@ -29,6 +29,7 @@ _MAX_LINES = 20
 _MAX_TILES = 12
 _TILE_WIDTH = 480
 _UNKNOWN_COLOUR = (255, 0, 255)
+_MAP_VOID = "if it is a class, map it, such as label_values: {0: 0, 255: 1}"
 
 
 class Value(NamedTuple):
@@ -113,7 +114,12 @@ class DatasetCheck:
         for split, share in zip(self.splits, shares, strict=True):
             absent = [name for k, name in enumerate(label_set.class_names) if k not in share]
             if absent:
-                lines.append(f"note      {split.split} has no pixel of: {', '.join(absent)}")
+                void = Value("values", IGNORE_INDEX)
+                is_void = void in split.pixels and self._index_of(void) == label_set.ignore_index
+                lines.append(
+                    f"note      {split.split} has no pixel of: {', '.join(absent)}"
+                    + (f"; its masks hold {void}, which is ignored: {_MAP_VOID}" if is_void else "")
+                )
         problems = self.problems
         lines += [f"problem   {problem}" for problem in problems[:_MAX_LINES]]
         if len(problems) > _MAX_LINES:

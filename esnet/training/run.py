@@ -92,7 +92,10 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     rank, num_ranks = trainer.global_rank, settings.devices
     dataset = TrainDataset(train_split, recipe, seed=settings.seed)
     if trainer.is_global_zero:
-        _print_plan(settings, splits, trainer, origin, is_resumed=resume_path is not None)
+        absent = [
+            n for n, k in zip(train_split.label_set.class_names, counts, strict=True) if not k
+        ]
+        _print_plan(settings, splits, trainer, origin, absent, is_resumed=resume_path is not None)
     training = train_loader(
         dataset, seed=settings.seed, rank=rank, num_ranks=num_ranks, workers=settings.workers
     )
@@ -210,12 +213,18 @@ def _print_plan(
     splits: Sequence[LabelledSplit],
     trainer: L.Trainer,
     origin: str,
+    absent: Sequence[str],
     *,
     is_resumed: bool,
 ) -> None:
     recipe = settings.recipe
     for note in (note for split in splits for note in split.notes):
         print(f"note      {note}")
+    if absent:
+        name = splits[0].split
+        print(
+            f"note      {name} has no pixel of: {', '.join(absent)}; esnet-data check shows the values"
+        )
     counts = ", ".join(f"{len(split)} {split.split}" for split in splits)
     label_set = splits[0].label_set
     print(

@@ -65,6 +65,16 @@ class TestCheck:
     def test_one_split_is_checked_alone(self, check):
         assert ": 1 val\n" in check("--split", "val").stdout
 
+    def test_a_class_that_is_lost_as_255_is_named(self, check, orchard):
+        """Masks of tools that paint the foreground white."""
+        for index in range(4):
+            write(orchard / f"masks/train/{index}.png", mask_of(0.25, right=255))
+        lines = check().stdout.splitlines()
+        note = "note      train has no pixel of: tree; its masks hold value 255, which is ignored"
+        assert [line.partition(": if it is a class")[0] for line in lines if "note" in line] == [
+            note
+        ]
+
     def test_a_class_that_does_not_occur_is_named(self, check, orchard):
         write(orchard / "masks/val/0.png", mask_of(1))
         done = check()

@@ -68,14 +68,19 @@ def test_classes_that_nobody_named_are_numbered():
 
 class TestKindsOfMasks:
     def test_values_are_mapped(self):
-        expected = {200: 200, 7: 0, 21: 1, 22: 1, 40: 2, 0: 200}
+        expected = {255: 200, 200: 200, 7: 0, 21: 1, 22: 1, 40: 2, 0: 200}
         assert ORCHARD.classes_of("values") == expected
 
     def test_values_without_a_map_are_class_indices(self):
-        assert CAMVID.classes_of("values") == {index: index for index in range(12)}
+        expected = {255: 11} | {index: index for index in range(12)}
+        assert CAMVID.classes_of("values") == expected
 
     def test_class_indices_are_not_mapped(self):
-        assert ORCHARD.classes_of("indices") == {0: 0, 1: 1, 2: 2, 200: 200}
+        assert ORCHARD.classes_of("indices") == {255: 200, 0: 0, 1: 1, 2: 2, 200: 200}
+
+    def test_255_may_be_a_class(self):
+        fields = {"name": "a", "names": ["a", "b"], "label_values": {0: 0, 255: 1}}
+        assert label_set_from_dict(fields).classes_of("values") == {0: 0, 255: 1}
 
     def test_colours_are_those_of_the_palette_and_black_is_ignored(self):
         expected = {0x804080: 0, 0x008000: 1, 0xFF0000: 2, 0: 200}

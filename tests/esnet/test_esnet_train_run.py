@@ -18,7 +18,7 @@ import torch
 from esnet.checkpoint import load_checkpoint
 from esnet.data.augment import Augmentation
 from esnet.errors import TrainingError
-from esnet.labels import CAMVID
+from esnet.labels import CAMVID, label_set_from_dict
 from esnet.training.recipe import Recipe
 from esnet.training.run import train
 from esnet.training.run_log import RunLog
@@ -122,6 +122,14 @@ def test_batch_statistics_are_learnt_even_from_loaded_weights(finished, small_ca
     assert not torch.equal(before[key], after[key])
 
 
+def test_classes_without_a_pixel_are_named(small_camvid, tmp_path, capsys):
+    names = [*CAMVID.class_names, "snow", "ice"]
+    values = {index: index for index in range(11)} | {11: 255}
+    more = label_set_from_dict({"name": "more", "names": names, "label_values": values})
+    train(settings(small_camvid, tmp_path / "run", epochs=1, label_set=more))
+    assert "note      train has no pixel of: snow, ice; esnet-data check" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_finished(finished, small_camvid):
     before = (finished / "last.ckpt").read_bytes()
     assert train(settings(small_camvid, finished, epochs=3)).epochs == 3
@@ -186,13 +194,13 @@ def test_a_mask_with_other_values_is_one_line_before_the_first_epoch(
     small_camvid, tmp_path, invoke, split
 ):
     data = shutil.copytree(small_camvid, tmp_path / "data")
-    cv2.imwrite(str(data / f"{split}annot" / "1.png"), np.full((44, 52), 255, np.uint8))
+    cv2.imwrite(str(data / f"{split}annot" / "1.png"), np.full((44, 52), 200, np.uint8))
     done = invoke("esnet-train", *options(data, tmp_path / "run"))
     assert done.returncode == 2
     assert done.stderr.startswith(
         f"error: {data / f'{split}annot' / '1.png'} holds the label values"
     )
-    assert "[255], outside the classes (0-11)" in done.stderr
+    assert "[200], outside the classes (0-11, 255)" in done.stderr
     assert len(done.stderr.splitlines()) == 2
     assert not (tmp_path / "run").exists()
 
