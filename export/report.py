@@ -142,6 +142,9 @@ def text_from_engine(report: EngineReport) -> str:
     if record.precision["built"]:
         found = ", ".join(f"{count} {name}" for name, count in record.precision["built"].items())
         types += f"; convolutions compute in: {found}"
+    if shares := record.precision.get("mac_shares"):
+        found = ", ".join(f"{100 * share:.1f} % {name}" for name, share in shares.items())
+        types += f"; multiply-accumulates: {found}"
     rows = [
         ("engine", f"{report.path}  {report.status}"),
         ("from", f"{record.onnx['name']}  sha256 {record.onnx['sha256'][:12]}"),
@@ -156,7 +159,7 @@ def text_from_engine(report: EngineReport) -> str:
         rows.append(("kernels", f"{count}, {traffic} at batch {batch}"))
     if report.status != "dry run":
         size = _megabytes(report.path.stat().st_size)
-        seconds = record.build["seconds"]
+        seconds = record.build.get("seconds")
         rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
         if command := record.build.get("trtexec"):
             rows += [("trtexec", command), ("", _TRTEXEC)]

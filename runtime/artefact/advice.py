@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from runtime.artefact.card import ModelCard
+from runtime.artefact.untrusted import command_words
 
 # Backends whose fastest graph form is known, as measured; that of tensorrt-rtx is TensorRT's.
 _FORMS = ("openvino", "onnxruntime", "tensorrt")
@@ -40,10 +41,8 @@ def quantization_advice(card: ModelCard, backend_name: str) -> str | None:
 
 def _export_command(card: ModelCard) -> list[str]:
     """Get the command that made the artefact, without engine and output file, or a general one."""
-    try:
-        words = iter(shlex.split(card.created.get("command", "")))
-    except ValueError:  # a path with a single quote that was not escaped
-        words = iter(())
+    command = card.created.get("command", "")
+    words = iter(command_words(command, "esnet-export", "to-onnx"))
     kept = []
     for word in words:
         if word in ("--optimize-for", "--output-file", "-o"):

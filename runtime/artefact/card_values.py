@@ -1,7 +1,8 @@
-"""Allowed values of a model card: types, ranges, and classes."""
+"""Allowed values of model cards and engine records: types, ranges, and classes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,16 @@ def value_problems(card: Any) -> Iterator[str]:
     yield from class_problems(
         (card.label_set, *card.class_names), card.palette, card.ignore_index, card.label_values
     )
+
+
+def record_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Describe each value of an engine record that has another type or range; a missing one is ``None``."""
+    for name, (is_valid, expected) in _RECORD.items():
+        value: Any = fields
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if not is_valid(value):
+            yield f"{name} is {str(value)[:60]!r}, expected {expected}"
 
 
 def class_problems(
@@ -106,6 +117,25 @@ def _is_side(value: Any) -> bool:
     return _is_whole(value) and 8 <= value <= MAX_SIDE and value % 8 == 0
 
 
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, Mapping) and _all(_is_whole)([*value.values()])
+
+
+def _is_capability(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d{1,2}\.\d\+?", value) is not None
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.+-]{0,40}", value) is not None
+
+
+def _is_kernels(value: Any) -> bool:
+    keys = ("count", "bytes_moved")
+    return value == {} or (
+        isinstance(value, Mapping) and all(_is_whole(value.get(k)) for k in keys)
+    )
+
+
 _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "text"),
     "size_hw": (_all(_is_side, 2), f"height and width, multiples of 8 up to {MAX_SIDE}"),
@@ -116,7 +146,7 @@ _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "class_names": (_all(_is_text), "names"),
     "palette": (_all(_all(_is_whole, 3)), "colours"),
     "ignore_index": (_is_whole, "a whole number"),
-    "label_values": (lambda value: _all(_is_whole)([*value.values()]), "class indices"),
+    "label_values": (_is_counts, "class indices"),
     "optimized_for": (_is_text, "text"),
 }
 # Entries that the code reads, in the mappings of the card.
@@ -129,4 +159,19 @@ _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "sha256": (_is_text, "text"),
     "command": (lambda value: isinstance(value, str), "text"),
     "equal_labels_bf16": (lambda value: value is None or _is_number(value), "a number"),
+}
+_RECORD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "plan_sha256": (_is_text, "text"),
+    "onnx.name": (_is_text, "text"),
+    "onnx.sha256": (_is_text, "text"),
+    "tensorrt.kind": (_is_text, "text"),
+    "tensorrt.version": (_is_version, "a version"),
+    "target.sms": (_all(_is_capability), "compute capabilities"),
+    "target.gpu": (lambda value: value is None or _is_text(value), "text"),
+    "precision.asked": (_is_text, "text"),
+    "precision.built": (_is_counts, "numbers by type"),
+    "profile": (_is_batch, f"1 <= min <= opt <= max <= {MAX_BATCH}"),
+    "kernels": (_is_kernels, "nothing, or count and bytes_moved"),
+    "build.command": (lambda value: isinstance(value, str), "text"),
+    "build.seconds": (lambda value: value is None or _is_number(value), "a number"),
 }

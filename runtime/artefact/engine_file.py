@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artefact.card import BatchRange, ModelCard
+from runtime.artefact.card_values import record_problems
+from runtime.artefact.untrusted import command_words, parse_json
 from runtime.errors import (
     BackendUnavailable,
     CudaError,
@@ -47,7 +49,8 @@ class EngineRecord:
     """``sms``: compute capabilities that it runs on, such as "8.6", or "8.0+" for 8.0 and newer; ``gpu``: GPU
     it was built on, if any."""
     precision: Mapping[str, Any]
-    """``asked``: requested precision; ``built``: kernels per type; ``fp32_nodes``: nodes kept in fp32."""
+    """``asked``: requested precision; ``built``: convolutions per type; ``mac_shares``: share of the
+    multiply-accumulates per type, 0 to 1; ``fp32_nodes``: nodes kept in fp32."""
     profile: BatchRange
     """Optimization profile."""
     kernels: Mapping[str, Any]
@@ -59,8 +62,9 @@ class EngineRecord:
 
     @property
     def rebuild_command(self) -> str:
-        """The command that builds this engine again."""
-        return str(self.build.get("command") or "esnet-export build-engine MODEL.onnx")
+        """The command that builds this engine again; only a safe one is taken from the record."""
+        words = command_words(self.build.get("command", ""), "esnet-export", "build-engine")
+        return shlex.join(words or ["esnet-export", "build-engine", "MODEL.onnx"])
 
     def to_json(self) -> str:
         """Convert to indented JSON."""
@@ -101,14 +105,14 @@ def read_record(path: Path) -> EngineRecord:
             hint=_BUILD,
         )
     try:
-        fields = json.loads(beside.read_text(encoding="utf-8"))
+        fields = parse_json(beside.read_bytes())
         if fields["schema"] != SCHEMA:
             raise ModelFileError(
                 f"{beside}: schema {fields['schema']!r}, expected {SCHEMA}",
                 hint="pip install --upgrade esnet-deploy",
             )
-        if lacking := {"kind", "version"} - fields["tensorrt"].keys():
-            raise ValueError(f"tensorrt has no {' and no '.join(sorted(lacking))}")
+        if wrong := next(record_problems(fields), None):
+            raise ValueError(wrong)
         card = ModelCard.from_json(json.dumps(fields.pop("card")), origin=str(beside))
         return EngineRecord(**{**fields, "profile": BatchRange(*fields["profile"]), "card": card})
     except ModelFileError:

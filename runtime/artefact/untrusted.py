@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 # Control characters, lone surrogates, and marks that change the direction of text on a terminal.
@@ -27,6 +28,15 @@ def parse_json(text: str | bytes) -> Any:
         return _cleaned(json.loads(text, parse_constant=_refuse, parse_float=_finite))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def command_words(command: str, *program: str) -> list[str]:
+    """Split a recorded command into words; none if it does not start with ``program``."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote is not closed
+        return []
+    return words if words[: len(program)] == [*program] else []
 
 
 def _finite(text: str) -> float:

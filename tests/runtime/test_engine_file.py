@@ -42,7 +42,7 @@ def engine(make_artefact, tmp_path) -> Path:
         target={"sms": ["8.6", "8.9"], "gpu": None},
         precision={"asked": "fp16", "built": {"Half": 66}, "fp32_nodes": []},
         profile=(1, 1, 8),
-        kernels={"count": 75},
+        kernels={"count": 75, "bytes_moved": 9},
         build={"key": "k", "command": COMMAND, "seconds": 1.0},
     )
     path = tmp_path / "small.engine"
@@ -85,7 +85,9 @@ def test_a_crash_between_the_two_files_leaves_no_lying_record(engine, monkeypatc
         pytest.param(lambda p: change(p, card={}), "model card schema None", id="no-card"),
         pytest.param(lambda p: change(p, extra=1), "is damaged", id="unknown-field"),
         pytest.param(
-            lambda p: change(p, tensorrt={"kind": "tensorrt"}), "has no version", id="no-version"
+            lambda p: change(p, tensorrt={"kind": "tensorrt"}),
+            r"tensorrt\.version is 'None', expected a version",
+            id="no-version",
         ),
         pytest.param(lambda p: change(p, tensorrt=[]), "is damaged", id="tensorrt-is-a-list"),
     ],
@@ -252,3 +254,44 @@ def test_an_engine_that_does_not_load_gets_the_right_advice(engine, reason, erro
     assert type(found) is error
     assert reason in str(found)
     assert found.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("plan_sha256", 5),
+        ("onnx", []),
+        ("target", {"sms": 5, "gpu": None}),
+        ("target", {"sms": ["8.6; rm"], "gpu": None}),
+        ("target", {"sms": ["8.6"], "gpu": ["a"]}),
+        ("precision", {"asked": "fp16", "built": [1]}),
+        ("profile", [1, 1, 10**12]),
+        ("kernels", {"count": "many"}),
+        ("build", {"command": 5, "seconds": 1}),
+        ("tensorrt", {"kind": "tensorrt", "version": "1" * 5000}),
+    ],
+)
+def test_a_record_with_a_wrong_value_is_damaged(engine, name, value):
+    change(engine, **{name: value})
+    with pytest.raises(ModelFileError, match=f"is damaged: {name}.* expected"):
+        read_record(engine)
+
+
+def test_a_deep_record_is_damaged(engine):
+    record_path(engine).write_text('{"schema":' + "[" * 200_000)
+    with pytest.raises(ModelFileError, match="is damaged"):
+        read_record(engine)
+
+
+@pytest.mark.parametrize(
+    "command", ["rm -rf x", "\x1b[31mesnet-export build-engine", "esnet-export '"]
+)
+def test_a_recorded_command_is_shown_only_if_it_is_ours(engine, command):
+    change(engine, build={"command": command, "seconds": 1.0})
+    assert read_record(engine).rebuild_command == "esnet-export build-engine MODEL.onnx"
+
+
+def test_arguments_of_a_recorded_command_are_quoted(engine):
+    change(engine, build={"command": f"{COMMAND}; rm -rf x", "seconds": 1.0})
+    command = read_record(engine).rebuild_command
+    assert command == "esnet-export build-engine small.onnx '--fp16;' rm -rf x"
