@@ -159,8 +159,8 @@ def _size_from_header(data: bytes) -> tuple[int, int]:
         ValueError: Another format, or damaged; also ``LookupError`` and ``struct.error``.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        width, height = struct.unpack_from(">II", data, 16)
-    elif data.startswith(b"\xff\xd8"):
+        return _png_size(data)
+    if data.startswith(b"\xff\xd8"):
         return _jpeg_size(data)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_size(data)
@@ -174,6 +174,20 @@ def _size_from_header(data: bytes) -> tuple[int, int]:
     else:
         raise ValueError("unknown format")
     return abs(height), width
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Read the first chunk of a PNG file; OpenCV would allocate what the length of any chunk says."""
+    position, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if position == 8 and kind != b"IHDR":
+            raise ValueError("no header")
+        position += 12 + length
+    if position > len(data):
+        raise ValueError("truncated")
+    width, height = struct.unpack_from(">II", data, 16)
+    return height, width
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -208,11 +222,12 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
     count_type, entry_size, value_at = ("Q", 20, 12) if is_big else ("H", 12, 8)
     (count,) = struct.unpack_from(order + count_type, data, start)
-    sides = {}
+    sides: dict[int, int] = {}
     for index in range(min(count, 0xFFFF)):
         entry = start + struct.calcsize(count_type) + index * entry_size
         tag, kind = struct.unpack_from(order + "HH", data, entry)
         if tag in (_TIFF_WIDTH, _TIFF_HEIGHT):
             value_type = {3: "H", 4: "I", 16: "Q"}[kind]
-            (sides[tag],) = struct.unpack_from(order + value_type, data, entry + value_at)
+            (side,) = struct.unpack_from(order + value_type, data, entry + value_at)
+            sides[tag] = max(side, sides.get(tag, 0))
     return sides[_TIFF_HEIGHT], sides[_TIFF_WIDTH]

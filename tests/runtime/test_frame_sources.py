@@ -167,6 +167,15 @@ def test_an_image_over_the_limit_is_refused_by_its_header(frame, suffix, options
         decode_image(data, "a", max_pixels=64 * 128 - 1)
 
 
+@pytest.mark.parametrize("at", [33, -12], ids=["pixels", "end"])
+def test_a_png_chunk_longer_than_the_file_is_not_decoded(frame, monkeypatch, at):
+    data = bytearray(cv2.imencode(".png", frame)[1].tobytes())
+    data[at if at > 0 else len(data) + at] = 0xC4  # a length of 3 GB, which OpenCV would allocate
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(InvalidInput, match="a cannot be read as an image"):
+        decode_image(bytes(data), "a")
+
+
 def test_a_huge_picture_does_not_end_the_folder(tmp_path, draw_image):
     png = draw_image("bomb.png").read_bytes()
     sides = (60_000).to_bytes(4, "big") * 2
