@@ -38,8 +38,9 @@ def window_sink(
     # Qt ends the process if there is no display.
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise InvalidInput("there is no display to show a window on", hint="omit --show")
+    os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # about fonts of its own
     try:
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     except cv2.error as error:
         raise InvalidInput(
             "this OpenCV was built without windows",
