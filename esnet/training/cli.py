@@ -26,7 +26,7 @@ app = new_app("Train ESNet.")
         "Hyperparameters": "recipe epochs encoder_epochs batch_size learning_rate crop",
         "Hardware": "accelerator devices precision workers",
     },
-    epilog="Exit codes: 0 ok, 1 interrupted, 2 bad input, 3 not installed.",
+    epilog="Exit codes: 0 ok, 2 bad input, 3 not installed, 130 and 143 stopped by Ctrl-C and SIGTERM.",
 )
 def train(
     data: Annotated[Path, typer.Option("--data", help="Folder of the dataset.")],

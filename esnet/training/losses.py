@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from torch.nn import functional
 
 from esnet.data.labelled import LabelledSplit
 from esnet.errors import DatasetError
-from runtime.files import atomic_path
+from runtime.artefact.untrusted import parse_json
+from runtime.files import read_cache, save_cache
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, ignore_index: int) -> Tensor:
@@ -106,21 +109,23 @@ def label_counts(split: LabelledSplit, cache_dir: Path) -> np.ndarray:
         DatasetError: A mask cannot be read or holds other values, or no pixel is labelled.
     """
     path = cache_dir / f"label-counts-{_fingerprint(split)}.json"
-    if path.is_file():
-        return np.array(json.loads(path.read_text())["counts"], np.int64)
+    num_classes = split.label_set.num_classes
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: count again
+        cached = np.array(parse_json(read_cache(path))["counts"], np.int64)
+        if cached.shape == (num_classes,) and cached.min() >= 0 < cached.sum():
+            return cached
 
     def count(index: int) -> np.ndarray:
         return np.bincount(split.labels(index).ravel(), minlength=256)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         totals: np.ndarray = np.sum(list(pool.map(count, range(len(split)))), axis=0)
-    counts = totals[: split.label_set.num_classes]
+    counts = totals[:num_classes]
     if not counts.sum():
         raise DatasetError(f"no pixel of {split.dataset} {split.split} is labelled")
-    cache_dir.mkdir(parents=True, exist_ok=True)
     record = {"dataset": split.dataset, "split": split.split, "counts": counts.tolist()}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record))
+    if warning := save_cache(path, json.dumps(record).encode()):
+        warnings.warn(warning, stacklevel=2)
     return counts
 
 

@@ -107,7 +107,7 @@ def train(settings: RunSettings, *, callbacks: Sequence[Callback] = ()) -> RunRe
     except DatasetError as error:  # from a worker, the message includes a traceback
         message = str(error).rpartition("DatasetError: ")[2].strip()
         raise DatasetError(message, hint=error.hint or _CHECK_DATA) from error
-    except SystemExit:  # Lightning exits this way after Ctrl-C, when the checkpoint is written
+    except SystemExit:  # Ctrl-C or SIGTERM, see runtime.console
         print(
             f"stopped   after epoch {trainer.current_epoch}; re-run the command to resume",
             flush=True,

@@ -11,12 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from esnet.checkpoint import CLASSES_KEY, load_checkpoint
 from esnet.data.labelled import LabelledSplit
 from esnet.errors import TrainingError
 from esnet.training.settings import RunSettings
+from runtime.artefact.untrusted import parse_json
 from runtime.files import atomic_path
 from runtime.machine.machine import source_revision
 
@@ -86,11 +87,19 @@ def open_run_folder(run_dir: Path, config: dict[str, Any]) -> Path | None:
         The checkpoint to resume from; ``None`` for a new run.
 
     Raises:
-        TrainingError: The folder holds a run with other settings, or other files.
+        TrainingError: The folder holds a run with other settings or a damaged one, or other files.
+        CheckpointError: The checkpoint is damaged.
     """
     path = run_dir / "config.json"
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = parse_json(path.read_bytes())
+        except ValueError as error:
+            raise TrainingError(
+                f"{path} is damaged: {error}", hint="choose another folder: -o RUN"
+            ) from error
+        if not isinstance(stored, dict):
+            raise TrainingError(f"{path} holds no settings", hint="choose another folder: -o RUN")
         changed = _differences(stored, json.loads(json.dumps(config)))
         if changed:
             raise TrainingError(
@@ -98,7 +107,10 @@ def open_run_folder(run_dir: Path, config: dict[str, Any]) -> Path | None:
                 hint="resume it with the settings in its config.json, or choose another folder: -o",
             )
         last = run_dir / "last.ckpt"
-        return last if last.is_file() else None
+        if not last.is_file():
+            return None
+        load_checkpoint(last)  # Lightning's own errors are tracebacks
+        return last
     if run_dir.is_dir() and any(run_dir.iterdir()):
         raise TrainingError(
             f"{run_dir} contains files that are not a run", hint="choose a new folder: -o RUN"
@@ -116,7 +128,7 @@ def write_weights(checkpoint_path: Path) -> None:
     checkpoint = load_checkpoint(checkpoint_path)
     tensors = {key: value.contiguous() for key, value in checkpoint.network.state_dict().items()}
     with atomic_path(checkpoint_path.with_suffix(".safetensors")) as temporary:
-        save_file(tensors, temporary, metadata=dict(checkpoint.metadata))
+        temporary.write_bytes(save(tensors, metadata=dict(checkpoint.metadata)))
 
 
 def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:

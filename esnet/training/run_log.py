@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from esnet.errors import TrainingError
 from runtime.files import atomic_path
 
 COLUMNS = (
@@ -42,9 +43,7 @@ class RunLog(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read the rows of the epochs before the resume; later ones are trained again."""
         if self.csv_path.is_file():
-            with self.csv_path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
+            self.rows = read_rows(self.csv_path, trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -92,6 +91,26 @@ class RunLog(Callback):
         if self.started > 0:
             self.started = -max(time.perf_counter() - self.started, 1e-9)
         return -self.started
+
+
+def read_rows(path: Path, last_epoch: int) -> list[dict[str, str]]:
+    """Read the rows of a log up to an epoch.
+
+    Raises:
+        TrainingError: The file is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            if row.keys() != set(COLUMNS):
+                raise ValueError(f"a row has the columns {', '.join(map(str, row))}")
+            [float(value) for value in row.values() if value]
+        return [row for row in rows if int(row["epoch"]) <= last_epoch]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise TrainingError(
+            f"{path} is damaged: {error}", hint="delete it: the log starts again, the weights stay"
+        ) from error
 
 
 def draw_curve(rows: list[dict[str, str]], path: Path) -> None:

@@ -17,11 +17,12 @@ import torch
 
 from esnet.checkpoint import load_checkpoint
 from esnet.data.augment import Augmentation
-from esnet.errors import TrainingError
+from esnet.errors import CheckpointError, TrainingError
 from esnet.labels import CAMVID, label_set_from_dict
 from esnet.training.recipe import Recipe
 from esnet.training.run import train
-from esnet.training.run_log import RunLog
+from esnet.training.run_folder import open_run_folder, write_weights
+from esnet.training.run_log import COLUMNS, RunLog, read_rows
 from esnet.training.settings import RunSettings
 from tests.conftest import command_line, obey_ctrl_c
 
@@ -275,12 +276,13 @@ def test_killed_a_run_goes_on_and_ctrl_c_leaves_a_usable_last(small_camvid, tmp_
     first.kill()
     first.communicate()
     reached = epochs_in(run_dir)
-    second = start_and_wait(reached + 2)
-    second.send_signal(signal.SIGINT)
-    out, error = second.communicate(timeout=60)
-    assert second.returncode == 1
-    assert "Traceback" not in error
-    assert "re-run the command to resume" in out + error
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start_and_wait(epochs_in(run_dir) + 1)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "Traceback" not in error
+        assert "re-run the command to resume" in out + error
     assert 2 <= reached < epochs_in(run_dir) < 200
     epochs = [int(row["epoch"]) for row in rows(run_dir)]
     assert epochs == list(range(1, len(epochs) + 1))
@@ -325,3 +327,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(small_camvid, tmp_path, invoke
     assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{", "config.json is damaged"),
+        ("config.json", b"[" * 200_000, "config.json is damaged"),
+        ("config.json", b"5", "config.json holds no settings"),
+        ("config.json", b'{"recipe": 5}', "holds a run with other settings"),
+        ("last.ckpt", b"PK\3\4", "last.ckpt cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_not_resumed(tmp_path, name, content, message):
+    open_run_folder(tmp_path / "run", {"recipe": {"epochs": 1}})
+    (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises((TrainingError, CheckpointError), match=message):
+        open_run_folder(tmp_path / "run", {"recipe": {"epochs": 1}})
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"epoch\n1\n", b"a,b\n1,2\n", (",".join(COLUMNS) + "\nx,,,,,,\n").encode()]
+)
+def test_a_damaged_log_is_one_line(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"metrics\.csv is damaged"):
+        read_rows(tmp_path / "metrics.csv", 1)
+
+
+def test_exported_weights_have_the_permissions_of_the_umask(tmp_path, make_state_dict):
+    torch.save(make_state_dict(), tmp_path / "best.ckpt")
+    before = os.umask(0o022)
+    try:
+        write_weights(tmp_path / "best.ckpt")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "best.safetensors").stat().st_mode & 0o777 == 0o644

@@ -124,6 +124,22 @@ class TestClassWeights:
         mask_path.write_bytes(split.files[1].mask_path.read_bytes())
         assert label_counts(split, tmp_path).tolist() != [7] * 11
 
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"\xff", b"[]", b'{"counts": [1]}', b'{"counts": [-1' + b", 1" * 10 + b"]}"],
+    )
+    def test_a_damaged_cache_is_counted_again(self, small_camvid, tmp_path, content):
+        split = open_split("camvid", small_camvid, "train")
+        counts = label_counts(split, tmp_path)
+        next(tmp_path.glob("label-counts-*.json")).write_bytes(content)
+        np.testing.assert_array_equal(label_counts(split, tmp_path), counts)
+
+    def test_a_cache_that_cannot_be_written_does_not_stop_training(self, small_camvid, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.warns(UserWarning, match="cannot write the cache"):
+            counts = label_counts(open_split("camvid", small_camvid, "train"), tmp_path / "file")
+        assert counts.sum()
+
     def test_counts_are_made_again_for_another_label_set(self, small_camvid, tmp_path):
         swapped = {index: 10 - index for index in range(11)} | {11: 11}
         other = replace(CAMVID, name="swapped", label_values=swapped)
