@@ -18,6 +18,7 @@ LIGHT_MODULES = {
     "runtime.files",
     "runtime.machine.machine",
     "runtime.media.frames",
+    "runtime.media.images",
     "runtime.media.sources",
 }
 """Modules of ``runtime`` that ``esnet`` may import."""

@@ -66,7 +66,8 @@ def check(
     typer.echo(checked.as_text())
     if contact_sheet is not None:
         with atomic_path(contact_sheet) as temporary:
-            cv2.imwrite(str(temporary), cv2.cvtColor(draw_sheet(checked), cv2.COLOR_RGB2BGR))
+            sheet = cv2.cvtColor(draw_sheet(checked), cv2.COLOR_RGB2BGR)
+            temporary.write_bytes(cv2.imencode(contact_sheet.suffix, sheet)[1].tobytes())
         typer.echo(f"wrote     {contact_sheet}")
     raise typer.Exit(1 if checked.problems else 0)
 

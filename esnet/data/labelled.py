@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,10 +16,13 @@ import numpy as np
 from esnet.data.trees import Pair
 from esnet.errors import DatasetError
 from esnet.labels import LabelSet, MaskKind
+from runtime.errors import InvalidInput
+from runtime.media.images import decode_stored, read_image_bytes
 
 UNKNOWN = -1
 """Class index of mask values that belong to no class."""
 _PNG_GREY, _PNG_PALETTE = 0, 3
+_COPY_AGAIN = "copy or extract the dataset again"
 _TRAIN_IDS = "_labelTrainIds"  # Cityscapes: such masks hold class indices
 
 
@@ -101,7 +105,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DatasetError: The file does not exist or cannot be decoded.
     """
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(_decode(path, _content(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def read_mask(path: Path) -> Mask:
@@ -110,11 +114,12 @@ def read_mask(path: Path) -> Mask:
     Raises:
         DatasetError: The file does not exist, cannot be decoded, or has neither one nor three 8-bit channels.
     """
-    bit_depth, colour_type = _png_header(path)
+    data = _content(path)
+    bit_depth, colour_type = _png_header(data)
     kind: MaskKind = "indices" if path.stem.endswith(_TRAIN_IDS) else "values"
     if colour_type == _PNG_PALETTE:
-        return Mask(_palette_indices(path), kind)
-    stored = _decode(path, cv2.IMREAD_UNCHANGED)
+        return Mask(_palette_indices(path, data), kind)
+    stored = _decode(path, data, cv2.IMREAD_UNCHANGED)
     if colour_type == _PNG_GREY and bit_depth < 8:
         stored = stored // (255 // (2**bit_depth - 1))  # OpenCV scales to 0-255
     if stored.ndim == 2 and stored.dtype in (np.uint8, np.uint16):
@@ -164,34 +169,38 @@ def _table(known: tuple[tuple[int, int], ...], size: int) -> np.ndarray:
     return table
 
 
-def _decode(path: Path, flags: int) -> np.ndarray:
-    image = cv2.imread(str(path), flags) if path.is_file() else None
-    if image is None:
-        problem = "cannot be decoded" if path.is_file() else "does not exist"
-        raise DatasetError(f"image {path} {problem}", hint="copy or extract the dataset again")
-    return np.asarray(image)
+def _content(path: Path) -> bytes:
+    """Read an image file whose header was checked."""
+    if not path.is_file():
+        raise DatasetError(f"image {path} does not exist", hint=_COPY_AGAIN)
+    try:
+        return read_image_bytes(path)
+    except InvalidInput as error:
+        raise DatasetError(str(error), hint=_COPY_AGAIN) from error
 
 
-def _png_header(path: Path) -> tuple[int, int]:
-    """Read bit depth and colour type of a PNG; (0, -1) for another file."""
-    header = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            header = file.read(26)
-    is_png = header.startswith(b"\x89PNG\r\n\x1a\n") and len(header) == 26
-    return (header[24], header[25]) if is_png else (0, -1)
+def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:
+    try:
+        return decode_stored(data, str(path), flags)
+    except InvalidInput as error:
+        raise DatasetError(str(error), hint=_COPY_AGAIN) from error
 
 
-def _palette_indices(path: Path) -> np.ndarray:
+def _png_header(data: bytes) -> tuple[int, int]:
+    """Get bit depth and colour type of a PNG; (0, -1) for another file."""
+    return (data[24], data[25]) if data.startswith(b"\x89PNG") else (0, -1)
+
+
+def _palette_indices(path: Path, data: bytes) -> np.ndarray:
     """Read the indices of a PNG with a palette, uint8 (H, W); OpenCV would replace them by their colours."""
     from PIL import Image  # not a dependency of the base install
 
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(
-            f"image {path} cannot be decoded: {error}", hint="copy or extract the dataset again"
+            f"{path} cannot be read as an image: {error}", hint=_COPY_AGAIN
         ) from error
 
 

@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000
 _MAX_BYTES_PER_PIXEL = 8
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_END, _MAX_JPEG_TAIL = b"\xff\xd9", 1 << 20  # some cameras append data
 _JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -74,13 +75,25 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         InvalidInput: Not a readable image, or one of more than ``max_pixels`` pixels.
     """
+    return decode_image(read_image_bytes(path, max_pixels=max_pixels), str(path))
+
+
+def read_image_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Read the content of an image file whose header was checked, for a decoder.
+
+    Raises:
+        InvalidInput: As for ``read_image``.
+    """
     try:
         if path.stat().st_size > max_pixels * _MAX_BYTES_PER_PIXEL:
             raise InvalidInput(f"{path} is too large: {path.stat().st_size:,} bytes")
         data = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path), max_pixels=max_pixels)
+    _check_header(data, str(path), max_pixels)
+    if data.startswith(b"\xff\xd8") and _JPEG_END not in data[-_MAX_JPEG_TAIL:]:
+        raise InvalidInput(f"{path} is truncated: it has no end of a JPEG file")
+    return data
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -94,19 +107,37 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         InvalidInput: As for ``read_image``.
     """
+    _check_header(data, name, max_pixels)
+    return cv2.cvtColor(decode_stored(data, name, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def decode_stored(data: bytes, name: str, flags: int) -> np.ndarray:
+    """Decode an image whose header was checked with OpenCV.
+
+    Args:
+        data: Content of the file.
+        name: Name of the image, for messages.
+        flags: OpenCV's flags, such as ``cv2.IMREAD_UNCHANGED``.
+
+    Raises:
+        InvalidInput: Not a readable image.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except (cv2.error, MemoryError):
+        image = None
+    if image is None:
+        raise InvalidInput(f"{name} cannot be read as an image")
+    return np.asarray(image)
+
+
+def _check_header(data: bytes, name: str, max_pixels: int) -> None:
     try:
         height, width = _size_from_header(data)
     except (struct.error, LookupError, ValueError):
         raise InvalidInput(f"{name} cannot be read as an image") from None
     if height * width > max_pixels:
         raise InvalidInput(f"{name} has {width}x{height} pixels, more than {max_pixels:,}")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (cv2.error, MemoryError):
-        image = None
-    if image is None:
-        raise InvalidInput(f"{name} cannot be read as an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _image_source(

@@ -107,7 +107,7 @@ class TestCheck:
             ),
             pytest.param(
                 lambda root: (root / "images/train/1.jpg").write_bytes(b"no"),
-                "image {root}/images/train/1.jpg cannot be decoded",
+                "{root}/images/train/1.jpg cannot be read as an image",
                 id="damaged",
             ),
         ],

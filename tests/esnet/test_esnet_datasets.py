@@ -1,5 +1,8 @@
 """Datasets in their own trees: files are found, paired and mapped, and missing ones are reported."""
 
+import os
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,8 +127,28 @@ class TestCamvid:
     @pytest.mark.parametrize("folder", ["train", "trainannot"])
     def test_a_damaged_picture_is_named(self, camvid, folder):
         (camvid / folder / "frame0.png").write_bytes(b"not a picture")
-        with pytest.raises(DatasetError, match=rf"{folder}/frame0\.png cannot be decoded"):
+        with pytest.raises(DatasetError, match=rf"{folder}/frame0\.png cannot be read as an image"):
             open_split("camvid", camvid, "train")[0]
+
+    @pytest.mark.parametrize("folder", ["train", "trainannot"])
+    def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(self, camvid, folder):
+        header = struct.pack(">II5B", 60000, 60000, 8, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+        data = b"".join(
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+            for kind, body in chunks
+        )
+        (camvid / folder / "frame0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+        with pytest.raises(DatasetError, match="60000x60000 pixels, more than 100,000,000"):
+            open_split("camvid", camvid, "train")[0]
+
+    def test_names_need_not_be_utf8(self, camvid):
+        name = os.fsdecode(b"frame\xff.png")
+        for folder in ("train", "trainannot"):
+            (camvid / folder / "frame0.png").rename(camvid / folder / name)
+        split = open_split("camvid", camvid, "train")
+        index = [file.image_path.name for file in split.files].index(name)
+        assert split[index].image.shape == (24, 32, 3)
 
     @pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101)])
     def test_the_real_dataset_is_read(self, camvid_dir, split, count):
@@ -358,7 +381,7 @@ class TestMasks:
             image.save(path)
             path.write_bytes(path.read_bytes()[:-30])
 
-        with pytest.raises(DatasetError, match=r"a\.png cannot be decoded"):
+        with pytest.raises(DatasetError, match=r"a\.png cannot be read as an image"):
             read(write_half)
 
 

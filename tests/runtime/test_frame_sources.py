@@ -79,6 +79,17 @@ def test_skipped_frames_are_counted_anew_each_time(tmp_path, draw_image):
     assert len(source.skipped) == 1
 
 
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_a_truncated_jpeg_cannot_be_read(draw_image, share):
+    path = draw_image("cut.jpg")
+    content = path.read_bytes()
+    path.write_bytes(content + b"data of the camera")
+    assert read_image(path).shape == (64, 128, 3)
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InvalidInput, match="is truncated"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("share", [0, 0.1, 0.5], ids=["empty", "header", "half"])
 def test_a_truncated_png_cannot_be_read(draw_image, share):
     path = draw_image("a.png")
