@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import shlex
@@ -21,6 +20,8 @@ from esnet.errors import CheckpointError, LabelSetError
 from esnet.families import FAMILIES, Family
 from esnet.labels import LABEL_SETS, LabelSet, label_set_from_dict, label_set_hint, numbered_classes
 from esnet.model import ESNet
+from runtime.artefact.card_values import MAX_CLASSES
+from runtime.artefact.untrusted import parse_json
 from runtime.files import sha256_of
 
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -61,8 +62,8 @@ class Checkpoint:
         found = LABEL_SETS.get(self.metadata.get("label_set", ""))
         if stored := self.metadata.get(CLASSES_KEY):
             try:
-                found = label_set_from_dict(json.loads(stored))
-            except (ValueError, RecursionError) as error:
+                found = label_set_from_dict(parse_json(stored))
+            except ValueError as error:
                 raise LabelSetError(
                     f"{self.path} holds a damaged label set: {error}",
                     hint=label_set_hint(num_classes),
@@ -155,6 +156,11 @@ def _load_torch_file(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        if found := re.search(r"pickle protocol[ =]*(\d+)|Unsupported operand (\d+)", str(error)):
+            raise CheckpointError(
+                f"{path} has a pickle format that torch cannot read safely: {found[0]}",
+                hint="save model.state_dict() with torch.save without pickle_protocol",
+            ) from error
         raise CheckpointError(
             f"{path} holds more than tensors, and reading it could run code"
             + (f": it asks for {asked_for[1]}" if asked_for else ""),
@@ -181,17 +187,28 @@ def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]
 
 
 def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
-    """Find the state dict: the content itself, or one of its ``_CONTAINERS`` entries."""
+    """Find the state dict: the content itself, or one of its ``_CONTAINERS`` entries.
+
+    Tensors that are not plain arrays in memory are left out: their keys count as missing.
+    """
     candidates = [content]
     if isinstance(content, Mapping):
         candidates += [content[key] for key in _CONTAINERS if key in content]
     for candidate in reversed(candidates):
         if isinstance(candidate, Mapping):
-            tensors = {str(k): v for k, v in candidate.items() if isinstance(v, Tensor)}
+            tensors = {str(k): v for k, v in candidate.items() if _is_plain(v)}
             if tensors:
                 return tensors
     found = _shown(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(f"{path} holds no state dict, but {found}", hint=_EXPECTED_FILES)
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_nested or value.is_quantized or value.is_meta or value.is_complex())
+    )
 
 
 def _metadata_in(content: object) -> dict[str, str]:
@@ -248,6 +265,11 @@ def _num_classes(family: Family, tensors: Mapping[str, Tensor], path: Path) -> i
             f"{path} looks like an ESNet of the {family.name} layout, but its last layer "
             f"{family.head_key} is missing or misshapen; missing: {_shown(missing, 8)}",
             hint="the network must be ESNet as published, with its decoder",
+        )
+    if head.shape[1] > MAX_CLASSES:
+        raise CheckpointError(
+            f"{path} claims {head.shape[1]} classes, at most {MAX_CLASSES} fit into 8-bit labels",
+            hint=_COPY_AGAIN,
         )
     return int(head.shape[1])
 

@@ -308,3 +308,39 @@ def test_damage_of_any_kind_is_told_as_a_checkpoint_error(content, tmp_path_fact
     path.write_bytes(content)
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_newer_pickle_protocol_is_not_called_dangerous(make_state_dict, tmp_path, protocol):
+    torch.save(make_state_dict(), tmp_path / "a.pt", pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match="a pickle format that torch cannot read") as error:
+        load_checkpoint(tmp_path / "a.pt")
+    assert "run code" not in str(error.value)
+
+
+def test_a_head_that_claims_millions_of_classes_is_refused(make_state_dict, tmp_path):
+    state = make_state_dict()
+    state["decoder.output_conv.weight"] = torch.zeros(1).expand(16, 10**7, 2, 2)
+    torch.save(state, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 10_000_000
+    with pytest.raises(CheckpointError, match="claims 10000000 classes, at most 255"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda t: torch.nested.nested_tensor([t, t]), id="nested"),
+        pytest.param(lambda t: torch.quantize_per_tensor(t, 1, 0, torch.quint8), id="quantized"),
+        pytest.param(lambda t: t.to_sparse(), id="sparse"),
+        pytest.param(lambda t: t.to("meta"), id="meta"),
+        pytest.param(lambda t: t.to(torch.complex64), id="complex"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensor_that_is_no_plain_array_is_missing(make_state_dict, tmp_path, change):
+    state = make_state_dict()
+    state["decoder.output_conv.bias"] = change(state["decoder.output_conv.bias"])
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"1 missing \(decoder\.output_conv\.bias\)"):
+        load_checkpoint(tmp_path / "a.pt")
