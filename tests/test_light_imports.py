@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "safetensors", "tensorrt", "pycuda")
+HEAVY = ("av", "torch", "onnx", "onnxruntime", "openvino", "safetensors", "tensorrt", "pycuda")
 
 
 def run(code: str, *arguments: str, blocked: tuple[str, ...] = (), exit_code: int = 0) -> str:
