@@ -19,7 +19,7 @@ from esnet.labels import label_set_from_dict
 from esnet.metrics import label_agreement
 from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.artefact.card import LOGITS, BatchRange, ModelCard
-from runtime.backend import identify_artefact
+from runtime.backend import identify_artefact, skip_notes
 from runtime.errors import EsnetError, ModelFileError
 from runtime.files import sha256_of
 from runtime.segmenter import Segmenter
@@ -144,7 +144,7 @@ def open_models(
             reference=reference.name if reference else None,
             agreement=agreement,
             miou=miou,
-            advice=tuple(filter(None, advice)),
+            advice=(*filter(None, advice), *skip_notes(card)),
         )
         is_full = options.mode == "throughput" and engine.prefers_batches
         default = card.batch.opt if is_full else card.batch.min

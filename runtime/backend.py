@@ -219,16 +219,21 @@ def choose_backend(
         )
     times_ms = {c: trial.times_ms[c] for c in allowed if c in trial.times_ms}
     best = _fastest(times_ms, card) if times_ms else allowed[0]
-    skipped = [
-        f"{backend} is skipped: it failed the label check of this INT8 artefact; {_FOR_CPUS}"
-        for backend in dict.fromkeys(candidate.backend for candidate in candidates)
-        if name == AUTO and not card.matches(backend)
-    ]
+    skipped = skip_notes(card) if name == AUTO else ()
     return Choice(
         backend=best.backend,
         precision=card.precision if best.backend == _CUDA else best.precision,
         times_ms=times_ms,
         notes=(*skipped, *trial.notes),
+    )
+
+
+def skip_notes(card: ModelCard) -> tuple[str, ...]:
+    """Get one line for each installed backend that is never chosen for an artefact."""
+    return tuple(
+        f"{name} is skipped: it failed the label check of this INT8 artefact; {_FOR_CPUS}"
+        for name in installed_backends()
+        if not card.matches(name)
     )
 
 

@@ -27,7 +27,7 @@ from esnet.data.scenes import street_scene
 from runtime.artefact.card import BatchRange
 from runtime.backends.null import NullBackend
 from runtime.errors import InvalidInput
-from runtime.media.sinks import write_image
+from runtime.output.images import write_image
 from runtime.segmenter import Segmenter
 from runtime.trials import Candidate
 from tests.conftest import command_line
@@ -124,6 +124,15 @@ def test_bf16_is_advised_only_if_it_was_faster_here(make_artefact, monkeypatch, 
     monkeypatch.setattr("benchmarks.timing.stages.cached_times", lambda probe: times)
     with Segmenter.open(make_artefact(), backend="openvino") as segmenter:
         assert _engine_hint(segmenter).startswith(hint)
+
+
+def test_a_skipped_backend_is_in_the_advice(artefact_with, quick):
+    path = artefact_with(quantization={"backends": ["onnxruntime"]})
+    model = (
+        bench_models([path], load_frames(None, SIZE), BenchOptions(config=quick)).results[0].model
+    )
+    assert model.backend == "onnxruntime"
+    assert any("openvino is skipped: it failed" in line for line in model.advice)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
