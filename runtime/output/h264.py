@@ -49,7 +49,7 @@ class H264Encoder:
         with self._reporting():
             self._container = av.open(str(path.absolute()), "w", "mp4", options=_FILE_OPTIONS)
             self._container.metadata["comment"] = MARK.decode()
-            rate = Fraction(fps).limit_denominator(1001)
+            rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
             stream = self._container.add_stream(ENCODER, rate, _CODEC_OPTIONS)
         self._stream = cast(VideoStream, stream)
         self._stream.height, self._stream.width = size_hw

@@ -45,6 +45,8 @@ class Outputs:
     def __post_init__(self) -> None:
         if self.path is None and self.records_path is None and not self.show:
             raise InvalidInput("there is no output", hint="give --output, --show or --jsonl")
+        if self.path is not None and self.path == self.records_path:
+            raise InvalidInput(f"images and records cannot both be {self.path}")
         if self.resume and (self.path is None or not is_folder(self.path)):
             raise InvalidInput("only a folder of images can be resumed", hint="omit --resume")
         suffix = self.path.suffix.lower() if self.path else ""
@@ -81,9 +83,13 @@ class Outputs:
                 sink = open_sink(self.path, source, overwrite=self.overwrite)
                 opened.write_image = stack.enter_context(sink)
             if self.records_path is not None:
-                opened.write_record = stack.enter_context(
-                    record_sink(self.records_path, overwrite=self.overwrite, append=self.resume)
+                records = record_sink(
+                    self.records_path,
+                    source=source.path,
+                    overwrite=self.overwrite,
+                    append=self.resume,
                 )
+                opened.write_record = stack.enter_context(records)
             if self.show:
                 opened.show = stack.enter_context(window_sink(source.name, on_close))
             yield opened

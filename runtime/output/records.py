@@ -15,12 +15,13 @@ STDOUT = Path("-")
 
 @contextmanager
 def record_sink(
-    path: Path, *, overwrite: bool = False, append: bool = False
+    path: Path, *, source: Path | None = None, overwrite: bool = False, append: bool = False
 ) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """Write records as they come, each in one piece.
 
     Args:
         path: File to write, or ``STDOUT``.
+        source: Source of the frames, which must not be overwritten.
         overwrite: True to replace a file that ``esnet-segment`` did not write.
         append: True to add to a file that exists.
 
@@ -30,7 +31,7 @@ def record_sink(
     if path == STDOUT:
         yield lambda record: print(json.dumps(record), flush=True)
         return
-    require_outputs(path)
+    require_outputs(path, source=source)
     if not overwrite:
         require_own(path)
     with path.open("a" if append else "w", encoding="utf-8") as file:

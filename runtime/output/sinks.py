@@ -13,7 +13,7 @@ from runtime.files import require_outputs
 from runtime.media.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FrameSource
 from runtime.output.images import image_path, write_frame, write_image
 from runtime.output.marks import require_own
-from runtime.output.video import video_sink
+from runtime.output.video import partial_path, video_sink
 
 Sink = AbstractContextManager[Callable[[np.ndarray, str, float], None]]
 """Yields ``write(image, name, timestamp)``, which takes RGB uint8 (H, W, 3) or a map uint8 (H, W), in
@@ -37,7 +37,7 @@ def open_sink(path: Path, source: FrameSource, *, overwrite: bool = False) -> Si
         OSError: The folder cannot be created or written to.
     """
     outputs = [(image_path(path, name), file) for name, file in source.files.items()]
-    for target, file in [(path, source.path), *outputs]:
+    for target, file in [(path, source.path), (partial_path(path), source.path), *outputs]:
         if file is not None and target.exists() and target.samefile(file):
             raise InvalidInput(
                 f"output {target} is the source itself", hint="name another file or folder"

@@ -49,8 +49,8 @@ def video_sink(
     The file gets its name when the block ends and all its frames have been found in it. After an error, what
     plays of it stays as ``partial_path``.
 
-    Frames of a video or a live source keep their times, if PyAV writes them; all others follow at a constant
-    rate. An odd last column or row is lost. Frames of a live source are resized to the first.
+    Frames of a video or a live source keep their times, if PyAV writes them; without times, they follow at a
+    constant rate. An odd last column or row is lost. Frames of a live source are resized to the first.
 
     Raises:
         InvalidInput: A frame of another size, or one that the encoder refuses.
@@ -62,10 +62,10 @@ def video_sink(
     is_timed = source.is_live or source.fps is not None
     encoder: _Encoder | None = None
     size_hw: tuple[int, ...] = ()
-    count, first = 0, 0.0
+    count, first, seconds = 0, 0.0, 0.0
 
     def write(image: np.ndarray, name: str, timestamp: float) -> None:
-        nonlocal encoder, size_hw, count, first
+        nonlocal encoder, size_hw, count, first, seconds
         if encoder is None:
             size_hw, first = image.shape[:2], timestamp
             even_hw = (size_hw[0] // 2 * 2, size_hw[1] // 2 * 2)
@@ -80,7 +80,10 @@ def video_sink(
         if image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
         image = image[: size_hw[0] // 2 * 2, : size_hw[1] // 2 * 2]
-        encoder.write(image, timestamp - first if is_timed else count / fps)
+        elapsed = timestamp - first if is_timed else 0.0
+        if count:
+            seconds = elapsed if elapsed > seconds else seconds + 1 / fps
+        encoder.write(image, seconds)
         count += 1
 
     try:

@@ -30,6 +30,11 @@ def video(draw_video):
 
 
 @pytest.fixture
+def partial(draw_video):
+    return open_source(draw_video("v.partial.mp4"))
+
+
+@pytest.fixture
 def out(tmp_path):
     """An empty folder to write to."""
     path = tmp_path / "out"
@@ -121,6 +126,7 @@ def test_a_file_in_the_place_of_a_folder_is_an_error(out, folder):
         pytest.param("image", "in", id="image-into-its-own-folder"),
         pytest.param("folder", "in", id="folder-on-itself"),
         pytest.param("video", "v.mp4", id="video-on-itself"),
+        pytest.param("partial", "v.mp4", id="partial-video"),
     ],
 )
 def test_the_source_is_never_written_over(tmp_path, request, source, output):

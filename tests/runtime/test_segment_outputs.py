@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from runtime.media.sources import open_source, read_image
 from runtime.output.summary import Statistics
 from runtime.segment import segment_source
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -54,6 +57,15 @@ def test_records_replace_those_of_an_earlier_run_but_no_other_file(segment, phot
     done = segment("in", "--jsonl", "notes.txt")
     assert done.returncode == 2
     assert "notes.txt exists and was not written by esnet-segment" in done.stderr
+
+
+def test_records_never_replace_the_source(segment, photos, tmp_path):
+    segment("in", "-o", "ours.mp4")
+    before = (tmp_path / "ours.mp4").read_bytes()
+    done = segment("ours.mp4", "--jsonl", "ours.mp4", "--overwrite")
+    assert done.returncode == 2
+    assert "is the input file itself" in done.stderr
+    assert (tmp_path / "ours.mp4").read_bytes() == before
 
 
 def test_a_resumed_folder_gets_the_frames_that_it_lacks(segment, photos, tmp_path):
@@ -141,6 +153,7 @@ def test_the_summary_tells_frames_stages_and_misses(segment, photos):
     ("options", "message"),
     [
         pytest.param([], "there is no output", id="no-output"),
+        pytest.param(["-o", "x", "--jsonl", "x"], "cannot both be x", id="one-file-for-both"),
         pytest.param(["-o", "x.mp4", "--resume"], "only a folder of images", id="resume-video"),
         pytest.param(["-o", "out", "--shard", "3/2"], "shard '3/2'", id="shard"),
         pytest.param(["-o", "out", "--start", "1"], "start has no effect", id="start"),
@@ -181,3 +194,18 @@ def test_the_first_error_of_a_stage_reaches_the_caller(
     monkeypatch.setattr("runtime.output.drawing.draw_overlay", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         segment_source(draw_video("in.mp4"), make_artefact(), tmp_path / "out", backend="null")
+
+
+def test_the_examples_of_the_outputs_work_one_after_the_other(segment, draw_image, draw_video):
+    for name in ("photo.jpg", "photos/a.png", "photos/b.png"):
+        draw_image(name)
+    draw_video("drive.mp4", num_frames=12)
+    text = (ROOT / "docs" / "streams.md").read_text().partition("\n## Outputs")[2]
+    lines = re.findall(r"^esnet-segment .*", text.partition("\n## ")[0], re.MULTILINE)
+    for line in lines:
+        if "--show" in line:
+            continue
+        _, source, _, _, *options = shlex.split(line, comments=True)
+        done = segment(source, *options)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    assert len(lines) >= 15

@@ -178,7 +178,21 @@ def test_a_camera_keeps_its_times(out, video):
     with open_sink(out / "x.mp4", replace(video, is_live=True, fps=None)) as write:
         for value, seconds in enumerate(times):
             write(grey(value), "a", seconds)
-    np.testing.assert_allclose(frame_times(out / "x.mp4"), [0, 0.1, 0.5, 0.5, 4.25], atol=1e-3)
+    np.testing.assert_allclose(frame_times(out / "x.mp4"), [0, 0.1, 0.5, 0.5333, 4.25], atol=1e-3)
+
+
+def test_a_video_without_times_gets_a_constant_rate(codec, out, video):
+    with open_sink(out / "x.mp4", video) as write:
+        for value in range(4):
+            write(grey(value), "a", 0.0)
+    assert open_source(out / "x.mp4").fps == 10.0
+
+
+def test_a_very_low_rate_is_possible(out, video):
+    pytest.importorskip("av")
+    with open_sink(out / "x.mp4", replace(video, fps=0.0003)) as write:
+        write(grey(1), "a", 0.0)
+    assert len(list(open_source(out / "x.mp4"))) == 1
 
 
 def test_a_name_of_any_encoding(out, video):
