@@ -143,7 +143,10 @@ def text_from_engine(report: EngineReport) -> str:
         found = ", ".join(f"{count} {name}" for name, count in record.precision["built"].items())
         types += f"; convolutions compute in: {found}"
     if shares := record.precision.get("mac_shares"):
-        found = ", ".join(f"{100 * share:.1f} % {name}" for name, share in shares.items())
+        found = ", ".join(
+            f"{100 * share:.1f} % {'unknown' if name == '?' else name}"
+            for name, share in shares.items()
+        )
         types += f"; multiply-accumulates: {found}"
     rows = [
         ("engine", f"{report.path}  {report.status}"),
@@ -161,7 +164,7 @@ def text_from_engine(report: EngineReport) -> str:
         size = _megabytes(report.path.stat().st_size)
         seconds = record.build.get("seconds")
         rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
-        if command := record.build.get("trtexec"):
+        if report.status == "built" and (command := record.build.get("trtexec")):
             rows += [("trtexec", command), ("", _TRTEXEC)]
     rows += [("note", note) for note in report.notes]
     return _block([*rows, ("next", shlex.join(["esnet-bench", str(report.path)]))])

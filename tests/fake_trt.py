@@ -70,6 +70,7 @@ class State:
         self.loaded = 0
         self.last_config: Any = None
         self.fall_back_to_float = False
+        self.has_int8_kernel: Callable[[onnx.NodeProto], bool] = lambda node: True
         self.build_error: str | None = None
         self.run: Any = None
         """Enqueues a model: (model, shape, addresses, stream, check); its kernel calls ``check``."""
@@ -214,6 +215,7 @@ class _Builder:
             "sm": state.sm,
             "name": network.name,
             "types": self._types(network, config),
+            "int8": self._int8_nodes(network, config),
             "version_compatible": config.get_flag(self._module.BuilderFlag.VERSION_COMPATIBLE),
             "shares_profile": not self._module.__version__.startswith("8.")
             or "PROFILE_SHARING_0806" in config._previews
@@ -223,6 +225,20 @@ class _Builder:
         text = json.dumps(header, sort_keys=True).encode()
         plan = _MAGIC + len(text).to_bytes(4, "little") + text + network._model.SerializeToString()
         return HostMemory(plan)
+
+    def _int8_nodes(self, network: Any, config: Any) -> list[str]:
+        """List the convolutions with quantized inputs for which this GPU has an INT8 kernel."""
+        flag = self._module.BuilderFlag.__members__.get("INT8")
+        if not network._strong and not config._flags >> flag & 1:
+            return []
+        nodes = network._model.graph.node
+        quantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+        has_kernel = self._module.state.has_int8_kernel
+        return [
+            n.name
+            for n in nodes
+            if {*n.input} & quantized and "Conv" in n.op_type and has_kernel(n)
+        ]
 
     def _types(self, network: Any, config: Any) -> str:
         flags = self._module.BuilderFlag.__members__
@@ -471,13 +487,16 @@ class _Inspector:
     def get_engine_information(self, layout: Any) -> str:
         assert layout.name == "JSON"
         graph = self._engine._model.graph
-        word = self._engine._header["types"]
-        edge = {"Dimensions": [1, 16, 8, 8], "Format/Datatype": f"Channel major {word} format"}
-        convs = [node for node in graph.node if "Conv" in node.op_type]
-        layers = [
-            {"Name": node.name, "LayerType": "CaskConvolution", "Inputs": [edge], "Outputs": [edge]}
-            for node in convs
-        ]
+        word, int8 = (self._engine._header[key] for key in ("types", "int8"))
+        layers = []
+        for node in graph.node:
+            if "Conv" in node.op_type:
+                type_name = "INT8" if node.name in int8 else word
+                text = f"Channel major {type_name} format"
+                edge = {"Dimensions": [1, 16, 8, 8], "Format/Datatype": text}
+                name = f"{node.name}.weight + {node.name} + {node.name}.relu"
+                edges = {"Inputs": [edge], "Outputs": [edge]}
+                layers.append({"Name": name, "LayerType": "CaskConvolution", **edges})
         return json.dumps({"Layers": layers})
 
 

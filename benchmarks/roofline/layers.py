@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from benchmarks.errors import BenchmarkError
-from export.graph.editor import dims_of
+from export.graph.editor import dims_of, macs_of
 from runtime.machine.gpus import GpuSpec
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -255,6 +255,7 @@ def _layer(
     nodes: Sequence[onnx.NodeProto], tensors: Mapping[str, _Tensor], constants: Collection[str]
 ) -> Layer:
     first, made = nodes[0], {name for node in nodes for name in node.output}
+    used = (*first.input, *first.output)
     inputs = {name for node in nodes for name in node.input} - made
     read = [tensors[name] for name in inputs if name not in constants]
     written = [tensors[name] for name in (nodes[-1].output[0], *first.output[1:]) if name]
@@ -264,17 +265,9 @@ def _layer(
         block=block_of(name),
         kind=first.op_type,
         nodes=tuple(node.name for node in nodes),
-        flops=_flops(first, tensors),
+        flops=2 * macs_of(first, {name: tensors[name].shape for name in used if name}),
         read_values=sum(prod(t.shape) for t in read if t.item_bytes is None),
         written_values=sum(prod(t.shape) for t in written if t.item_bytes is None),
         weight_values=sum(prod(tensors[name].shape) for name in inputs if name in constants),
         fixed_bytes=sum(prod(t.shape) * t.item_bytes for t in (*read, *written) if t.item_bytes),
     )
-
-
-def _flops(node: onnx.NodeProto, tensors: Mapping[str, _Tensor]) -> int:
-    if node.op_type not in ("Conv", "ConvTranspose"):
-        return 0
-    # A convolution applies its kernel once per output pixel, a transposed one once per input pixel.
-    pixels = tensors[node.output[0] if node.op_type == "Conv" else node.input[0]]
-    return 2 * prod(pixels.shape) * prod(tensors[node.input[1]].shape[1:])

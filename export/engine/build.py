@@ -15,10 +15,11 @@ from pathlib import Path
 
 import onnx
 
-from export.engine.kernels import UNKNOWN, Kernel, convolution_types, summarize_kernels
+from export.engine.kernels import convolution_types, summarize_kernels
+from export.engine.precision import convolution_macs, fallback_note, mac_shares, require_types
 from export.engine.targets import may_compute_in_fp32, target_notes, targets_of
 from export.engine.trt_builder import BuildOptions, Wait, build_plan
-from export.errors import BuildError, PrecisionError
+from export.errors import BuildError
 from export.graph.half import LARGEST_HALF, convert_to_half
 from export.metadata import load_artefact, with_card
 from runtime.artefact.card import BatchRange, ModelCard
@@ -38,7 +39,6 @@ from runtime.media.frames import batch_from_frames
 from runtime.media.sources import open_source
 from runtime.tensorrt_api import TENSORRT, TENSORRT_RTX, TensorRt, load_tensorrt
 
-_CONVOLUTION_TYPES = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
 _FIRST_RUN = (
     "the first run on a GPU is slow: TensorRT-RTX compiles the kernels there, and keeps them in {}"
 )
@@ -120,32 +120,6 @@ def build_engine(
     options = replace(options, timing_cache_path=timings, sms=targets.compiled_for)
     record, build_notes = _build_and_write(path, trt, model, options, record, wait)
     return EngineReport(path=path, record=record, status="built", notes=(*notes, *build_notes))
-
-
-def require_types(kernels: Sequence[Kernel], precision: str, *, num_fp32: int) -> None:
-    """Compare the compute types of the convolutions with the requested precision.
-
-    Convolutions of unknown type are not counted.
-
-    Args:
-        kernels: Compiled kernels; an empty list passes.
-        precision: ``fp32``, ``fp16`` or ``int8``.
-        num_fp32: Number of convolutions that may compute in fp32.
-
-    Raises:
-        PrecisionError: Too many convolutions compute in another type.
-    """
-    types = convolution_types(kernels)
-    types.pop(UNKNOWN, None)
-    total, right = sum(types.values()), types.get(_CONVOLUTION_TYPES[precision], 0)
-    # Post-training quantization keeps the first and the last layer in float.
-    allowed = max(num_fp32, 4 if precision == "int8" else 0)
-    if total and total - right > allowed:
-        found = ", ".join(f"{count} in {name}" for name, count in types.items())
-        raise PrecisionError(
-            f"{precision} was requested, but of {total} convolutions {found}; nothing was written",
-            hint=f"this GPU or TensorRT has no {precision} kernels for them; use another precision",
-        )
 
 
 def _check_request(card: ModelCard, trt: TensorRt, options: BuildOptions, onnx_path: Path) -> None:
@@ -265,20 +239,28 @@ def _build_and_write(
     seconds = time.perf_counter() - started
     fp32_nodes = record.precision["fp32_nodes"]
     num_fp32 = sum(n.name in fp32_nodes and "Conv" in n.op_type for n in model.graph.node)
-    if may_compute_in_fp32(trt, options, record.target["sms"]):
+    may_fall_back = may_compute_in_fp32(trt, options, record.target["sms"])
+    if may_fall_back:
         num_fp32 = len(built.kernels)
     require_types(built.kernels, options.precision, num_fp32=num_fp32)
+    macs = convolution_macs(model)
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     record = replace(
         record,
         plan_sha256=hashlib.sha256(built.plan).hexdigest(),
-        precision={**record.precision, "built": convolution_types(built.kernels)},
+        precision={
+            **record.precision,
+            "built": convolution_types(built.kernels),
+            "mac_shares": mac_shares(built.kernels, macs),
+        },
         kernels=summarize_kernels(built.kernels),
         build={**record.build, "seconds": round(seconds, 2), "date": date},
     )
     write_engine(path, built.plan, record)
     timings_path = options.timing_cache_path
     notes = [_FIRST_RUN.format(cache_dir())] if trt.kind == TENSORRT_RTX else []
+    if may_fall_back and (note := fallback_note(built.kernels, macs, options.precision)):
+        notes.append(note)
     notes += [] if built.kernels else [f"{trt.kind} lists no kernels: the precision is not checked"]
     if timings_path and built.timings and (note := save_cache(timings_path, built.timings)):
         notes.append(note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -52,6 +52,8 @@ class Kernel(NamedTuple):
     """Tensors written."""
     weights: str = ""
     """Type of the weights; empty if the compiler does not report it."""
+    metadata: str = ""
+    """Names of its graph nodes, if the compiler reports them apart from the name."""
 
     @property
     def num_bytes(self) -> int:
@@ -101,13 +103,16 @@ def convolution_types(kernels: Sequence[Kernel]) -> dict[str, int]:
 
     It is the type of the weights, or the widest type of the inputs if that is not reported; ``?`` if unknown.
     """
-    types: Counter[str] = Counter()
+    return dict(Counter(name for _, name in typed_convolutions(kernels)).most_common())
+
+
+def typed_convolutions(kernels: Iterable[Kernel]) -> Iterator[tuple[Kernel, str]]:
+    """Yield the convolutions with their compute types; see ``convolution_types``."""
     for kernel in kernels:
         fused_name = kernel.name if _FUSED.search(kernel.kind) else ""
         if _CONVOLUTION.search(f"{kernel.kind} {fused_name}"):
             read = {kernel.weights} if kernel.weights else {edge.type for edge in kernel.inputs}
-            types[next((name for name in _COMPUTE_TYPES if name in read), UNKNOWN)] += 1
-    return dict(types.most_common())
+            yield kernel, next((name for name in _COMPUTE_TYPES if name in read), UNKNOWN)
 
 
 def _kernel_from_row(row: str) -> Kernel:
@@ -119,6 +124,7 @@ def _kernel_from_row(row: str) -> Kernel:
         name=head.partition(",")[0].removeprefix("Name: "),
         inputs=_edges_from_text(inputs),
         outputs=_edges_from_text(tail.partition("], TacticName")[0]),
+        metadata=row.partition("Metadata: ")[2],
     )
 
 
@@ -138,6 +144,7 @@ def _kernel_from_layer(layer: dict[str, Any]) -> Kernel:
         inputs=tuple(map(_edge_from_tensor, layer.get("Inputs", []))),
         outputs=tuple(map(_edge_from_tensor, layer.get("Outputs", []))),
         weights=_type_named(str(weights.get("Type"))) if isinstance(weights, dict) else "",
+        metadata=str(layer.get("Metadata", "")),
     )
 
 

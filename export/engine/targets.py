@@ -93,7 +93,9 @@ def target_notes(
 
 
 def may_compute_in_fp32(trt: TensorRt, options: BuildOptions, sms: Sequence[str]) -> bool:
-    """Check if TensorRT may choose FP32 kernels for FP16: 8.6 does so on a GPU where FP16 is slower."""
+    """Check if TensorRT may choose FP32 kernels: 8.6 does, for INT8, and for FP16 where that is slower."""
+    if options.precision == "int8":
+        return trt.types_by_flags
     slow = (advice_for(sm_of(text.removesuffix("+")), "fp16") for text in sms)
     return options.precision == "fp16" and trt.types_by_flags and any(slow)
 

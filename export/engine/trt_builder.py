@@ -156,7 +156,7 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions, monitor: Any) -> 
             reason = trt.log.last_error()
             raise BuildError(
                 f"{trt.kind} {trt.version} cannot build the engine: {reason or 'no reason given'}",
-                hint=_hint_for(reason or ""),
+                hint=_hint_for(reason or "", options.precision),
             )
         cache = None if options.timing_cache_path is None else config.get_timing_cache()
         timings = None if cache is None else cache.serialize()
@@ -279,8 +279,13 @@ def _inspected(
     return kernels_from_inspector(inspector.get_engine_information(layout))
 
 
-def _hint_for(reason: str) -> str:
+def _hint_for(reason: str, precision: str) -> str:
     lowered = reason.lower()
+    if precision == "int8" and "any implementation for node" in lowered:
+        return (
+            "TensorRT has no INT8 kernel for this node here: esnet-export quantize --keep NAME, with the "
+            "convolution's name, keeps it in float"
+        )
     if "workspace" in lowered or "memory" in lowered:
         return "allow more scratch memory with --workspace 4GiB, or free GPU memory"
     if "cuda" in lowered or "gpu" in lowered:

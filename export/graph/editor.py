@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,18 @@ def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
         for dim in value.type.tensor_type.shape.dim
     ]
+
+
+def macs_of(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Count the multiply-accumulates of a convolution, padding included; other nodes have none.
+
+    ``shapes`` has those of its input, weights and output.
+    """
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return 0
+    # A convolution applies its kernel once per output pixel, a transposed one once per input pixel.
+    pixels = shapes[node.output[0] if node.op_type == "Conv" else node.input[0]]
+    return prod(pixels) * prod(shapes[node.input[1]][1:])
 
 
 def op_counts(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:

@@ -121,6 +121,10 @@ def _is_counts(value: Any) -> bool:
     return isinstance(value, Mapping) and _all(_is_whole)([*value.values()])
 
 
+def _is_shares(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and _all(_is_number)([*value.values()]))
+
+
 def _is_capability(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d{1,2}\.\d\+?", value) is not None
 
@@ -170,6 +174,7 @@ _RECORD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "target.gpu": (lambda value: value is None or _is_text(value), "text"),
     "precision.asked": (_is_text, "text"),
     "precision.built": (_is_counts, "numbers by type"),
+    "precision.mac_shares": (_is_shares, "shares by type"),
     "profile": (_is_batch, f"1 <= min <= opt <= max <= {MAX_BATCH}"),
     "kernels": (_is_kernels, "nothing, or count and bytes_moved"),
     "build.command": (lambda value: isinstance(value, str), "text"),

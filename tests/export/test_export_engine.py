@@ -12,8 +12,9 @@ import pytest
 from onnx import helper
 
 from esnet.labels import CAMVID
-from export.engine.build import build_engine, require_types
+from export.engine.build import build_engine
 from export.engine.kernels import Edge, Kernel, kernels_from_inspector
+from export.engine.precision import require_types
 from export.engine.progress import BuildProgress
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import BuildError, PrecisionError
@@ -77,6 +78,7 @@ class TestTensorRtRtx:
         record = read_record(report.path)
         assert set(record.precision["built"]) == {type_name}
         assert record.precision["built"][type_name] >= 63
+        assert record.precision["mac_shares"] == {type_name: 1.0}
         assert record.card.precision == precision
 
     def test_the_engine_is_a_plain_plan_and_its_record_tells_all(self, rtx, artefact):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.engine.build import build_engine, require_types
+from export.engine.build import build_engine
 from export.engine.kernels import (
     Edge,
     Kernel,
@@ -15,6 +15,7 @@ from export.engine.kernels import (
     kernels_from_inspector,
     kernels_from_log,
 )
+from export.engine.precision import require_types
 from export.engine.trt_builder import BuildOptions, build_plan
 from export.errors import PrecisionError
 from runtime.artefact.card import BatchRange

@@ -224,10 +224,10 @@ def engines(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = EngineRecord(
             card=card,
             plan_sha256=hashlib.sha256(plan).hexdigest(),
-            onnx={},
+            onnx={"name": "small.onnx", "sha256": "0" * 64},
             tensorrt={"kind": "tensorrt-rtx" if name == RTX else "tensorrt", "version": version},
             target={"sms": [sm_text(sm)]},
-            precision={},
+            precision={"asked": "fp32", "built": {}},
             profile=card.batch,
             kernels={},
             build={"command": "esnet-export build-engine small.onnx"},
