@@ -98,6 +98,21 @@ def test_a_failed_picture_leaves_the_old_one(out, frame, monkeypatch):
     assert (out / "a.png").read_bytes() == before
 
 
+def test_a_full_disk_leaves_no_half_image_in_a_folder(out, folder, frame, monkeypatch):
+    def write_half(path, content):
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        _disk_full()
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_half)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        open_sink(out, folder) as write,
+    ):
+        write(frame, "a", 0.0)
+    assert os.listdir(out) == []
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -92,6 +92,7 @@ def test_a_camera_that_goes_away_is_one_line_and_1(segment, frame, tmp_path):
         server.shutdown()
     assert done.returncode == 1
     assert "frames: 5 in, " in done.stdout
+    assert ", age " in done.stdout
     name = f"127.0.0.1:{server.server_port}/cam"
     assert done.stderr.startswith(f"error: http://{name} was lost, 0.0 s after its last frame: ")
     assert "secret" not in done.stderr
