@@ -85,14 +85,14 @@ def test_a_missing_tensorrt_is_installed_for_the_engines_gpu(
     path, card = tmp_path / "a.engine", ModelCard.from_file(make_artefact())
     record = EngineRecord(
         card=card,
-        plan_sha256="",
-        onnx={},
+        plan_sha256="0" * 64,
+        onnx={"name": "a.onnx", "sha256": "0" * 64},
         tensorrt={"kind": "tensorrt", "version": "8.6.1"},
         target={"sms": [sm]},
-        precision={},
+        precision={"asked": "fp32", "built": {}},
         profile=card.batch,
         kernels={},
-        build={},
+        build={"seconds": 1.0, "command": "esnet-export build-engine a.onnx"},
     )
     write_engine(path, b"plan", record)
     with pytest.raises(BackendUnavailable, match="needs tensorrt, which is not") as refusal:
