@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 from benchmarks.errors import BenchmarkError
+from runtime.artefact.card_values import MAX_BATCH
 
 
 def parse_mode(text: str) -> tuple[str, float]:
     """Parse ``latency``, ``throughput``, ``camera`` or ``camera:FPS``."""
-    match = re.fullmatch(r"(latency|throughput|camera)|(camera):(\d+(?:\.\d+)?)", text)
+    match = re.fullmatch(r"(latency|throughput|camera)|(camera):(\d{1,4}(?:\.\d{1,4})?)", text)
     if match is None or not (fps := float(match[3] or 30)):
         raise BenchmarkError(
             f"unknown mode {text!r}",
@@ -24,8 +25,8 @@ def parse_batches(text: str | None, mode: str) -> tuple[int, ...]:
         return ()
     if mode == "camera":
         raise BenchmarkError("a camera gives one frame at a time", hint="omit --batch")
-    sizes = [int(word) if word.isdecimal() else 0 for word in text.split(",")]
-    if min(sizes) < 1:
+    sizes = [int(word) if re.fullmatch("[0-9]{1,9}", word) else 0 for word in text.split(",")]
+    if not 1 <= min(sizes) <= max(sizes) <= MAX_BATCH:
         raise BenchmarkError(
             f"--batch {text!r} is not a list of batch sizes", hint="for example --batch 1,4,8"
         )

@@ -52,7 +52,7 @@ def progress() -> Iterator[Callable[[str, int, int | None], None]]:
     Yields:
         A callback that takes a description, the number done, and the total (``None`` if unknown).
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, transient=True, console=console, disable=not is_terminal()) as display:
         task = display.add_task("opening", total=None)
@@ -155,6 +155,7 @@ def text_from_engine(report: EngineReport) -> str:
         ("for", f"{sms}{f', built on {gpu}' if gpu else ''}"),
         ("batch", str(record.profile)),
         ("types", types),
+        *((("parity", report.parity.as_text()),) if report.parity else ()),
     ]
     if record.kernels:
         traffic = f"{record.kernels['bytes_moved'] / 1e6:.0f} MB memory traffic"

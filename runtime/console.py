@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import io
+import math
 import os
 import re
 import signal
@@ -106,6 +107,9 @@ def _with_common_options(
 
     @functools.wraps(function)
     def call(*, version: bool, debug: bool, **arguments: Any) -> None:
+        for name, value in arguments.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidInput(f"--{name.replace('_', '-')} {value} is not a finite number")
         function(**arguments)
 
     hints = get_type_hints(function, include_extras=True)

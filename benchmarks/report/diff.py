@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.report.tables import TextTable
+from runtime.artefact.untrusted import parse_json
 
 _STEADY_WITHIN = 0.03
 
@@ -97,14 +98,23 @@ def _verdict(before: Timing, after: Timing, max_slower: float, machine_slower: f
 def _load(path: Path) -> dict[str, Any]:
     hint = "write one with: esnet-bench MODEL --json FILE"
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
     except ValueError as error:
         raise BenchmarkError(f"{path} cannot be read as JSON: {error}", hint=hint) from error
-    if not isinstance(content, dict) or "mode" not in content or "results" not in content:
+    try:
+        has_results = isinstance(content["mode"], str) and isinstance(content["results"], list)
+        for result in content["results"]:
+            has_results &= all(isinstance(result["model"][key], str) for key in ("name", "sha256"))
+        _machine_slower(content, content)
+        timings = list(_timings(content))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        has_results, timings = False, []
+    numbers = [value for _, timing in timings for value in timing[:3]]
+    if not has_results or not all(0 < value < math.inf for value in numbers):
         raise BenchmarkError(f"{path} is not a report of esnet-bench", hint=hint)
-    return content
+    return content  # type: ignore[no-any-return]
 
 
 def _timings(report: dict[str, Any]) -> Iterator[tuple[str, Timing]]:

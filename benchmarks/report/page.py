@@ -39,18 +39,21 @@ def require_page_libraries() -> None:
 def page_from_report(report: BenchReport) -> str:
     """Render the page: HTML with styles and SVG plots inside."""
     import jinja2
+    import matplotlib as mpl
 
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True
     )
     document = console.document_from_report(report)
+    with mpl.rc_context({"text.parse_math": False}):  # a dollar sign in a name is no formula
+        sections = _sections(report, document.tables)
     models = [result.model for result in report.results]
     hashes = "; ".join(f"{model.file} {model.sha256}" for model in models)
     return templates.get_template("report.html").render(
         title=f"{', '.join(dict.fromkeys(model.file for model in models))}: {report.mode}",
         subtitle=f"{report.environment['date']} on {models[0].device}; {report.frames}",
         verdicts=[line.split(": ", 1) for line in console.verdicts(report)],
-        sections=_sections(report, document.tables),
+        sections=sections,
         notes=console.notes(report),
         command=report.environment["command"],
         facts={**document.facts, "sha256": hashes},

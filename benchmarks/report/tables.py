@@ -12,7 +12,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from runtime.console import is_terminal
@@ -78,7 +78,8 @@ def markdown_from_document(document: Document) -> str:
 
 def progress_bar() -> Progress:
     """Return a progress display for a terminal; it disappears at the end."""
-    return Progress(transient=True, disable=not is_terminal())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=True, disable=not is_terminal())
 
 
 def _rich_table(table: TextTable) -> Table:

@@ -16,9 +16,11 @@ import numpy as np
 from export.errors import CalibrationError
 from export.graph.qdq import TENSORRT_SCHEME, Range, activation_scale
 from runtime.artefact.card import ModelCard
+from runtime.artefact.untrusted import parse_json
 from runtime.files import atomic_path
 
 SCHEMA = 1
+_MAX = 1e30  # float32 scales stay finite
 _TRT_CACHE_HEADER = "TRT-8601-EntropyCalibration2"
 
 
@@ -58,12 +60,18 @@ class RangeTable:
             CalibrationError: The file is missing, damaged, or has another schema.
         """
         try:
-            fields = json.loads(path.read_text())
+            fields = parse_json(path.read_bytes())
             if fields.get("schema") != SCHEMA:
                 raise ValueError(f"schema {fields.get('schema')!r}, expected {SCHEMA}")
             items = fields["ranges"].items()
             ranges = {name: (float(low), float(high)) for name, (low, high) in items}
+            if unordered := [
+                n for n, (low, high) in ranges.items() if not -_MAX <= low <= high <= _MAX
+            ]:
+                raise ValueError(f"the range of {unordered[0]!r} is not in order")
             tuples = {name: tuple(fields[name]) for name in ("mean", "std", "size_hw")}
+            if not isinstance(fields["weights_sha256"], str):
+                raise ValueError("weights_sha256 is not text")
             return cls(**{**fields, **tuples, "ranges": ranges})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CalibrationError(

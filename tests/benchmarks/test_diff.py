@@ -139,3 +139,34 @@ def test_what_cannot_be_compared_is_refused(tmp_path, text, message):
         (tmp_path / "b.json").write_text(text)
     with pytest.raises(BenchmarkError, match=message):
         diff_reports(before, tmp_path / "b.json", 0.05)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": 5},
+        {"results": 5},
+        {"results": [{}]},
+        {"results": [{"model": {"name": "a", "sha256": 5}, "scopes": {}}]},
+        {"results": [result_of({"engine": {"p50": "fast"}})]},
+        {"results": [result_of({"engine": {"fps": 0, "fps_high": 0, "fps_low": 0}})]},
+        {"environment": []},
+        {"machine_reference": {"p50": 0}},
+        {"machine_reference": []},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_one_line(tmp_path, change):
+    before = report_of(tmp_path / "a.json", 100, seed=1)
+    after = report_of(tmp_path / "b.json", 100, seed=2, **change)
+    for pair in ((before, after), (after, before)):
+        with pytest.raises(BenchmarkError, match=r"b\.json is not a report of esnet-bench"):
+            diff_reports(*pair, 0.05)
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"\xff", b'{"mode": NaN}'])
+def test_what_is_no_json_is_one_line(tmp_path, content):
+    before = report_of(tmp_path / "a.json", 100, seed=1)
+    (tmp_path / "b.json").write_bytes(content)
+    with pytest.raises(BenchmarkError, match=r"b\.json cannot be read as JSON"):
+        diff_reports(before, tmp_path / "b.json", 0.05)

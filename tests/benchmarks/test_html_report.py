@@ -88,6 +88,17 @@ def test_names_from_files_cannot_inject(report):
     assert "&lt;script&gt;" in text
 
 
+def test_a_dollar_sign_in_a_name_is_no_formula(report):
+    names = [r"$\frac$ a", r"b $\frac$"]
+    results = tuple(
+        dataclasses.replace(result, model=dataclasses.replace(result.model, name=name))
+        for result, name in zip(report.results * 2, names, strict=False)
+    )
+    stages = {name: stage for name in names for stage in report.stages.values()}
+    text = page_from_report(dataclasses.replace(report, results=results, stages=stages))
+    assert r"$\frac$ a</text>" in text
+
+
 @pytest.mark.parametrize("mode", ["throughput", "camera"])
 def test_every_mode_has_its_page(make_artefact, quick, mode):
     options = BenchOptions(mode=mode, backends=["null"], config=quick)

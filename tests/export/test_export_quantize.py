@@ -284,6 +284,24 @@ class TestRanges:
         with pytest.raises(CalibrationError):
             RangeTable.load(tmp_path / "t.json")
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("ranges", {"a": [1, -1]}),
+            ("ranges", {"a": [0, 1e39]}),
+            ("ranges", {"a": ["x", 1]}),
+            ("ranges", [1]),
+            ("weights_sha256", 5),
+            ("mean", 5),
+        ],
+    )
+    def test_a_table_with_a_wrong_value_is_refused(self, ranges, tmp_path, name, value):
+        table_of(ranges).save(tmp_path / "t.json")
+        fields = json.loads((tmp_path / "t.json").read_text())
+        (tmp_path / "t.json").write_text(json.dumps({**fields, name: value}))
+        with pytest.raises(CalibrationError, match="cannot be read"):
+            RangeTable.load(tmp_path / "t.json")
+
     def test_tensorrt_8_6_reads_it_as_its_own_calibration_cache(self, tmp_path):
         write_trt_cache(table_of({"a": (-2.64, 1.0), "b": (0.0, 12.7)}), tmp_path / "c.cache")
         first, second, third = (tmp_path / "c.cache").read_text().splitlines()

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import typer
 
-from runtime.console import parse_batch, parse_bytes, parse_size, run_app
+from runtime.console import command, new_app, parse_batch, parse_bytes, parse_size, run_app
 from runtime.errors import BackendUnavailable, InvalidInput
 from runtime.files import atomic_path
 
@@ -238,3 +238,19 @@ def test_a_batch_beyond_reason_is_refused(text):
 def test_a_size_beyond_reason_is_refused(text):
     with pytest.raises(InvalidInput, match="size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_an_option_that_is_no_number_is_refused(monkeypatch, capsys, text):
+    app = new_app("Test.")
+
+    @command(app, examples=(), groups={})
+    def run(*, rate: Annotated[float, typer.Option(max=5.0)] = 1.0) -> None:
+        """Run."""
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", ["tool", f"--rate={text}"])
+    with pytest.raises(SystemExit) as end:
+        run_app(app)
+    assert end.value.code == 2
+    assert "rate" in capsys.readouterr().err
