@@ -22,7 +22,7 @@ doctor_app = new_app("Show what is installed, what runs here, and the command th
     groups={
         "Output": "output show jsonl overwrite resume target_fps",
         "Drawing": "draw alpha legend classes label_ids",
-        "Model": "model resize backend precision allow_mismatch explain",
+        "Model": "model resize backend precision device allow_mismatch explain",
         "Source": "recursive reconnect size pixel_format every start duration max_frames shard",
     },
 )
@@ -93,6 +93,9 @@ def segment(
     precision: Annotated[
         str, typer.Option(help="auto (the fastest with checked labels), fp32 or bf16.")
     ] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="GPU to run on: 1, or cuda:1; default the first.")
+    ] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Run a backend that failed the label check.")
     ] = False,
@@ -151,7 +154,7 @@ def segment(
         overwrite=overwrite,
         resume=resume,
     )
-    choice = choose_backend(model, backend, precision)
+    choice = choose_backend(model, backend, precision, device)
     for note in choice.notes:
         typer.echo(f"note: {note}", err=True)
     if explain:
@@ -165,6 +168,7 @@ def segment(
         target_fps=target_fps,
         backend=choice.backend,
         precision=choice.precision,
+        device=device,
         allow_mismatch=allow_mismatch,
     )
     for warning in report.warnings:

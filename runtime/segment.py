@@ -41,6 +41,7 @@ def segment_source(
     target_fps: float | None = None,
     backend: str | None = None,
     precision: str | None = None,
+    device: str | int | None = None,
     allow_mismatch: bool = False,
 ) -> SegmentReport:
     """Segment the frames of a source.
@@ -57,6 +58,7 @@ def segment_source(
         target_fps: Rate to check the results against.
         backend: As for ``open_backend``.
         precision: As for ``open_backend``.
+        device: As for ``open_backend``.
         allow_mismatch: As for ``open_backend``.
 
     Raises:
@@ -78,6 +80,7 @@ def segment_source(
             resize=resize,
             backend=backend,
             precision=precision,
+            device=device,
             allow_mismatch=allow_mismatch,
         ) as segmenter,
         _one_opencv_thread(),

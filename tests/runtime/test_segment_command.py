@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 
-from runtime.errors import InvalidInput
 from runtime.media.sources import open_source, read_image
 from runtime.segmenter import Segmenter
 from tests.conftest import command_line, run_command
@@ -248,6 +247,7 @@ def test_an_onnx_file_without_a_card_is_refused(segment, draw_image, identity_mo
             "in.png", "o.jpg", ["--draw", "labels"], "not survive .jpg", id="lossy-labels"
         ),
         pytest.param("in.png", "o.png", ["--backend", "tf"], "unknown backend", id="backend"),
+        pytest.param("in.png", "o.png", ["--device", "1"], "'null' does not run on", id="device"),
         pytest.param("in.png", "o.png", ["--precision", "int3"], "cannot run int3", id="precision"),
     ],
 )
@@ -284,8 +284,10 @@ def test_a_wrong_option_is_a_usage_error(segment, draw_image, options):
 
 
 def test_debug_shows_the_traceback(segment):
-    with pytest.raises(InvalidInput, match=r"source 'none\.png' does not exist"):
-        segment("none.png", "out.png", "--debug")
+    done = segment("none.png", "out.png", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "source 'none.png' does not exist" in done.stderr
 
 
 def test_without_a_backend_it_ends_with_3_and_the_pip_line(segment, draw_image, hide_library):
