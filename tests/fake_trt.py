@@ -45,7 +45,7 @@ def fake_tensorrt(generation: str, *, sm: tuple[int, int] = (8, 6), has_gpu: boo
     """
     table = API[generation]
     module = types.ModuleType("tensorrt")
-    module.__version__ = generation
+    module.__version__ = generation.removeprefix("rtx ")
     module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     module.state = State(sm=sm, has_gpu=has_gpu)
     for name, members in table.items():

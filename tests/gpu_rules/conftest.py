@@ -220,12 +220,16 @@ def engines(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = ModelCard.from_file(onnx_file)
     made = {generation: (generation, (8, 6)) for generation in (*GENERATIONS, RTX)}
     for name, (version, sm) in {**made, "gtx10xx": ("8.6.1", (6, 1))}.items():
-        plan = build_plan(fake_tensorrt(version, sm=sm), onnx_file.read_bytes(), card.batch)
+        module = fake_tensorrt(version, sm=sm)
+        plan = build_plan(module, onnx_file.read_bytes(), card.batch)
         record = EngineRecord(
             card=card,
             plan_sha256=hashlib.sha256(plan).hexdigest(),
             onnx={"name": "small.onnx", "sha256": "0" * 64},
-            tensorrt={"kind": "tensorrt-rtx" if name == RTX else "tensorrt", "version": version},
+            tensorrt={
+                "kind": "tensorrt-rtx" if name == RTX else "tensorrt",
+                "version": module.__version__,
+            },
             target={"sms": [sm_text(sm)]},
             precision={"asked": "fp32", "built": {}},
             profile=card.batch,

@@ -106,7 +106,10 @@ def engine_of(build, make_artefact, monkeypatch):
         if kind == "tensorrt-rtx":
             record = read_record(path)
             plan = build_plan(fake_tensorrt(RTX), make_artefact().read_bytes(), record.profile)
-            sha256, version = hashlib.sha256(plan).hexdigest(), {"kind": kind, "version": RTX}
+            sha256, version = (
+                hashlib.sha256(plan).hexdigest(),
+                {"kind": kind, "version": RTX.removeprefix("rtx ")},
+            )
             write_engine(path, plan, replace(record, tensorrt=version, plan_sha256=sha256))
         return path
 
