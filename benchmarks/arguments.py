@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
 from runtime.artefact.card_values import MAX_BATCH
+from runtime.files import require_outputs
 
 
 def parse_mode(text: str) -> tuple[str, float]:
@@ -39,3 +41,20 @@ def parse_percent(text: str) -> float:
     if match is None:
         raise BenchmarkError(f"{text!r} is not a percentage", hint="for example --max-slower 5%")
     return float(match[1]) / 100
+
+
+def require_reports(
+    json_path: Path | None,
+    markdown_path: Path | None = None,
+    csv_path: Path | None = None,
+    html_path: Path | None = None,
+) -> None:
+    """Check the paths of reports; their endings keep ``--json model.onnx`` from replacing a model.
+
+    Raises:
+        InvalidInput: See ``require_outputs``.
+    """
+    require_outputs(json_path, suffixes=(".json",))
+    require_outputs(markdown_path, suffixes=(".md", ".markdown"))
+    require_outputs(csv_path, suffixes=(".csv",))
+    require_outputs(html_path, suffixes=(".html", ".htm"))

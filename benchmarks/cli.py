@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.arguments import parse_batches, parse_mode, parse_percent
+from benchmarks.arguments import parse_batches, parse_mode, parse_percent, require_reports
 from benchmarks.errors import TargetMissed
 from benchmarks.scopes import SCOPES
 from runtime.console import command, new_app, parse_size, run_app
-from runtime.files import require_outputs
 
 
 class _DefaultGroup(TyperGroup):
@@ -120,7 +119,7 @@ def run(
     from benchmarks.timing.suite import bench_models
 
     kind, camera_fps = parse_mode(mode)
-    require_outputs(json_file, csv_file, markdown_file, html_file)
+    require_reports(json_file, markdown_file, csv_file, html_file)
     if html_file is not None:
         page.require_page_libraries()
     options = BenchOptions(
@@ -182,7 +181,7 @@ def roofline(
     from benchmarks.report.tables import publish
     from benchmarks.roofline.report import analyse_model, document_from_report
 
-    require_outputs(json_file, markdown_file)
+    require_reports(json_file, markdown_file)
     size_hw = parse_size(size) if size else None
     report = analyse_model(model, gpu=gpu, size_hw=size_hw, measure=measure)
     document = document_from_report(report, show_layers=layers)
@@ -218,7 +217,7 @@ def compare(
     from benchmarks.baselines.run import compare_pipelines, document_from_report
     from benchmarks.report.tables import publish
 
-    require_outputs(json_file, markdown_file)
+    require_reports(json_file, markdown_file)
     report = compare_pipelines(
         weights,
         frames=frames,

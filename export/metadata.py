@@ -13,8 +13,9 @@ import onnx
 from esnet.labels import LabelSet
 from export.plan import FORMS, ExportPlan
 from runtime.artefact.card import CARD_KEY, ModelCard
-from runtime.artefact.onnx_file import GRAPH_KEY, check_graph
-from runtime.errors import ModelFileError
+from runtime.artefact.onnx_file import GRAPH_KEY, check_graph, read_metadata
+from runtime.errors import InvalidInput, ModelFileError
+from runtime.files import require_outputs
 from runtime.media.frames import RESIZE_FILTER
 
 
@@ -72,6 +73,26 @@ def with_card(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:
     digest = hashlib.sha256(result.graph.SerializeToString()).hexdigest()
     onnx.helper.set_model_props(result, {**kept, GRAPH_KEY: digest, CARD_KEY: card.to_json()})
     return result
+
+
+def require_artefact_output(path: Path, *, source: Path) -> None:
+    """Check the path of a new artefact, which may replace an artefact of this toolkit only.
+
+    Raises:
+        InvalidInput: See ``require_outputs``, or the file exists and is something else.
+    """
+    require_outputs(path, source=source, suffixes=(".onnx",))
+    if not path.exists():
+        return
+    try:
+        is_own = CARD_KEY in read_metadata(path)
+    except ModelFileError:
+        is_own = False
+    if not is_own:
+        raise InvalidInput(
+            f"output {path} exists and was not written by esnet-export",
+            hint="name another file, or delete it first",
+        )
 
 
 def load_artefact(path: Path) -> tuple[onnx.ModelProto, ModelCard]:

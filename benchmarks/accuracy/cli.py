@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.arguments import require_reports
 from benchmarks.errors import BenchmarkError
 from runtime.console import command, new_app, parse_size, run_app
-from runtime.files import require_outputs
 
 app = new_app("Measure the accuracy of models on a dataset.")
 
@@ -84,7 +84,7 @@ def evaluate(
     from esnet.data.datasets import open_split_of_model
     from esnet.labels import load_label_set
 
-    require_outputs(json_file)
+    require_reports(json_file)
     runs = [
         (name, own) for name in model for own in precisions_of(Path(name), precision or ("auto",))
     ]

@@ -16,7 +16,7 @@ from export.graph.head import padded_width
 from export.graph.pool import pool_bytes
 from export.graph.qdq import SCHEMES, Scheme, insert_qdq, quantized_convolutions, range_of
 from export.graph.scores import SCORES, quantize_scores, trim_padding
-from export.metadata import load_artefact, with_card
+from export.metadata import load_artefact, require_artefact_output, with_card
 from export.quantization.calibration import calibration_batches, measure_ranges
 from export.quantization.check import CHECK_FRAMES, BackendCheck, BackendChecker
 from export.quantization.range_table import RangeTable, write_trt_cache
@@ -117,14 +117,15 @@ def quantize(
     """
     model, card = load_artefact(model_path)
     _check_artefact(model_path, card)
-    require_outputs(options.table_path, options.trt_cache_path, source=model_path)
+    require_outputs(options.table_path, source=model_path, suffixes=(".json",))
+    require_outputs(options.trt_cache_path, source=model_path)
     if options.sensitivity_path is not None:
         require_drawing(options.sensitivity_path, model_path)
     scheme = SCHEMES[options.scheme or ("tensorrt" if card.optimized_for == "tensorrt" else "cpu")]
     kept = _convolutions_of(model, options.keep)
     stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
     path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
-    require_outputs(path, source=model_path, suffixes=(".onnx",))
+    require_artefact_output(path, source=model_path)
     table, notes = _range_table(model, card, options, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         width = min(
@@ -133,7 +134,7 @@ def quantize(
         )
         model = trim_padding(pool_bytes(model), width)
         card = replace(card, form={**card.form, "head_classes": width})
-    card = _int8_card(card, scheme, table, sha256_of(model_path), command)
+    card = _int8_card(card, scheme, table, model_path, command)
     checker = BackendChecker(model_path, card, labelled, on_frame)
     search = _Search(model, table, scheme, card, checker, on_frame, kept)
     if options.sensitivity_path is not None:
@@ -269,14 +270,15 @@ def _range_table(
 
 
 def _int8_card(
-    card: ModelCard, scheme: Scheme, table: RangeTable, float_sha256: str, command: Sequence[str]
+    card: ModelCard, scheme: Scheme, table: RangeTable, float_path: Path, command: Sequence[str]
 ) -> ModelCard:
     """Make the card of the INT8 artefact, without the results of the check."""
     quantization = {
         "scheme": scheme.name,
         "method": table.method,
         "calibration_frames": table.num_frames,
-        "float_artefact": float_sha256,
+        "float_artefact": sha256_of(float_path),
+        "float_name": float_path.name,
     }
     created = {**card.created, "quantized by": shlex.join(command)}
     return replace(card, precision="int8", parity={}, created=created, quantization=quantization)

@@ -170,3 +170,13 @@ def test_what_is_no_json_is_one_line(tmp_path, content):
     (tmp_path / "b.json").write_bytes(content)
     with pytest.raises(BenchmarkError, match=r"b\.json cannot be read as JSON"):
         diff_reports(before, tmp_path / "b.json", 0.05)
+
+
+@pytest.mark.parametrize("option", ["json", "csv", "markdown", "html"])
+def test_a_report_does_not_replace_a_model(invoke, tmp_path, option):
+    model = tmp_path / "m.onnx"
+    model.write_text("model")
+    ended = invoke("esnet-bench", model, f"--{option}", model)
+    assert ended.returncode == 2
+    assert "does not end in ." in ended.stderr
+    assert model.read_text() == "model"

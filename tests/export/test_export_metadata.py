@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import onnx
 import pytest
 
 from esnet.labels import CAMVID, numbered_classes
-from export.metadata import card_from_plan, with_card
+from export.metadata import card_from_plan, require_artefact_output, with_card
 from export.plan import ExportPlan
 from runtime.artefact.card import CARD_KEY
 from runtime.artefact.onnx_file import GRAPH_KEY
+from runtime.errors import InvalidInput
 
 CARD = card_from_plan(ExportPlan(size_hw=(64, 128)), CAMVID, name="small")
 
@@ -60,3 +63,16 @@ def test_card_lists_the_engines_that_the_form_suits(num_classes, suits):
     plan = ExportPlan(optimized_for="openvino")
     card = card_from_plan(plan, numbered_classes(num_classes), name="some")
     assert card.form["suits"] == suits
+
+
+def test_an_artefact_replaces_only_an_artefact(make_artefact, tmp_path):
+    source, path = tmp_path / "weights.pt", tmp_path / "model.onnx"
+    source.touch()
+    require_artefact_output(path, source=source)
+    shutil.copy(make_artefact(), path)
+    require_artefact_output(path, source=source)
+    with pytest.raises(InvalidInput, match="is the input file itself"):
+        require_artefact_output(path, source=path)
+    path.write_bytes(b"\x08\x0e:7")
+    with pytest.raises(InvalidInput, match="exists and was not written by esnet-export"):
+        require_artefact_output(path, source=source)
