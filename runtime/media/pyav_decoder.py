@@ -19,6 +19,7 @@ from runtime.media.images import decode_image
 
 # RTSP over TCP if the server can: no lost packets, no port to open in a firewall.
 _OPTIONS = {"rtsp_flags": "prefer_tcp"}
+_MAX_KEY_FRAME_SECONDS = 10.0
 
 
 class PyAvDecoder:
@@ -72,10 +73,13 @@ class PyAvDecoder:
                 yield Decoded(partial(self._image, frame), seconds)
 
     def seek(self, seconds: float) -> None:
-        """Move to the key frame at or before a position."""
+        """Move to a key frame at or before a position."""
+        if "mpeg" in self._container.format.name:  # has no index: may find a later key frame
+            seconds -= _MAX_KEY_FRAME_SECONDS
         ticks = int(seconds / (self._stream.time_base or 1)) + (self._stream.start_time or 0)
-        with suppress(av.error.FFmpegError):
-            self._container.seek(ticks, stream=self._stream)
+        if seconds > 0:
+            with suppress(av.error.FFmpegError):
+                self._container.seek(ticks, stream=self._stream)
 
     def close(self) -> None:
         """Free the source."""

@@ -130,3 +130,21 @@ def test_a_shard_is_parsed():
 def test_a_shard_that_does_not_exist_is_refused(text):
     with pytest.raises(InvalidInput, match=r"is not PART/PARTS"):
         shard_from_text(text)
+
+
+def test_a_transport_stream_without_an_index_starts_at_a_position(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "v.ts"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "30", "bf": "2"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for index in range(400):
+            picture = np.full((32, 32, 3), index % 250, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frame = next(iter(open_source(path, start=13.3)))
+    assert frame.name == "v_000333"
+    assert frame.image.mean() == pytest.approx(333 - 250, abs=2)
