@@ -6,29 +6,21 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 
 from esnet.checkpoint import CLASSES_KEY, SHIPPED_WEIGHTS, Checkpoint, load_checkpoint
-from esnet.data.scenes import street_scene
 from esnet.labels import load_label_set
-from export.errors import ExportError
 from export.graph.editor import op_counts
 from export.graph_builder import onnx_from_network
 from export.metadata import card_from_plan, with_card
+from export.parity import Parity, parity_frames, require_parity
 from export.plan import ExportPlan, transform_graph
-from export.verify import Parity, measure_parity, require_parity
+from export.verify import measure_parity
 from runtime.artefact.card import LABELS, ModelCard
-from runtime.backend import installed_backends
-from runtime.errors import BackendUnavailable
 from runtime.files import atomic_path, require_outputs, sha256_of
-from runtime.media.sources import open_source
-
-_NUM_PARITY_FRAMES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +93,7 @@ def export_onnx(
     stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
     path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
     require_outputs(path, source=checkpoint.path, suffixes=(".onnx",))
-    images, frames_name = _parity_frames(frames, plan) if verify else ([], "")
+    images, frames_name = parity_frames(frames, plan.size_hw) if verify else ([], "")
     with atomic_path(path) as temporary:
         unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)
         model = transform_graph(unfused, plan)
@@ -150,20 +142,3 @@ def _created(command: Sequence[str]) -> dict[str, str]:
         "onnx": onnx.__version__,
         "torch": torch.__version__,
     }
-
-
-def _parity_frames(frames: Path | None, plan: ExportPlan) -> tuple[list[np.ndarray], str]:
-    """Read the first frames of the source, or generate some; with their origin."""
-    if not installed_backends():
-        raise BackendUnavailable(
-            "no installed backend can run the exported graph for the comparison with torch",
-            hint="pip install 'esnet-deploy[cpu]', or export with --no-verify",
-        )
-    if frames is None:
-        scenes = [street_scene(plan.size_hw, seed=seed).image for seed in range(_NUM_PARITY_FRAMES)]
-        return scenes, "generated street scenes"
-    source = open_source(frames)
-    images = [frame.image for frame in islice(source, _NUM_PARITY_FRAMES)]
-    if not images:
-        raise ExportError(f"no frame of {frames} could be read: {'; '.join(source.skipped[:3])}")
-    return images, f"frames of {frames.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,47 +14,14 @@ import torch
 
 from esnet.metrics import label_agreement
 from esnet.model import ESNet, normalise
-from export.errors import ParityError
 from export.metadata import with_card
+from export.parity import Parity
 from export.plan import ExportPlan, transform_graph
 from runtime.artefact.card import LOGITS, ModelCard
 from runtime.backend import installed_backends, open_backend
 from runtime.machine.onednn import has_bf16
 from runtime.media.frames import batch_from_frames, resize_frame
 from runtime.segmenter import Segmenter
-
-# Largest allowed logit difference over the largest logit, and smallest allowed share of equal labels.
-_LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.99)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parity:
-    """Difference between an artefact and its checkpoint."""
-
-    max_abs_logit_diff: float
-    """Largest absolute difference of a logit."""
-    max_abs_logit: float
-    """Largest absolute logit of the checkpoint, the scale of the difference."""
-    equal_labels: float
-    """Share of pixels with the same class, 0 to 1."""
-    num_frames: int
-    """Number of frames compared."""
-    frames: str
-    """Origin of the frames."""
-    backend: str
-    """Backend that ran the artefact."""
-    equal_labels_bf16: float | None = None
-    """``equal_labels`` in bf16 on OpenVINO, by which ``auto`` allows it; ``None`` if it does not run here."""
-
-    def as_text(self) -> str:
-        """Summarise the comparison in one line."""
-        agreement = self.equal_labels_bf16
-        bf16 = "" if agreement is None else f" ({100 * agreement:.4g} % in bf16)"
-        return (
-            f"max |logit difference| {self.max_abs_logit_diff:.2g} of {self.max_abs_logit:.3g}, "
-            f"equal labels {100 * self.equal_labels:.6g} %{bf16}, {self.num_frames} {self.frames}, "
-            f"on {self.backend}"
-        )
 
 
 def measure_parity(
@@ -136,24 +103,3 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
-
-
-def require_parity(parity: Parity, precision: str) -> None:
-    """Refuse an artefact that is out of the tolerance of its precision, ``fp32`` or ``fp16``.
-
-    Raises:
-        ParityError: The logits or the labels differ too much.
-    """
-    largest_ratio, least_equal = _LIMITS[precision]
-    allowed = largest_ratio * max(1.0, parity.max_abs_logit)
-    if not parity.max_abs_logit_diff <= allowed:  # also true for NaN
-        problem = f"logits differ by {parity.max_abs_logit_diff:.3g}, allowed {allowed:.3g}"
-    elif parity.equal_labels < least_equal:
-        problem = f"{parity.equal_labels:.3%} of labels are equal, required {least_equal:.1%}"
-    else:
-        return
-    raise ParityError(
-        f"the {precision} artefact does not compute what the checkpoint computes: {problem}",
-        hint="nothing was written; --no-verify writes it without this check"
-        + ("; without --fp16 it may pass" if precision == "fp16" else ""),
-    )

@@ -10,18 +10,18 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import onnx
 
 from export.engine.kernels import convolution_types, summarize_kernels
 from export.engine.precision import convolution_macs, fallback_note, mac_shares, require_types
+from export.engine.requests import check_request, rtx_int8_note
 from export.engine.targets import may_compute_in_fp32, target_notes, targets_of
 from export.engine.trt_builder import BuildOptions, Wait, build_plan
-from export.errors import BuildError
-from export.graph.half import LARGEST_HALF, convert_to_half
+from export.graph.half import convert_to_half
 from export.metadata import load_artefact, with_card
+from export.parity import Parity
 from runtime.artefact.card import BatchRange, ModelCard
 from runtime.artefact.engine_file import (
     SUFFIXES,
@@ -35,15 +35,11 @@ from runtime.errors import EsnetError
 from runtime.files import cache_dir, require_outputs, save_cache, sha256_of
 from runtime.machine.gpus import cuda_gpu
 from runtime.machine.support import version_numbers
-from runtime.media.frames import batch_from_frames
-from runtime.media.sources import open_source
 from runtime.tensorrt_api import TENSORRT, TENSORRT_RTX, TensorRt, load_tensorrt
 
 _FIRST_RUN = (
     "the first run on a GPU is slow: TensorRT-RTX compiles the kernels there, and keeps them in {}"
 )
-_MAX_RANGE_FRAMES = 16
-_OVERFLOW_MARGIN = 2.0  # other frames may reach larger activations than those measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +54,8 @@ class EngineReport:
     """``built``, ``unchanged`` or ``dry run``."""
     notes: tuple[str, ...] = ()
     """Remarks for the user."""
+    parity: Parity | None = None
+    """Comparison of the graph in FP16 with the artefact; ``None`` if there was none."""
 
 
 def build_engine(
@@ -85,31 +83,44 @@ def build_engine(
         ModelFileError: The file is not an artefact.
         InvalidInput: The output path cannot be written, or CUDA does not list the GPU.
         BuildError: TensorRT rejects the graph or the request.
+        ParityError: The graph in FP16 does not compute what the artefact computes; nothing was written.
         PrecisionError: The engine computes in other types than requested; nothing was written.
         BackendUnavailable: TensorRT is not installed, or it needs a GPU and this machine has none.
     """
     card = ModelCard.from_file(onnx_path)
     trt = load_tensorrt(options.tensorrt)
-    _check_request(card, trt, options, onnx_path)
+    check_request(card, trt, options, onnx_path)
     options = replace(options, batch=options.batch or card.batch)
     path = output or _default_output(onnx_path, card, options, trt)
     require_outputs(path, source=onnx_path, suffixes=SUFFIXES)
     gpu = cuda_gpu(options.device)
     gpu_name = None if gpu is None else gpu[0]
     targets = targets_of(trt, options, gpu)
-    fp32_nodes, notes = _overflowing_nodes(onnx_path, card, options)
-    notes += target_notes(trt, options, gpu)
+    model, _ = load_artefact(onnx_path)
+    is_converted = options.precision == "fp16" and card.precision == "fp32"
+    fp32_nodes: tuple[str, ...] = ()
+    notes = target_notes(trt, options, gpu)
+    if is_converted:
+        from export.engine.half import check_half, overflowing_nodes  # needs ONNX Runtime
+
+        fp32_nodes, overflow_notes = overflowing_nodes(model, card, options.frames)
+        notes = (*overflow_notes, *notes)
     record = _new_record(onnx_path, card, trt, options, targets.sms, gpu_name, fp32_nodes, command)
     if trt.kind == TENSORRT:
         trtexec = _trtexec_command(path, card, options.batch or card.batch, trt)
         record = replace(record, build={**record.build, "trtexec": trtexec})
     if dry_run:
         return EngineReport(path=path, record=record, status="dry run", notes=notes)
-    if not force and (unchanged := _unchanged(path, record)):
+    needs_parity = is_converted and options.verify
+    if not force and (unchanged := _unchanged(path, record, needs_parity=needs_parity)):
         return EngineReport(path=path, record=unchanged, status="unchanged", notes=notes)
-    model, _ = load_artefact(onnx_path)
-    if options.precision == "fp16" and card.precision == "fp32":
+    parity = None
+    if is_converted:
         half = convert_to_half(model, fp32_nodes=fp32_nodes)
+        if needs_parity:
+            parity = check_half(model, half, card, options.frames)
+            checked = {**record.precision, "equal_labels": parity.equal_labels}
+            record = replace(record, precision=checked)
         model = with_card(half, replace(card, precision="fp16"))
     timings = options.timing_cache_path
     if trt.cross_compiles:
@@ -119,54 +130,10 @@ def build_engine(
         timings = cache_dir() / f"timing-{trt.version}-{words}.cache"
     options = replace(options, timing_cache_path=timings, sms=targets.compiled_for)
     record, build_notes = _build_and_write(path, trt, model, options, record, wait)
-    return EngineReport(path=path, record=record, status="built", notes=(*notes, *build_notes))
-
-
-def _check_request(card: ModelCard, trt: TensorRt, options: BuildOptions, onnx_path: Path) -> None:
-    """Refuse requests that cannot succeed, and name the right command."""
-    requested, found = options.precision, card.precision
-    again = f"esnet-export build-engine {onnx_path}"
-    if requested == "int8" and trt.kind == TENSORRT_RTX:
-        raise BuildError(
-            "TensorRT-RTX runs INT8 slower than FP16: it adds a quantization kernel after each convolution",
-            hint=f"{again} --fp16 --tensorrt tensorrt-rtx",
-        )
-    if requested == "int8" and found != "int8":
-        raise BuildError(
-            f"{onnx_path} is {found.upper()}; an INT8 engine needs a quantized artefact",
-            hint=f"esnet-export quantize {onnx_path} --calibration DIR, then build-engine --int8",
-        )
-    if (requested == "fp32" and found != "fp32") or (requested == "fp16" and found == "int8"):
-        raise BuildError(
-            f"{onnx_path} is already {found.upper()}; start from the FP32 ONNX file",
-            hint=f"for a {found.upper()} engine: {again} --{found}",
-        )
-    if options.version_compatible and trt.kind == TENSORRT_RTX:
-        raise BuildError(
-            "TensorRT-RTX has no version-compatible engines: it does not include the lean runtime",
-            hint="omit --version-compatible, and build again after an upgrade",
-        )
-
-
-def _overflowing_nodes(
-    onnx_path: Path, card: ModelCard, options: BuildOptions
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find the nodes whose activations could overflow in fp16 on the user's frames; with remarks."""
-    if options.precision != "fp16" or card.precision != "fp32":
-        return (), ()
-    if options.frames is None:
-        return (), ("FP16 overflow not checked; pass --frames DIR",)
-    from export.quantization.calibration import activation_peaks
-
-    model, _ = load_artefact(onnx_path)
-    frames = islice(open_source(options.frames), _MAX_RANGE_FRAMES)
-    peaks = activation_peaks(model, (batch_from_frames([frame.image], card) for frame in frames))
-    large = {name for name, peak in peaks.items() if peak * _OVERFLOW_MARGIN > LARGEST_HALF}
-    nodes = [node.name for node in model.graph.node if large & {*node.input, *node.output}]
-    top = max(peaks, key=lambda name: peaks[name])
-    kept = f"{len(nodes)} nodes stay in FP32: {', '.join(nodes[:6])}" if nodes else "no FP32 nodes"
-    note = f"largest activation {peaks[top]:.4g} at {top}, FP16 limit 65504: {kept}"
-    return tuple(nodes), (note,)
+    notes = (*notes, *build_notes)
+    if _is_rtx_int8(trt, options):
+        notes = (*notes, rtx_int8_note(onnx_path, record))
+    return EngineReport(path=path, record=record, status="built", notes=notes, parity=parity)
 
 
 def _new_record(
@@ -242,7 +209,8 @@ def _build_and_write(
     may_fall_back = may_compute_in_fp32(trt, options, record.target["sms"])
     if may_fall_back:
         num_fp32 = len(built.kernels)
-    require_types(built.kernels, options.precision, num_fp32=num_fp32)
+    if not _is_rtx_int8(trt, options):
+        require_types(built.kernels, options.precision, num_fp32=num_fp32)
     macs = convolution_macs(model)
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     record = replace(
@@ -267,14 +235,20 @@ def _build_and_write(
     return record, tuple(notes)
 
 
-def _unchanged(path: Path, record: EngineRecord) -> EngineRecord | None:
-    """Get the record of an existing engine if it is up to date."""
+def _is_rtx_int8(trt: TensorRt, options: BuildOptions) -> bool:
+    """Check for INT8 in TensorRT-RTX, which computes it in float: a note says so instead of an error."""
+    return trt.kind == TENSORRT_RTX and options.precision == "int8"
+
+
+def _unchanged(path: Path, record: EngineRecord, *, needs_parity: bool) -> EngineRecord | None:
+    """Get the record of an existing engine if it is up to date, and was compared if that is needed."""
     try:
         found = read_record(path)
         check_plan(path, found)
     except EsnetError:
         return None  # missing or damaged: build again
-    return found if found.build.get("key") == record.build["key"] else None
+    is_checked = not needs_parity or "equal_labels" in found.precision
+    return found if is_checked and found.build.get("key") == record.build["key"] else None
 
 
 def _default_output(onnx_path: Path, card: ModelCard, options: BuildOptions, trt: TensorRt) -> Path:

@@ -22,7 +22,7 @@ app = typer.Typer()
         "esnet-export build-engine camvid.onnx --fp16 --tensorrt tensorrt-rtx --target 'RTX 3060'",
     ),
     groups={
-        "Precision": "fp32 fp16 int8 frames",
+        "Precision": "fp32 fp16 int8 frames verify",
         "Engine": "tensorrt batch target version_compatible hardware_compatible",
         "Build": "device workspace optimization_level aux_streams timing_cache dry_run force",
         "Output": "output",
@@ -52,8 +52,12 @@ def run_build_engine(
         ),
     ] = None,
     frames: Annotated[
-        Path | None, typer.Option(help="--fp16: keep nodes in FP32 that could overflow on these.")
+        Path | None,
+        typer.Option(help="--fp16: compare on these; nodes that could overflow stay in FP32."),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="--fp16: compare with the FP32 artefact before building.")
+    ] = True,
     workspace: Annotated[str | None, typer.Option(help="Scratch memory, such as 2GiB.")] = None,
     timing_cache: Annotated[
         Path | None,
@@ -100,6 +104,7 @@ def run_build_engine(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         frames=frames,
+        verify=verify,
     )
     report = build_engine(
         model,

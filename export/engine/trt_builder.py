@@ -56,7 +56,10 @@ class BuildOptions:
     hardware_compatible: bool = False
     """True if the engine must run on other GPUs from Ampere on."""
     frames: Path | None = None
-    """fp16: frames for finding nodes that could overflow and stay fp32; ``None`` skips the check."""
+    """fp16: frames to compare on, and to find nodes that could overflow and stay fp32; ``None`` compares on
+    street scenes only."""
+    verify: bool = True
+    """fp16: False skips the comparison with the fp32 artefact."""
 
 
 class BuiltPlan(NamedTuple):

@@ -62,6 +62,16 @@ def pad_classes(model: onnx.ModelProto, *, multiple: int = 8, at_least: int = 1)
     return editor.finish()
 
 
+def without_padding_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Set the constant logit of padding classes to 0, so that activations are those of the network."""
+    editor = GraphEditor(model)
+    for name in editor.arrays:
+        array = editor.array(name)
+        if (is_padding := array == _PADDING_LOGIT).any():
+            editor.set_array(name, np.where(is_padding, array.dtype.type(0), array))
+    return editor.finish()
+
+
 def padded_width(num_classes: int, multiple: int, at_least: int) -> int:
     """Round the number of classes up to a multiple of ``multiple``, and to at least ``at_least``."""
     return max(num_classes + -num_classes % multiple, at_least)

@@ -140,7 +140,7 @@ def activation_peaks(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> d
     for name in names:  # reduced in the graph, so that no full activation is kept
         size = editor.add("Abs", f"{name}/magnitude", [name])
         peaks.append(editor.add("ReduceMax", f"{name}/peak", [size], keepdims=0))
-    run = open_on_cpu(_with_outputs(editor, dict.fromkeys(peaks, 0)))
+    run = open_on_cpu(with_outputs(editor, dict.fromkeys(peaks, 0)))
     rows = [np.array(run(batch), float) for batch in batches]
     if not rows:
         raise ExportError("no frames to measure activations on")
@@ -201,10 +201,10 @@ def _with_samples(
             editor.add("ReduceMax", f"{tensor}/high", [values], keepdims=1),
         ]
         samples.append(editor.add("Concat", f"{tensor}/sample", parts, axis=0))
-    return _with_outputs(editor, {**dict.fromkeys(samples, 1), **others})
+    return with_outputs(editor, {**dict.fromkeys(samples, 1), **others})
 
 
-def _with_outputs(editor: GraphEditor, ranks: Mapping[str, int]) -> onnx.ModelProto:
+def with_outputs(editor: GraphEditor, ranks: Mapping[str, int]) -> onnx.ModelProto:
     """Replace the outputs of a graph by these float32 tensors, given with their ranks."""
     del editor.graph.output[:]
     editor.graph.output.extend(

@@ -50,7 +50,8 @@ class EngineRecord:
     it was built on, if any."""
     precision: Mapping[str, Any]
     """``asked``: requested precision; ``built``: convolutions per type; ``mac_shares``: share of the
-    multiply-accumulates per type, 0 to 1; ``fp32_nodes``: nodes kept in fp32."""
+    multiply-accumulates per type, 0 to 1; ``fp32_nodes``: nodes kept in fp32;
+    ``equal_labels``: share of labels that the conversion to fp16 does not change, if it was checked."""
     profile: BatchRange
     """Optimization profile."""
     kernels: Mapping[str, Any]

@@ -157,14 +157,14 @@ def test_folder_that_cannot_be_written_ends_with_one_error_line(esnet_export, ch
 
 
 def test_broken_parity_ends_with_exit_code_1(esnet_export, checkpoint_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.verify._LIMITS", {"fp32": (0.0, 1.0)})
+    monkeypatch.setattr("export.parity._LIMITS", {"fp32": (0.0, 1.0)})
     code, _, err = esnet_export("to-onnx", checkpoint_path, "-o", tmp_path / "model.onnx", *SIZE)
     assert code == 1
     assert err.startswith("error: the fp32 artefact does not compute what the checkpoint computes")
 
 
 def test_missing_backend_ends_with_exit_code_3(esnet_export, checkpoint_path, monkeypatch):
-    monkeypatch.setattr("export.to_onnx.installed_backends", tuple)
+    monkeypatch.setattr("export.parity.installed_backends", tuple)
     code, _, err = esnet_export("to-onnx", checkpoint_path, *SIZE)
     assert code == 3
     assert "pip install 'esnet-deploy[cpu]'" in err

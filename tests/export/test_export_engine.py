@@ -1,23 +1,29 @@
 """``build-engine``: engines built by TensorRT-RTX without a GPU, and other versions with a strict fake."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
+from esnet.checkpoint import load_checkpoint
+from esnet.data.scenes import street_scene
 from esnet.labels import CAMVID
 from export.engine.build import build_engine
 from export.engine.kernels import Edge, Kernel, kernels_from_inspector
 from export.engine.precision import require_types
 from export.engine.progress import BuildProgress
 from export.engine.trt_builder import BuildOptions, build_plan
-from export.errors import BuildError, PrecisionError
+from export.errors import BuildError, ParityError, PrecisionError
+from export.graph.qdq import TENSORRT_SCHEME, insert_qdq, quantizable_tensors
 from export.metadata import card_from_plan, with_card
 from export.plan import ExportPlan, graph_from_network
 from export.report import text_from_engine
@@ -65,10 +71,21 @@ def use_fake(monkeypatch):
 
 def build(artefact: Path, precision: str = "fp16", *, output: Path | None = None, **settings):
     run = {name: settings.pop(name) for name in ("force", "dry_run", "wait") if name in settings}
+    settings = {"verify": False, **settings}  # random weights do not survive FP16
     options = BuildOptions(precision=precision, **settings)
     return build_engine(
         artefact, output, options, command=["esnet-export", "build-engine", "small.onnx"], **run
     )
+
+
+def quantized_of(artefact: Path) -> Path:
+    """Write the INT8 artefact that ``quantize`` makes of a file, with a range of 1 for every tensor."""
+    model, card = onnx.load(artefact), ModelCard.from_file(artefact)
+    ranges = dict.fromkeys(quantizable_tensors(model), (-1.0, 1.0))
+    card = replace(card, precision="int8", quantization={"float_name": artefact.name})
+    path = artefact.with_name("small_int8-tensorrt.onnx")
+    onnx.save(with_card(insert_qdq(model, ranges, TENSORRT_SCHEME), card), path)
+    return path
 
 
 class TestTensorRtRtx:
@@ -144,10 +161,12 @@ class TestTensorRtRtx:
         assert len(kernels) <= 75
         assert sum(kernel.num_bytes for kernel in kernels) <= 600e6
 
-    def test_int8_is_refused_with_the_better_command(self, rtx, artefact):
-        with pytest.raises(BuildError, match="runs INT8 slower than FP16") as caught:
-            build(artefact, "int8", tensorrt="tensorrt-rtx")
-        assert "--fp16 --tensorrt tensorrt-rtx" in caught.value.hint
+    def test_int8_is_built_and_a_note_says_what_it_computes_in(self, rtx, artefact):
+        quantized = quantized_of(artefact)
+        report = build(quantized, "int8", tensorrt="tensorrt-rtx")
+        command = f"esnet-export build-engine {artefact} --fp16 --tensorrt tensorrt-rtx"
+        assert "computes 66 convolutions in Float" in report.notes[-1]
+        assert report.notes[-1].endswith(command)
 
     def test_a_gpu_that_it_does_not_know_is_refused(self, rtx, artefact):
         with pytest.raises(BuildError, match=r"does not build for SM 9\.0, but for .*SM89"):
@@ -436,8 +455,6 @@ def test_fp32_nodes_are_found_on_frames_and_named(use_fake, tmp_path):
     onnx.save(with_card(graph_from_network(network, plan), card), path)
     frames = tmp_path / "frames"
     frames.mkdir()
-    import cv2
-
     cv2.imwrite(
         str(frames / "a.png"), np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
     )
@@ -451,10 +468,55 @@ def test_fp32_nodes_are_found_on_frames_and_named(use_fake, tmp_path):
 
 def test_without_frames_overflow_is_not_checked_and_it_says_so(use_fake, artefact):
     use_fake("10.3.0")
-    assert (
-        build(artefact, tensorrt="tensorrt").notes[0]
-        == "FP16 overflow not checked; pass --frames DIR"
-    )
+    note = "FP16 is compared on street scenes only; pass --frames DIR"
+    assert build(artefact, tensorrt="tensorrt").notes[0] == note
+
+
+class TestComparisonInHalf:
+    """FP16 is compared with the FP32 artefact before it is built, as ``to-onnx --fp16`` is with torch."""
+
+    @pytest.fixture
+    def camvid(self, tmp_path, request) -> Path:
+        """The shipped weights; with a parameter, that is added to every logit."""
+        network, plan = load_checkpoint("camvid").network, ExportPlan(size_hw=(64, 128))
+        network.decoder.output_conv.bias.data += getattr(request, "param", 0)
+        path = tmp_path / "camvid.onnx"
+        card = card_from_plan(plan, CAMVID, name="camvid")
+        onnx.save(with_card(graph_from_network(network, plan), card), path)
+        return path
+
+    def test_a_graph_that_agrees_is_built_and_the_record_says_so(self, use_fake, camvid):
+        use_fake("10.3.0")
+        report = build(camvid, tensorrt="tensorrt", verify=True)
+        assert 0.99 < report.parity.equal_labels <= 1
+        assert read_record(report.path).precision["equal_labels"] == report.parity.equal_labels
+        assert "parity    max |logit difference|" in text_from_engine(report)
+
+    @pytest.mark.parametrize("camvid", [4000], indirect=True)  # float16 counts in steps of 2 there
+    def test_a_graph_that_to_onnx_refuses_is_refused(self, use_fake, camvid):
+        use_fake("10.3.0")
+        with pytest.raises(
+            ParityError, match="FP16 graph does not compute what the FP32"
+        ) as caught:
+            build(camvid, tensorrt="tensorrt", verify=True)
+        assert "% of labels are equal, required 99.0%" in str(caught.value)
+        assert "--no-verify" in caught.value.hint
+        assert not list(camvid.parent.glob("*.engine*"))
+
+    @pytest.mark.parametrize("camvid", [4000], indirect=True)
+    def test_an_engine_that_was_not_compared_does_not_pass_for_one_that_was(self, use_fake, camvid):
+        use_fake("10.3.0")
+        assert build(camvid, tensorrt="tensorrt", verify=False).status == "built"
+        with pytest.raises(ParityError):
+            build(camvid, tensorrt="tensorrt", verify=True)
+
+    def test_the_largest_activation_is_not_that_of_padding_classes(
+        self, use_fake, camvid, tmp_path
+    ):
+        use_fake("10.3.0")
+        cv2.imwrite(str(tmp_path / "a.png"), street_scene((64, 128)).image)
+        report = build(camvid, tensorrt="tensorrt", frames=tmp_path / "a.png", dry_run=True)
+        assert re.match(r"largest activation 2\d\d at input\.cast/out, FP16", report.notes[0])
 
 
 @pytest.mark.parametrize(
@@ -550,7 +612,7 @@ class TestCommand:
         return subprocess.run(words, capture_output=True, text=True, check=False)
 
     def test_it_says_what_was_built_and_what_comes_next(self, rtx, artefact):
-        done = self.run(artefact, "--fp16", "--tensorrt", "tensorrt-rtx")
+        done = self.run(artefact, "--fp16", "--tensorrt", "tensorrt-rtx", "--no-verify")
         assert done.returncode == 0, done.stderr
         assert "fp16 requested; convolutions compute in: 66 Half" in done.stdout
         assert (

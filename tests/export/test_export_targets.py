@@ -26,7 +26,7 @@ def tensorrt(version):
 
 
 def options(precision="fp16", **settings):
-    return BuildOptions(precision=precision, **settings)
+    return BuildOptions(precision=precision, verify=False, **settings)  # random weights
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ def test_output_that_is_a_pipe_or_device_is_refused(checkpoint_path, tmp_path):
 
 
 def test_comparison_without_a_backend_is_refused_with_the_way_out(checkpoint_path, monkeypatch):
-    monkeypatch.setattr("export.to_onnx.installed_backends", tuple)
+    monkeypatch.setattr("export.parity.installed_backends", tuple)
     with pytest.raises(
         BackendUnavailable, match="no installed backend can run the exported graph"
     ) as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from export.errors import ParityError
-from export.verify import Parity, require_parity
+from export.parity import Parity, require_parity
 
 GOOD = {
     "max_abs_logit_diff": 1e-4,
