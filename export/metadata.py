@@ -99,13 +99,20 @@ def load_artefact(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     """Read the graph and the card of an artefact.
 
     Raises:
-        ModelFileError: Missing, damaged, without a card, or changed after its export.
+        ModelFileError: Missing, damaged, without a card or with another one, or changed after its export.
     """
     card = ModelCard.from_file(path)
     check_graph(path)
     try:
-        return onnx.load(path, load_external_data=False), card
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own types, which differ between versions
         raise ModelFileError(
             f"{path} is damaged: {error}", hint="copy it again or export it again"
         ) from error
+    names = {value.name for value in (*model.graph.input, *model.graph.output)}
+    if lacking := {card.input, *card.outputs} - names:
+        raise ModelFileError(
+            f"{path} does not match its card: its graph has no {', '.join(sorted(lacking))}",
+            hint="export it again",
+        )
+    return model, card

@@ -134,5 +134,6 @@ def _fingerprint(split: LabelledSplit) -> str:
     digest = hashlib.sha256(json.dumps(split.label_set.as_dict()).encode())
     for file in split.files:
         path, status = file.mask_path, file.mask_path.stat()
-        digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.resolve()))
+        digest.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -88,8 +88,9 @@ def read_image_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
         if path.stat().st_size > max_pixels * _MAX_BYTES_PER_PIXEL:
             raise InvalidInput(f"{path} is too large: {path.stat().st_size:,} bytes")
         data = path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"{path} cannot be read: {reason}") from error
     _check_header(data, str(path), max_pixels)
     if data.startswith(b"\xff\xd8") and _JPEG_END not in data[-_MAX_JPEG_TAIL:]:
         raise InvalidInput(f"{path} is truncated: it has no end of a JPEG file")

@@ -33,7 +33,9 @@ class PyAvDecoder:
         options = _OPTIONS if target.startswith("rtsp") else {}
         started = time.monotonic()
         try:
-            self._container = av.open(target, timeout=times, options=options)
+            self._container = av.open(
+                target, timeout=times, options=options, metadata_errors="replace"
+            )
         except av.error.FFmpegError as error:
             if times and time.monotonic() - started >= times[0]:
                 raise DecoderError(f"no answer for {times[0]:g} s") from error

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -133,6 +135,11 @@ class TestClassWeights:
         counts = label_counts(split, tmp_path)
         next(tmp_path.glob("label-counts-*.json")).write_bytes(content)
         np.testing.assert_array_equal(label_counts(split, tmp_path), counts)
+
+    def test_names_of_masks_need_not_be_utf8(self, small_camvid, tmp_path):
+        root = tmp_path / os.fsdecode(b"\xff")
+        shutil.copytree(small_camvid, root)
+        assert label_counts(open_split("camvid", root, "train"), tmp_path).sum()
 
     def test_a_cache_that_cannot_be_written_does_not_stop_training(self, small_camvid, tmp_path):
         (tmp_path / "file").touch()

@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 from esnet.labels import CAMVID, numbered_classes
-from export.metadata import card_from_plan, require_artefact_output, with_card
+from export.metadata import card_from_plan, load_artefact, require_artefact_output, with_card
 from export.plan import ExportPlan
-from runtime.artefact.card import CARD_KEY
+from runtime.artefact.card import CARD_KEY, ModelCard
 from runtime.artefact.onnx_file import GRAPH_KEY
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, ModelFileError
 
 CARD = card_from_plan(ExportPlan(size_hw=(64, 128)), CAMVID, name="small")
 
@@ -76,3 +76,10 @@ def test_an_artefact_replaces_only_an_artefact(make_artefact, tmp_path):
     path.write_bytes(b"\x08\x0e:7")
     with pytest.raises(InvalidInput, match="exists and was not written by esnet-export"):
         require_artefact_output(path, source=source)
+
+
+def test_a_graph_of_another_card_is_refused(make_artefact, tmp_path):
+    card = ModelCard.from_file(make_artefact(outputs=("logits",)))
+    onnx.save(with_card(onnx.load(make_artefact()), card), tmp_path / "a.onnx")
+    with pytest.raises(ModelFileError, match="its graph has no logits"):
+        load_artefact(tmp_path / "a.onnx")

@@ -258,3 +258,11 @@ def test_a_setting_without_effect_or_a_bad_source_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match=message):
         open_source(source, **settings)
+
+
+def test_a_nul_in_a_list_is_a_name_that_cannot_be_read(tmp_path, draw_image):
+    draw_image("a.png")
+    (tmp_path / "list.txt").write_bytes(b"a.png\nb\0.png\n")
+    source = open_source(tmp_path / "list.txt")
+    assert names(source) == ["a"]
+    assert source.skipped[0].endswith("cannot be read: embedded null byte")
