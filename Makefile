@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: demo test lint format types pytest gpu-rules setup clean
+.PHONY: demo test lint format types pytest gpu-rules fuzz chaos soak setup clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,6 +32,20 @@ types: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist loadscope -m "not serial and not gpu"
 	$(BIN)/python -m pytest -q -m serial
+
+# Damaged input for every reader; kills and full disks for every command that writes; one model for long.
+N ?= 20000
+KILLS ?= 200
+MINUTES ?= 30
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.robustness.fuzz --count $(N) --json out/fuzz.json
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.robustness.chaos --kills $(KILLS) --json out/chaos.json
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.robustness.soak --minutes $(MINUTES) --json out/soak.json
 
 # The GPU code on real CUDA libraries over a stub driver; makes environments of its own (1.1 GB).
 gpu-rules: $(STAMP)
