@@ -123,9 +123,9 @@ def text_from_quantization(report: QuantizeReport) -> str:
             f"{100 * check.agreement_fp32:.2f} % with FP32"
         )
         problem = "" if check.matches_reference else "  MISMATCH: do not use it"
-        rows.append(("checked", f"{check.backend}: {miou}{agreement}{problem}"))
+        rows.append(("checked", f"{check.backend}: {miou}{agreement}, on {report.frames}{problem}"))
     rows.append(("wrote", _file_text(report)))
-    rows += [("note", note) for note in report.notes]
+    rows += [("warning", warning) for warning in report.warnings]
     is_for_tensorrt = quantization["scheme"] == "tensorrt"
     file = shlex.quote(str(report.path))
     build, bench = f"esnet-export build-engine {file} --int8", f"esnet-bench {file}"

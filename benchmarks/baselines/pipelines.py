@@ -247,6 +247,8 @@ def _quantized(path: Path, calibration: Path | None) -> Path:
     if not output.is_file():
         table = None if calibration is None else path.with_name("ranges.json")
         source = None if table is not None and table.is_file() else calibration
-        options = QuantizeOptions(calibration=source, table_path=table, scheme="cpu")
+        options = QuantizeOptions(
+            calibration=source, table_path=table, scheme="cpu", min_agreement=0.0
+        )
         quantize(path, output, options)
     return output

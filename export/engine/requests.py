@@ -58,8 +58,8 @@ def rtx_int8_note(path: Path, record: EngineRecord) -> str:
 
 def float_artefact(path: Path, card: ModelCard) -> Path | None:
     """Get the path of the FP32 file that an INT8 artefact was made from, as its card names it."""
-    name = card.quantization.get("float_name")
-    return path.with_name(Path(str(name)).name) if name else None
+    name = Path(str(card.quantization.get("float_name", ""))).name
+    return path.with_name(name) if name else None
 
 
 def _export(*words: object) -> str:

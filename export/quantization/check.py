@@ -14,14 +14,14 @@ from esnet.data.labelled import LabelledSplit
 from esnet.data.scenes import street_scene
 from esnet.labels import label_set_from_dict, load_label_set
 from esnet.metrics import confusion_from_pairs, label_agreement
-from export.quantization.calibration import open_on_cpu
+from export.quantization.calibration import calibration_batches, open_on_cpu
 from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends, open_backend
 from runtime.errors import EsnetError
 from runtime.media.frames import batch_from_frames
 
 CHECK_FRAMES = 6
-"""Number of frames to generate without labelled data, and to measure sensitivity on."""
+"""Number of frames to check without labelled data, and to measure sensitivity on."""
 _MAX_MISMATCH, _MAX_MISMATCH_FACTOR = 0.02, 1.5
 """A backend may differ from the simulation in 2 % of labels, or 1.5 times as many as quantization itself
 changes: rounding differences cost 0.2 % on frames of 360x480, and more on tiny ones. OpenVINO 2026.4 executes
@@ -46,7 +46,7 @@ class BackendCheck(NamedTuple):
 class BackendChecker:
     """Compares quantized files of one fp32 artefact with it, and with a simulation of each file.
 
-    It checks on labelled data, or on generated street scenes without.
+    It checks on labelled data, else on calibration frames, else on generated street scenes.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class BackendChecker:
         float_path: Path,
         card: ModelCard,
         labelled: LabelledSplit | None,
+        calibration: Path | None,
         on_frame: Callable[[str, int, int], None],
     ) -> None:
         """Read the frames and run the fp32 artefact on them.
@@ -61,18 +62,28 @@ class BackendChecker:
         Args:
             float_path: The fp32 artefact.
             card: Its card; its quantized files have the same size and batch range.
-            labelled: Labelled data; ``None`` generates ``CHECK_FRAMES`` scenes.
+            labelled: Labelled data, of which all frames are checked; ``None`` checks ``CHECK_FRAMES`` others.
+            calibration: Calibration frames; ``None`` generates street scenes.
             on_frame: Called with a description, the number done and the total.
         """
         self._label_set = labelled.label_set if labelled is not None else None
         self._truth: list[np.ndarray] = []
-        if labelled is None:
-            images = [street_scene((360, 480), seed=seed).image for seed in range(CHECK_FRAMES)]
-        else:
+        self.is_real = labelled is not None or calibration is not None
+        """True if the frames are real ones."""
+        if labelled is not None:
             samples = [labelled[index] for index in range(len(labelled))]
-            images = [sample.image for sample in samples]
+            self.batches = [batch_from_frames([sample.image], card) for sample in samples]
             self._truth = [sample.labels for sample in samples]
-        self.batches = [batch_from_frames([image], card) for image in images]
+            what = f"images of {labelled.dataset} {labelled.split}"
+        elif calibration is not None:
+            self.batches = list(calibration_batches(calibration, card, CHECK_FRAMES))
+            what = "calibration frames"
+        else:
+            scenes = [street_scene((360, 480), seed=seed).image for seed in range(CHECK_FRAMES)]
+            self.batches = [batch_from_frames([scene], card) for scene in scenes]
+            what = "generated street scenes"
+        self.frames = f"{len(self.batches)} {what}"
+        """Number and origin of the frames."""
         self._on_frame = on_frame
         self._fp32_labels = self._labels(float_path, installed_backends()[0], "fp32")
         self.miou_fp32 = self._miou(self._fp32_labels)

@@ -26,7 +26,7 @@ Method = Literal["percentile", "entropy", "mse", "max"]
     groups={
         "Ranges": "calibration table count method",
         "Graph": "scheme keep",
-        "Check": "data dataset label_set max_miou_drop",
+        "Check": "data dataset label_set max_miou_drop min_agreement",
         "Output": "output trt_cache sensitivity",
     },
 )
@@ -70,6 +70,12 @@ def run_quantize(
         float | None,
         typer.Option(min=0, help="Points of mIoU that INT8 may cost on --data; default: 0.5."),
     ] = None,
+    min_agreement: Annotated[
+        float,
+        typer.Option(
+            min=0, max=100, help="Percentage of labels that must agree with FP32 on real frames."
+        ),
+    ] = 95.0,
     trt_cache: Annotated[
         Path | None,
         typer.Option("--write-trt-cache", help="TensorRT 8.6 calibration cache to write."),
@@ -96,6 +102,7 @@ def run_quantize(
         method=method or "mse",
         scheme=scheme,
         keep=keep or (),
+        min_agreement=min_agreement / 100,
         max_miou_drop=0.5 if max_miou_drop is None else max_miou_drop,
         trt_cache_path=trt_cache,
         sensitivity_path=sensitivity,

@@ -31,6 +31,7 @@ from runtime.files import atomic_path, require_outputs, sha256_of
 OnFrame = Callable[[str, int, int], None]
 """Progress callback: description, number done, total."""
 _FEW_FRAMES = 32
+_GOOD_AGREEMENT = 0.99
 _CLASS_MULTIPLE = 4
 """Padding of an INT8 head on CPUs: OpenVINO takes 1 % less time for 12 classes than for 11 or 17."""
 _HINTS = {
@@ -58,6 +59,8 @@ class QuantizeOptions:
     """Blocks or convolutions, by module path, that stay float."""
     max_miou_drop: float = 0.5
     """Points of mIoU that INT8 may cost on labelled data."""
+    min_agreement: float = 0.95
+    """Smallest share of labels equal to fp32 on labelled data or calibration frames, 0 to 1."""
     trt_cache_path: Path | None = None
     """Calibration cache of TensorRT 8.6 to write."""
     sensitivity_path: Path | None = None
@@ -82,8 +85,10 @@ class QuantizeReport:
     """Results of all installed backends."""
     miou_fp32: float | None
     """mIoU of the fp32 artefact, 0 to 1; ``None`` without labelled data."""
-    notes: tuple[str, ...]
-    """Remarks for the user."""
+    frames: str
+    """Number and origin of the frames that were checked."""
+    warnings: tuple[str, ...]
+    """Reasons to distrust the result."""
     sensitivity: Mapping[str, float]
     """Block to the share of labels that change if it alone is in 8 bits, the highest first; empty if it was
     neither requested nor needed."""
@@ -113,7 +118,8 @@ def quantize(
         CalibrationError: There are no usable ranges.
         ExportError: The file is not an fp32 artefact.
         InvalidInput: An output path cannot be written.
-        ParityError: A backend does not match the simulation, or mIoU drops too far; nothing is written.
+        ParityError: A backend does not match the simulation, too few labels agree with fp32, or mIoU drops
+            too far; nothing is written.
     """
     model, card = load_artefact(model_path)
     _check_artefact(model_path, card)
@@ -126,7 +132,8 @@ def quantize(
     stem = model_path.stem.removesuffix(f"_{card.optimized_for}").replace("_fp32", "")
     path = output or model_path.with_name(f"{stem}_int8-{scheme.name}.onnx")
     require_artefact_output(path, source=model_path)
-    table, notes = _range_table(model, card, options, on_frame)
+    frames = _calibration_frames(options)
+    table, warnings = _range_table(model, card, options, frames, on_frame)
     if scheme.name == "cpu":  # TensorRT allows uint8 only at inputs; OpenVINO gains 4 to 12 %
         width = min(
             card.form.get("head_classes", card.num_classes),
@@ -135,12 +142,13 @@ def quantize(
         model = trim_padding(pool_bytes(model), width)
         card = replace(card, form={**card.form, "head_classes": width})
     card = _int8_card(card, scheme, table, model_path, command)
-    checker = BackendChecker(model_path, card, labelled, on_frame)
+    checker = BackendChecker(model_path, card, labelled, frames, on_frame)
     search = _Search(model, table, scheme, card, checker, on_frame, kept)
     if options.sensitivity_path is not None:
         search.measure_sensitivity()
     with atomic_path(path) as temporary:
         card, quantized, checks = search.run(temporary, options.max_miou_drop)
+        warnings += _low_agreement(checks, checker, options.min_agreement, scheme)
     if options.trt_cache_path is not None:
         write_trt_cache(table, options.trt_cache_path)
     if options.sensitivity_path is not None:
@@ -153,7 +161,8 @@ def quantize(
         table=table,
         checks=tuple(checks),
         miou_fp32=checker.miou_fp32,
-        notes=notes,
+        frames=checker.frames,
+        warnings=warnings,
         sensitivity=search.sensitivity,
     )
 
@@ -201,8 +210,14 @@ class _Search:
             self.kept += _convolutions_of(self.model, left[:1])
         if problems:
             raise ParityError("; ".join(problems), hint=_HINTS[self.scheme.name])
-        matching = [check.backend for check in checks if check.matches_reference]
-        results = {"kept": sorted(self.kept), "restored": self.restored, "backends": matching}
+        matching = [check for check in checks if check.matches_reference]
+        results = {
+            "kept": sorted(self.kept),
+            "restored": self.restored,
+            "backends": [check.backend for check in matching],
+            "equal_labels": min(check.agreement_fp32 for check in matching),
+            "checked_on": self.checker.frames,
+        }
         card = replace(self.card, quantization={**self.card.quantization, **results})
         onnx.save(with_card(quantized, card), path)
         return card, quantized, checks
@@ -228,15 +243,25 @@ def _check_artefact(path: Path, card: ModelCard) -> None:
         )
 
 
+def _calibration_frames(options: QuantizeOptions) -> Path | None:
+    """Get the calibration frames; ``None`` if a range table is used."""
+    source = options.calibration
+    return None if source is None or str(source) in SHIPPED_RANGES else Path(source)
+
+
 def _range_table(
-    model: onnx.ModelProto, card: ModelCard, options: QuantizeOptions, on_frame: OnFrame
+    model: onnx.ModelProto,
+    card: ModelCard,
+    options: QuantizeOptions,
+    frames: Path | None,
+    on_frame: OnFrame,
 ) -> tuple[RangeTable, tuple[str, ...]]:
-    """Load a table that fits the artefact, or measure one; with remarks for the user."""
-    notes: tuple[str, ...] = ()
+    """Load a table that fits the artefact, or measure one; with warnings."""
+    warnings: tuple[str, ...] = ()
     source, path = options.calibration, options.table_path
     if source is None and path is not None:
         table = RangeTable.load(path)
-    elif source is None or str(source) in SHIPPED_RANGES:
+    elif frames is None:
         shipped = SHIPPED_RANGES.get(str(source or card.name))
         if shipped is None or not shipped.is_file():
             raise CalibrationError(
@@ -247,7 +272,7 @@ def _range_table(
     else:
         ranges, num_frames, digest = measure_ranges(
             model,
-            calibration_batches(Path(source), card, options.count),
+            calibration_batches(frames, card, options.count),
             options.method,
             on_batch=lambda done: on_frame("calibrating", done, options.count),
         )
@@ -262,11 +287,11 @@ def _range_table(
             ranges=ranges,
         )
         if num_frames < _FEW_FRAMES:
-            notes = (f"{num_frames} calibration frames are few; use 128 of different scenes",)
+            warnings = (f"{num_frames} calibration frames are few; use 128 of different scenes",)
     table.require(card)
     if source is not None and path is not None:
         table.save(path)
-    return table, notes
+    return table, warnings
 
 
 def _int8_card(
@@ -306,6 +331,32 @@ def _mismatches(checks: Sequence[BackendCheck], scheme: Scheme) -> list[str]:
     if not any(check.matches_reference for check in checks):
         problems.append("no backend here matches the simulation")
     return problems
+
+
+def _low_agreement(
+    checks: Sequence[BackendCheck], checker: BackendChecker, least: float, scheme: Scheme
+) -> tuple[str, ...]:
+    """Warn about backends that match the simulation but differ from fp32; below ``least``, refuse them.
+
+    Generated scenes only warn: INT8 changes more labels there than on the frames that the ranges are from.
+
+    Raises:
+        ParityError: Fewer labels agree on real frames.
+    """
+    low = [c for c in checks if c.matches_reference and c.agreement_fp32 < _GOOD_AGREEMENT]
+    texts = [
+        f"{check.backend}: {check.agreement_fp32:.2%} of labels agree with FP32 on {checker.frames}"
+        for check in low
+    ]
+    if checker.is_real and any(check.agreement_fp32 < least for check in low):
+        raise ParityError(
+            f"{'; '.join(texts)}; required {least:.0%}",
+            hint=f"{_HINTS[scheme.name]}; --min-agreement 0 writes the file anyway",
+        )
+    advice = (
+        "expected 99 %" if checker.is_real else "check real ones: --calibration DIR or --data DIR"
+    )
+    return tuple(f"{text}, {advice}" for text in texts)
 
 
 def _worst_drop(checks: Sequence[BackendCheck], miou_fp32: float | None) -> float | None:

@@ -180,7 +180,7 @@ def test_a_real_tensorrt_parser_takes_the_graph(model, ranges):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     quantized = insert_qdq(model, ranges, TENSORRT_SCHEME)
     options = BuildOptions(precision="int8", batch=BatchRange(1, 1, 1), sms=((8, 9),))
-    # It compiles, but TensorRT-RTX then computes in float, so build-engine refuses INT8 there.
+    # It compiles, but TensorRT-RTX then computes in float, so build-engine adds a note.
     built = build_plan(load_tensorrt("tensorrt-rtx"), quantized.SerializeToString(), options)
     assert built.plan[:4] == b"vtrt"
 
@@ -399,7 +399,7 @@ class TestQuantize:
             assert opened.infer(frames_of(1)[0])[0].shape == (1, *SIZE)
 
     def test_few_frames_are_remarked_on(self, report):
-        assert "3 calibration frames are few" in report.notes[0]
+        assert "3 calibration frames are few" in report.warnings[0]
 
     def test_a_table_is_written_and_used_again(self, artefact, folder, report, tmp_path):
         table = tmp_path / "t.json"
@@ -407,7 +407,51 @@ class TestQuantize:
         second = run_quantize(artefact, tmp_path / "b.onnx", table_path=table)
         assert first.path.name == "small_int8-cpu.onnx"
         assert second.table == first.table == report.table
-        assert second.notes == ()
+        assert not any("few" in warning for warning in second.warnings)
+
+    def test_it_is_compared_with_fp32_on_calibration_frames(self, report):
+        quantization = report.card.quantization
+        assert quantization["checked_on"] == report.frames == "3 calibration frames"
+        assert quantization["equal_labels"] == min(c.agreement_fp32 for c in report.checks)
+        assert (
+            f"{100 * report.checks[0].agreement_fp32:.2f} % with FP32, on 3 calibration frames"
+            in (text_from_quantization(report).replace("\n          ", " "))
+        )
+
+    @pytest.fixture
+    def narrow_ranges(self, monkeypatch) -> None:
+        """Let calibration measure a tenth of every range, which spoils most labels."""
+
+        def measure(*arguments, **settings_of):
+            ranges, *rest = measure_ranges(*arguments, **settings_of)
+            return {name: (low / 10, high / 10) for name, (low, high) in ranges.items()}, *rest
+
+        monkeypatch.setattr("export.quantization.quantize.measure_ranges", measure)
+
+    def test_few_equal_labels_on_calibration_frames_are_an_error(
+        self, artefact, folder, narrow_ranges
+    ):
+        with pytest.raises(
+            ParityError, match=r"agree with FP32 on 3 calibration.*required 95%"
+        ) as e:
+            run_quantize(artefact, calibration=folder)
+        assert "--min-agreement 0" in e.value.hint
+        assert not list(artefact.parent.glob("*int8*"))
+
+    def test_few_equal_labels_are_written_if_the_user_allows_it(
+        self, artefact, folder, narrow_ranges
+    ):
+        report = run_quantize(artefact, calibration=folder, min_agreement=0)
+        assert report.path.exists()
+        assert "of labels agree with FP32 on 3 calibration frames" in report.warnings[-1]
+        assert "\nwarning   onnxruntime: " in text_from_quantization(report)
+
+    def test_few_equal_labels_on_generated_scenes_only_warn(self, artefact, report, tmp_path):
+        ranges = {name: (low / 10, high / 10) for name, (low, high) in report.table.ranges.items()}
+        replace(report.table, ranges=ranges).save(tmp_path / "narrow.json")
+        scenes = run_quantize(artefact, table_path=tmp_path / "narrow.json")
+        assert scenes.frames == "6 generated street scenes"
+        assert scenes.warnings[-1].endswith("check real ones: --calibration DIR or --data DIR")
 
     def test_a_backend_that_does_not_match_is_not_among_those_that_passed(
         self, artefact, table_path, monkeypatch
