@@ -343,14 +343,15 @@ def _low_agreement(
     Raises:
         ParityError: Fewer labels agree on real frames.
     """
-    low = [c for c in checks if c.matches_reference and c.agreement_fp32 < _GOOD_AGREEMENT]
+    good = max(_GOOD_AGREEMENT, least)
+    low = [c for c in checks if c.matches_reference and c.agreement_fp32 < good]
     texts = [
         f"{check.backend}: {check.agreement_fp32:.2%} of labels agree with FP32 on {checker.frames}"
         for check in low
     ]
     if checker.is_real and any(check.agreement_fp32 < least for check in low):
         raise ParityError(
-            f"{'; '.join(texts)}; required {least:.0%}",
+            f"{'; '.join(texts)}; required {100 * least:g} %",
             hint=f"{_HINTS[scheme.name]}; --min-agreement 0 writes the file anyway",
         )
     advice = (

@@ -432,11 +432,15 @@ class TestQuantize:
         self, artefact, folder, narrow_ranges
     ):
         with pytest.raises(
-            ParityError, match=r"agree with FP32 on 3 calibration.*required 95%"
+            ParityError, match=r"agree with FP32 on 3 calibration.*required 95 %"
         ) as e:
             run_quantize(artefact, calibration=folder)
         assert "--min-agreement 0" in e.value.hint
         assert not list(artefact.parent.glob("*int8*"))
+
+    def test_the_required_share_may_be_higher(self, artefact, folder):
+        with pytest.raises(ParityError, match=r"required 99\.99 %"):
+            run_quantize(artefact, calibration=folder, min_agreement=0.9999)
 
     def test_few_equal_labels_are_written_if_the_user_allows_it(
         self, artefact, folder, narrow_ranges
