@@ -132,10 +132,8 @@ def test_the_script_fails_without_a_gpu_and_writes_the_reason(tmp_path):
     assert {entry["status"] for entry in results.values()} == {"failed"}
     assert all("no GPU can be used: " in entry["reason"] for entry in results.values())
     assert "test_gpu_ring-test_every_frame_comes_back-pycuda-graphs-batch8" in results
-    assert (
-        "test_every_frame_comes_back-pycuda-graphs-batch8: failed"
-        in (out / "gpu_check.md").read_text()
-    )
+    table = (out / "gpu_check.md").read_text()
+    assert "| ring: every frame comes back-pycuda-graphs-batch8 | failed | " in table
 
 
 @pytest.mark.parametrize(
@@ -143,6 +141,7 @@ def test_the_script_fails_without_a_gpu_and_writes_the_reason(tmp_path):
     [
         pytest.param([], "--out DIR is missing", 2, id="no-out"),
         pytest.param(["--out"], "--out needs a value", 2, id="no-value"),
+        pytest.param(["--out", "r", "--minutes", "1.5"], "1.5 is not a whole", 2, id="minutes"),
         pytest.param(["--out", "results"], "has no pytest", 3, id="no-pytest"),
     ],
 )
@@ -159,6 +158,58 @@ def test_the_script_says_what_is_missing(tmp_path, arguments, message, code):
     )
     assert message in result.stderr
     assert result.returncode == code
+
+
+def test_the_script_ends_after_ten_minutes(tmp_path):
+    timeout = tmp_path / "timeout"
+    timeout.write_text('#!/bin/sh\necho "$@" "for $ESNET_GPU_MINUTES minutes"\n')
+    timeout.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    command = ("sh", "scripts/gpu_check.sh", "--out", str(tmp_path / "out"))
+    limits = "--foreground --signal=INT --kill-after=30"
+    for arguments, minutes in (((), 10), (("--minutes", "3"), 3)):
+        result = run(*command, *arguments, PYTHON=sys.executable, PATH=path)
+        assert result.stdout.startswith(f"{limits} {minutes}m {sys.executable} -m pytest tests/gpu")
+        assert result.stdout.endswith(f" for {minutes} minutes\n")
+
+
+def test_what_has_no_time_left_is_left_to_the_next_run(tmp_path):
+    tests, results = tmp_path / "tests", tmp_path / "results"
+    tests.mkdir()
+    shutil.copy(GPU_TESTS / "conftest.py", tests)
+    (tests / "test_two.py").write_text(
+        "import time\ndef test_first(): time.sleep(1)\ndef test_second(): pass\n"
+    )
+    variables = {"ESNET_GPU_RESULTS": str(results), "ESNET_GPU_MINUTES": str(1 / 60)}
+    first = run_pytest(tests, **variables)
+    assert "no time left: run the same command again" in first.stdout
+    assert list(results_in(results)) == ["test_two-test_first"]
+    run_pytest(tests, **{**variables, "ESNET_GPU_MINUTES": "10"})
+    assert {entry["status"] for entry in results_in(results).values()} == {"passed"}
+    assert list(results_in(results)) == ["test_two-test_first", "test_two-test_second"]
+
+
+def test_all_figures_are_in_one_table(tmp_path):
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    shutil.copy(GPU_TESTS / "conftest.py", tests)
+    (tests / "test_gpu_small.py").write_text(
+        "def test_fast_things(record):\n"
+        "    record(batch_4={'engine': {'fps': 9.5}}, notes=['a', 'b'], share=None)\n"
+        "def test_slow(): assert False, 'x | y'\n"
+    )
+    run_pytest(tests, ESNET_GPU_RESULTS=str(tmp_path))
+    lines = (tmp_path / "gpu_check.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows[:2] == ["| test | figure | value |", "|---|---|---:|"]
+    assert rows[2].startswith("| small: fast things | passed | ")
+    assert rows[3:6] == [
+        "|  | batch 4, engine, fps | 9.5 |",
+        "|  | notes | a, b |",
+        "|  | share | None |",
+    ]
+    assert rows[6].startswith("| small: slow | failed | ")
+    assert rows[7].startswith("|  | reason | AssertionError: x / y")
 
 
 def test_results_are_recorded_and_a_second_run_continues(tmp_path):

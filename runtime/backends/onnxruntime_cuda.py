@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,8 @@ class OnnxRuntimeCudaBackend(GpuBackend):
     """
 
     name = "onnxruntime-cuda"
+    provider_options: Mapping[str, str] = {}
+    """Further options of the CUDA provider; they take precedence over those below."""
 
     def _check(self, path: Path, precision: str | None) -> None:
         self._require_precision(precision, (self.precision,), on="this artefact")
@@ -42,6 +45,7 @@ class OnnxRuntimeCudaBackend(GpuBackend):
             "has_user_compute_stream": "1",
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             "use_tf32": "0" if self.precision == "fp32" else "1",
+            **self.provider_options,
         }
         problem = _preload()
         try:

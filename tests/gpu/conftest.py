@@ -5,7 +5,9 @@ Environment variables, set by scripts/gpu_check.sh:
     ESNET_GPU_RESULTS: folder for results; tests that passed there with the same source are skipped.
     ESNET_GPU_DATA: frames, an image folder or a video; default: generated scenes.
     ESNET_GPU_WEIGHTS: checkpoint, or the name of shipped weights; default: camvid.
+    ESNET_GPU_SIZE: HEIGHTxWIDTH of frames and models; default: 512x1024.
     ESNET_GPU_QUICK=1: a tenth of the work or less.
+    ESNET_GPU_MINUTES: no test starts in the last 2 minutes of this time; default: no limit.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import time
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +36,9 @@ IDLE = pytest.StashKey[dict]()
 """Test file -> why none of its tests ran; the files of which one ran are removed."""
 REVISION = source_revision()
 IS_REQUIRED = os.environ.get("ESNET_REQUIRE_GPU") == "1"
+_MINUTES = float(os.environ.get("ESNET_GPU_MINUTES", "inf"))
+DEADLINE = time.monotonic() + 60 * max(_MINUTES - 2, _MINUTES / 2)
+"""Latest start of a test, by the monotonic clock; torch.compile takes up to 2 minutes."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,6 +92,11 @@ def export_artefact(gpu, tmp_path_factory):
     @cache
     def export(precision):
         path = folder / f"{precision}.onnx"
+        if precision == "int8":
+            from export.quantization.quantize import QuantizeOptions, quantize
+
+            quantize(export("fp32"), path, QuantizeOptions(scheme="tensorrt"))
+            return path
         plan = ExportPlan(size_hw=SIZE_HW, precision=precision, optimized_for="tensorrt")
         export_onnx(WEIGHTS, path, plan, verify=False)
         return path
@@ -100,6 +111,16 @@ def checkpoint(gpu):
     from esnet.checkpoint import load_checkpoint
 
     return load_checkpoint(WEIGHTS)
+
+
+@pytest.fixture(scope="session")
+def cpu_labels(export_artefact, frames):
+    """Class ids of the fp32 artefact on the CPU for every frame."""
+    import_or_skip("onnxruntime")
+    from runtime.backend import open_backend
+
+    with open_backend(export_artefact("fp32"), "onnxruntime", precision="fp32") as backend:
+        return [backend.infer(frame[None])[0][0] for frame in frames]
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +180,8 @@ def pytest_runtest_setup(item):
         if (earlier["status"], earlier.get("revision")) == ("passed", revision):
             item.config.stash[IDLE].pop(item.path.stem, None)
             pytest.skip(f"already passed in {folder}")
+    if time.monotonic() > DEADLINE:
+        pytest.skip("no time left: run the same command again")
     start = {"status": "passed", "revision": revision, "seconds": 0.0, "figures": {}}
     item.stash[RESULT] = start
 
@@ -208,8 +231,25 @@ def pytest_sessionfinish(session):
         environment = describe_environment()
         write_json(folder / "gpu_check.json", {"environment": environment, "results": results})
         lines = ["# GPU check", "", *(f"- {name}: {text}" for name, text in environment.items())]
+        lines += ["", "| test | figure | value |", "|---|---|---:|"]
         for name, result in results.items():
-            lines += ["", f"## {name}: {result['status']} ({result['seconds']} s)", ""]
-            rest = {key: result[key] for key in ("reason", "figures") if result.get(key)}
-            lines += ["```json", json.dumps(rest, indent=1), "```"]
+            rows = [(result["status"], f"{result['seconds']} s"), *rows_of(result["figures"])]
+            rows += [("reason", result["reason"])] if "reason" in result else []
+            label = name.replace("test_gpu_", "").replace("-test_", ": ").replace("_", " ")
+            for figure, value in rows:
+                cells = (
+                    " ".join(cell.replace("|", "/").split()) for cell in (label, figure, value)
+                )
+                lines.append(f"| {' | '.join(cells)} |")
+                label = ""
         write_text(folder / "gpu_check.md", "\n".join(lines) + "\n")
+
+
+def rows_of(figures, prefix=""):
+    """Flatten figures into rows of a name and a value."""
+    for name, value in figures.items():
+        text = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from rows_of(value, f"{text}, ")
+        else:
+            yield text, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,16 @@ def in_environments(*kinds: str, once: bool = False) -> Callable[[Any], Any]:
         return test
 
     return choose
+
+
+def wheels_layout(gpu: Any, folder: Path) -> Path:
+    """Lay out the real onnxruntime-gpu and the stand-ins of CUDA's libraries as their wheels do."""
+    (folder / "onnxruntime").symlink_to(gpu.site_packages / "onnxruntime")
+    for name in (gpu.stub / "vendor").iterdir():
+        library = folder / "nvidia" / ("cudnn" if "cudnn" in name.name else "cu13") / "lib"
+        library.mkdir(parents=True, exist_ok=True)
+        (library / name.name).symlink_to(name)
+    return folder
 
 
 def batch(count: int, seed: int = 0) -> np.ndarray:

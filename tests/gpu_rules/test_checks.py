@@ -168,11 +168,46 @@ def test_wrong_labels_of_a_timed_batch_are_found_and_recorded(library, half_file
 
 
 @on_stub(once=True)
-def test_labels_are_compared_with_torch(library, half_file):
+def test_labels_are_compared_with_torch_and_the_cpu(library, half_file):
     figures: dict[str, Any] = {}
     with open_copy(library, half_file) as backend:
-        checks.check_labels(backend, FRAMES, LABELS, figures.update)
-        assert figures["labels_equal_to_torch_fp32"] == 1.0
-        wrong = [LABELS[0] ^ 1, *LABELS[1:]]
-        with pytest.raises(AssertionError, match=r"66\.667% of the labels .*, not 99\.0%"):
+        references = {"torch fp32": LABELS, "CPU artefact": LABELS}
+        checks.check_labels(backend, FRAMES, references, figures.update)
+        assert figures == dict.fromkeys(
+            ("labels_equal_to_torch_fp32", "labels_equal_to_CPU_artefact"), 1.0
+        )
+        wrong = {**references, "CPU artefact": [LABELS[0] ^ 1, *LABELS[1:]]}
+        problem = r"^66\.667% of the labels equal CPU artefact, not 99\.0%$"
+        with pytest.raises(AssertionError, match=problem):
             checks.check_labels(backend, FRAMES, wrong, figures.update)
+
+
+@on_stub(once=True, log="asynchronous copy from pageable memory: it waits")
+def test_copies_are_measured_from_both_kinds_of_memory(library):
+    figures: dict[str, Any] = {}
+    with opened(library) as device:
+        checks.measure_copies(device, figures.update, num_bytes=1000, rounds=3)
+    assert list(figures) == [
+        f"{memory}_{direction}_gb_per_s"
+        for memory in ("pinned", "pageable")
+        for direction in ("in", "out")
+    ]
+    assert stub.calls("cuMemcpyHtoDAsync") == stub.calls("cuMemcpyDtoHAsync") == 6
+
+
+@on_stub(once=True)
+def test_variants_are_timed_in_turns_and_their_labels_checked(library, half_file):
+    figures: dict[str, Any] = {}
+    frames = FRAMES * 3
+    with open_copy(library, half_file) as first, open_copy(library, half_file) as second:
+        variants = {"default": first, "other": second}
+        checks.time_variants(variants, frames, LABELS * 3, figures.update, QUICK)
+        assert [name for name in figures if name.startswith("batch")] == [
+            *("batch_1, default", "batch_1, other", "batch_8, default", "batch_8, other")
+        ]
+        assert figures["batch_1, default"]["speed"] == 1.0
+        assert figures["labels_equal_to_cpu_artefact, other"] == 1.0
+        with pytest.raises(AssertionError, match="labels equal the CPU artefact"):
+            checks.time_variants(
+                variants, frames, [labels ^ 1 for labels in LABELS * 3], figures.update, QUICK
+            )

@@ -22,7 +22,7 @@ from runtime.cuda.device import CudaDevice, open_device
 from runtime.cuda.ring import SlotLayout, SlotRing
 from runtime.errors import CudaError
 from tests.cuda_stub import stub
-from tests.gpu_rules.rules import in_environments, on_stub, untyped
+from tests.gpu_rules.rules import in_environments, on_stub, untyped, wheels_layout
 
 ONLY = ("onnxruntime-gpu",)
 WAITS = (
@@ -316,12 +316,7 @@ with open_backend(sys.argv[1], "onnxruntime-cuda") as backend: print("opened on"
 
 def open_from_wheels(gpu: Any, model: Path, folder: Path, *arguments: str) -> str:
     """Open a model where the CUDA libraries lie as the wheels install them, and nowhere else."""
-    source = gpu.site_packages / "onnxruntime"
-    (folder / "onnxruntime").symlink_to(source)
-    for name in (gpu.stub / "vendor").iterdir():
-        library = folder / "nvidia" / ("cudnn" if "cudnn" in name.name else "cu13") / "lib"
-        library.mkdir(parents=True, exist_ok=True)
-        (library / name.name).symlink_to(name)
+    wheels_layout(gpu, folder)
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(gpu.stub),
