@@ -129,6 +129,23 @@ def pins():
     return {name.replace("_", "-"): version for name, version in found}
 
 
+def test_the_image_for_gtx10xx_installs_the_pins():
+    text = (ROOT / "scripts" / "docker" / "gtx10xx.Dockerfile").read_text()
+    copied = [line.split()[1] for line in text.splitlines() if line.startswith("COPY")]
+    assert copied == ["requirements-gtx10xx.txt", "."]
+    assert "pip install --no-cache-dir -r requirements-gtx10xx.txt" in text
+    assert text.index("whl/cpu") < text.index("-r requirements"), "torch would replace cuDNN"
+    pins = (ROOT / "requirements-gtx10xx.txt").read_text()
+    (python,) = re.findall(r"^FROM python:([\d.]+)", text, re.MULTILINE)
+    assert f"Python {python} is the newest that TensorRT 8.6.1 has bindings for" in pins
+    folders = re.findall(r"\$PACKAGES/(\w+)(?:/(\w+)/lib)?", text)
+    assert folders == [
+        *(("tensorrt_libs", ""), ("nvidia", "cudnn"), ("nvidia", "cublas")),
+        ("nvidia", "cuda_runtime"),
+    ]
+    assert f"PACKAGES=/usr/local/lib/python{python}/site-packages" in text
+
+
 @pytest.fixture
 def gtx10xx(install):
     assert pins() == {
