@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from runtime.machine.cuda_driver import CudaGpu, CudaListing
+from runtime.output.images import write_image
 
 LISTS_NONE = "no GPU cuda:1: CUDA lists none"
 NO_CUDA = "has no CUDA provider"
@@ -23,12 +25,14 @@ def no_gpu(monkeypatch):
         pytest.param("esnet-bench {model}", 3, NO_CUDA, id="bench"),
         pytest.param("esnet-bench {model} --backend openvino", 2, "not run on a GPU", id="cpu"),
         pytest.param("esnet-bench compare --size 64x128", 2, LISTS_NONE, id="compare"),
+        pytest.param("esnet-segment {data} -m {model} -o {data}/out", 3, NO_CUDA, id="segment"),
         pytest.param("esnet-eval -m {model} --data {data}", 3, NO_CUDA, id="eval"),
         pytest.param("esnet-eval -m camvid --data {data}", 2, r"torch .* lists none", id="weights"),
         pytest.param("esnet-export build-engine {model} --fp32", 2, LISTS_NONE, id="build-engine"),
     ],
 )
 def test_without_a_gpu(invoke, make_artefact, tmp_path, words, code, message):
+    write_image(tmp_path / "frame.png", np.zeros((64, 128, 3), np.uint8))
     words = words.format(model=make_artefact(), data=tmp_path)
     done = invoke(*words.split(), "--device", "1")
     assert done.returncode == code, done.stderr
