@@ -11,9 +11,10 @@ import onnx
 import yaml
 from onnx import TensorProto
 
-from export.graph.editor import dims_of, op_counts, opset_of
+from export.graph.editor import dims_of, opset_of
 from runtime.artefact.card import CARD_KEY, ModelCard
 from runtime.artefact.onnx_file import read_metadata
+from runtime.artefact.untrusted import clean
 from runtime.backend import identify_artefact
 from runtime.errors import ModelFileError
 from runtime.files import sha256_of
@@ -72,7 +73,7 @@ def inspect_onnx(path: Path) -> Inspection:
         ir_version=model.ir_version,
         inputs=tuple(map(_described, inputs)),
         outputs=tuple(map(_described, model.graph.output)),
-        ops=op_counts(model.graph.node),
+        ops=dict(Counter(sorted(_text(node.op_type) for node in model.graph.node)).most_common()),
         weight_types=dict(weight_types.most_common()),
         card=ModelCard.from_json(card, origin=str(path)) if card is not None else None,
     )
@@ -92,9 +93,15 @@ def label_set_yaml(path: Path) -> str:
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
-    shape = ", ".join(str(size) for size in dims_of(value))
-    return f"{value.name} {_type_name(value.type.tensor_type.elem_type)} ({shape})"
+    shape = ", ".join(_text(size) for size in dims_of(value))
+    return f"{_text(value.name)} {_type_name(value.type.tensor_type.elem_type)} ({shape})"
+
+
+def _text(value: object) -> str:
+    """Get printable text; protobuf gives ``bytes`` for text that is not UTF-8."""
+    return clean(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
 
 
 def _type_name(code: int) -> str:
-    return str(TensorProto.DataType.Name(code)).lower()
+    known = TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(code)).lower() if code in known else f"type {code}"

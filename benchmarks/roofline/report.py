@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError
 from benchmarks.models import TARGET_FPS, TARGET_SOURCE
@@ -26,12 +24,13 @@ from benchmarks.roofline.layers import (
 )
 from benchmarks.roofline.peak import measure_machine, measure_model
 from benchmarks.timing.statistics import Summary
+from export.metadata import load_artefact
 from export.plan import ExportPlan
 from export.to_onnx import export_onnx
 from runtime.artefact.advice import form_advice, quantization_advice
 from runtime.artefact.card import ModelCard
 from runtime.backend import installed_backends
-from runtime.errors import EsnetError, ModelFileError
+from runtime.errors import EsnetError
 from runtime.machine.gpus import GPUS, gpu_named
 from runtime.machine.machine import num_cores
 from runtime.machine.support import advice_for
@@ -231,13 +230,7 @@ def _export(folder: Path, size_hw: tuple[int, int], optimized_for: str) -> Path:
 
 
 def _read_model(path: Path, name: str) -> AnalysedModel:
-    card = ModelCard.from_file(path)
-    try:
-        graph = onnx.load(path, load_external_data=False)
-    except Exception as error:  # the error types of protobuf differ between versions
-        raise ModelFileError(
-            f"{path} is damaged: {error}", hint="copy it again or export it again"
-        ) from error
+    graph, card = load_artefact(path)
     network = network_from_onnx(graph, batch=card.batch.min)
     return AnalysedModel(name=name, card=card, network=network)
 

@@ -28,7 +28,7 @@ class _Encoder(Protocol):
 
 def partial_path(path: Path) -> Path:
     """Get the name of a video while it is written, and after a crash."""
-    return path.with_name(f"{path.stem}.partial.mp4")
+    return path.parent / f"{path.stem}.partial.mp4"
 
 
 def has_h264() -> bool:

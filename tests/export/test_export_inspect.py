@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from esnet.labels import CAMVID, load_label_set
+from export.engine.build import build_engine
+from export.engine.inspect import inspect_engine
+from export.engine.trt_builder import BuildOptions
 from export.inspect import inspect_onnx
-from export.report import text_from_inspection
+from export.report import text_from_inspection, text_of_engine
+from runtime.artefact.engine_file import read_record
 from runtime.errors import ModelFileError
+from tests.fake_trt import fake_tensorrt
 
 
 @pytest.fixture
@@ -109,3 +117,59 @@ def test_text_tells_the_formula_of_the_mean(make_artefact):
 def test_text_tells_what_a_caller_of_a_tensor_artefact_computes(make_artefact):
     text = " ".join(text_from_inspection(inspect_onnx(make_artefact(input="tensor"))).split())
     assert "in tensor float32 (1..8, 3, 64, 128) RGB; the caller computes x / 255" in text
+
+
+class TestEngine:
+    """``inspect`` of an engine: its record, and its layers where TensorRT loads it."""
+
+    @pytest.fixture
+    def engine(self, monkeypatch, make_artefact, tmp_path):
+        """An engine of a fake TensorRT, which stays installed."""
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt("10.3.0"))
+        gpu = "NVIDIA GeForce RTX 3060", (8, 6)
+        monkeypatch.setattr("export.engine.build.cuda_gpu", lambda *_: gpu)
+        options = BuildOptions(
+            precision="fp32", tensorrt="tensorrt", timing_cache_path=tmp_path / "t"
+        )
+        command = ["esnet-export", "build-engine", "small.onnx", "--fp32"]
+        return build_engine(make_artefact(), tmp_path / "a.engine", options, command=command).path
+
+    def test_the_record_and_every_layer_with_its_types_are_printed(self, engine, invoke):
+        done = invoke("esnet-export", "inspect", engine)
+        lines = done.stdout.splitlines()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "with      tensorrt 10.3.0" in lines
+        assert "build     command: esnet-export build-engine small.onnx --fp32" in lines
+        assert "name      small, fp32" in lines
+        layers = [line for line in lines if line.startswith("layer ")]
+        assert len(layers) == read_record(engine).kernels["count"] > 60
+        assert sum("Float -> Float" in line for line in layers) > 30
+
+    def test_without_its_tensorrt_the_reason_is_printed(self, engine, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt("10.16.1"))
+        inspection = inspect_engine(engine)
+        assert inspection.layers == ()
+        assert "was built by tensorrt 10.3.0, here is tensorrt 10.16.1" in inspection.problem
+        assert "layers    unknown: " in text_of_engine(inspection)
+
+    def test_an_engine_that_was_changed_is_not_loaded(self, engine):
+        engine.write_bytes(engine.read_bytes() + b"x")
+        assert "the sha256 differs" in inspect_engine(engine).problem
+
+    def test_json_holds_record_and_layers(self, engine, invoke):
+        fields = json.loads(invoke("esnet-export", "inspect", engine, "--json").stdout)
+        assert fields["record"]["tensorrt"] == {"kind": "tensorrt", "version": "10.3.0"}
+        assert fields["layers"][0].keys() >= {"kind", "name", "inputs", "outputs"}
+
+    def test_its_classes_are_printed_as_a_label_set_file(self, engine, invoke):
+        text = invoke("esnet-export", "inspect", engine, "--label-set").stdout
+        assert yaml.safe_load(text) == CAMVID.as_dict()
+
+
+def test_names_in_the_graph_cannot_control_a_terminal(save_model):
+    path = save_model(helper.make_node("Relu", ["x"], ["y"]))
+    data = path.read_bytes().replace(b"Relu", b"R\x1b\xffu").replace(b"\x01y", b"\x01\x07")
+    path.write_bytes(data)
+    inspection = inspect_onnx(path)
+    assert inspection.ops == {"R\ufffd\ufffdu": 1}
+    assert inspection.outputs[0].startswith("\ufffd ")
