@@ -169,7 +169,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
         One thread reads the frames and one makes batches of those that are ready. Both have ended when the
         iteration ends, by the last frame, an error, Ctrl-C or ``close()``. An error is raised after the
-        results of the frames before it.
+        results of the frames before it. A live source is segmented one frame at a time, always the newest.
 
         Args:
             source: Path for ``open_source``, an open source, or frames as for ``segment``.
@@ -188,7 +188,9 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             batch = allowed.opt if self.backend.prefers_batches else allowed.min
         self.backend.check_batch_size(batch)
         frames = open_source(source) if isinstance(source, (str, Path)) else source
-        return self._stream(self._numbered(frames), batch, max_wait_ms / 1e3)
+        if isinstance(frames, FrameSource) and frames.is_live:
+            return self._stream_live(frames)
+        return self._stream(frames, batch, max_wait_ms / 1e3)
 
     def overlay(
         self,
@@ -249,7 +251,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             )
             yield labels, (confidence[0] if confidence else None)
 
-    def _numbered(self, source: FrameSource | Iterable[np.ndarray]) -> Iterator[Frame]:
+    def _numbered(self, source: FrameSource | Iterable[np.ndarray]) -> Generator[Frame]:
         """Give frames of all sources one form and one channel order."""
         started = time.monotonic()
         items: Iterable[Any] = source
@@ -262,8 +264,23 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             else:
                 yield item
 
-    def _stream(self, frames: Iterator[Frame], size: int, max_wait: float) -> Generator[Result]:
-        reader = Pipeline(frames, queue_size=max(4, size))
+    def _stream_live(self, source: FrameSource) -> Generator[Result]:
+        """Segment one frame at a time: the source has a thread, and frames would only age in a queue."""
+        with closing(self._numbered(source)) as frames:
+            for index, frame in enumerate(frames):
+                started = time.monotonic()
+                ((labels, confidence),) = self._maps(frame.image)
+                position = index, frame.timestamp, frame.name
+                yield Result(
+                    frame.image, labels, confidence, *position, 1e3 * (time.monotonic() - started)
+                )
+
+    def _stream(
+        self, source: FrameSource | Iterable[np.ndarray], size: int, max_wait: float
+    ) -> Generator[Result]:
+        stop = source.stop if isinstance(source, FrameSource) else lambda: None
+        frames = self._numbered(source)
+        reader = Pipeline(frames, queue_size=max(4, size), while_stopping=stop)
         groups: deque[tuple[list[Frame], float]] = deque()
         index = 0
         results = self.backend.stream(self._filled_slots(reader, groups, size, max_wait))

@@ -11,7 +11,7 @@ import pytest
 from esnet import Segmenter
 from runtime.artefact.card import BatchRange
 from runtime.errors import InvalidInput
-from runtime.media.sources import open_source
+from runtime.media.sources import Frame, FrameSource, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +169,34 @@ def test_a_source_that_waits_does_not_hold_up_an_early_end(null):
     threading.Timer(0.2, gate.set).start()
     results.close()
     assert time.perf_counter() - started < 0.9
+
+
+def test_a_live_source_is_not_read_ahead(null):
+    read = []
+
+    def decode(_):
+        for index in range(5):
+            read.append(index)
+            yield Frame(noise(), f"cam_{index}", float(index))
+
+    results = null[0].stream(FrameSource("cam", decode, is_live=True))
+    for index in range(5):
+        assert next(results).name == f"cam_{index}"
+        assert read[-1] == index
+    assert next(results, None) is None
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_close_stops_a_source_that_waits(null, is_live):
+    def decode(source):
+        yield Frame(noise(), "first")
+        source.stopping.wait(20)
+
+    results = null[0].stream(FrameSource("pipe", decode, is_live=is_live))
+    next(results)
+    started = time.perf_counter()
+    results.close()
+    assert time.perf_counter() - started < 2
 
 
 def test_two_streams_and_single_frames_share_a_segmenter(segmenter):
