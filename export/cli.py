@@ -118,26 +118,34 @@ app.add_typer(engine_app)
     app,
     examples=(
         "esnet-export inspect camvid.onnx",
+        "esnet-export inspect camvid_fp16.engine",
         "esnet-export inspect camvid.onnx --label-set > classes.yaml",
     ),
     groups={"Output": "as_json label_set"},
 )
 def inspect(
-    file: Annotated[Path, typer.Argument(help="ONNX file.")],
+    file: Annotated[Path, typer.Argument(help="ONNX file or engine.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     label_set: Annotated[
         bool, typer.Option("--label-set", help="Print only the classes, as a label set file.")
     ] = False,
 ) -> None:
-    """Print the card, inputs, outputs, operators and types of an ONNX file."""
+    """Print the card and the graph of an ONNX file, or the record and the layers of an engine."""
+    from export import report
+    from export.engine.inspect import inspect_engine
     from export.inspect import inspect_onnx, label_set_yaml
-    from export.report import json_from_inspection, text_from_inspection
+    from runtime.artefact.engine_file import SUFFIXES
 
     if label_set:
         typer.echo(label_set_yaml(file))
-        return
-    inspection = inspect_onnx(file)
-    typer.echo(json_from_inspection(inspection) if as_json else text_from_inspection(inspection))
+    elif file.suffix.lower() in SUFFIXES:
+        engine = inspect_engine(file)
+        typer.echo(report.json_from_engine(engine) if as_json else report.text_of_engine(engine))
+    else:
+        model = inspect_onnx(file)
+        typer.echo(
+            report.json_from_inspection(model) if as_json else report.text_from_inspection(model)
+        )
 
 
 def _parse_rgb(text: str | None, option: str) -> tuple[float, float, float] | None:

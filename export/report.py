@@ -19,12 +19,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from esnet.labels import label_set_hint, numbered_classes
 from runtime.artefact.advice import form_advice
 from runtime.artefact.card import FRAMES, ModelCard
+from runtime.artefact.engine_file import EngineRecord
 from runtime.backend import installed_backends
 from runtime.console import is_terminal
 from runtime.machine.machine import nvidia_gpus
 
 if TYPE_CHECKING:  # a command imports only what it needs
     from export.engine.build import EngineReport
+    from export.engine.inspect import EngineInspection
     from export.engine.progress import BuildProgress
     from export.inspect import Inspection
     from export.quantization.quantize import QuantizeReport
@@ -134,8 +136,51 @@ def text_from_quantization(report: QuantizeReport) -> str:
 
 
 def text_from_engine(report: EngineReport) -> str:
-    """Describe an engine: origin, GPUs, compute types, file, and the next command."""
+    """Describe a build: origin, GPUs, compute types, file, and the next command."""
     record = report.record
+    rows = [("engine", f"{report.path}  {report.status}"), *_record_rows(record)]
+    if report.parity:
+        rows.append(("parity", report.parity.as_text()))
+    if report.status != "dry run":
+        size = _megabytes(report.path.stat().st_size)
+        seconds = record.build.get("seconds")
+        rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
+        if report.status == "built" and (command := record.build.get("trtexec")):
+            rows += [("trtexec", command), ("", _TRTEXEC)]
+    rows += [("note", note) for note in report.notes]
+    return _block([*rows, ("next", shlex.join(["esnet-bench", str(report.path)]))])
+
+
+def text_of_engine(inspection: EngineInspection) -> str:
+    """Describe an engine: its record, its card, and its layers with their types."""
+    record = inspection.record
+    rows = [
+        ("engine", f"{inspection.path}  {_megabytes(inspection.num_bytes)}"),
+        ("sha256", record.plan_sha256),
+        *_record_rows(record),
+        *_about_rows(record.card),
+        *(("build", f"{k}: {v}") for k, v in record.build.items() if v not in (None, "", False)),
+    ]
+    if inspection.problem:
+        rows.append(("layers", f"unknown: {inspection.problem}"))
+    for layer in inspection.layers:
+        types = (", ".join(edge.type for edge in edges) for edges in (layer.inputs, layer.outputs))
+        rows.append(("layer", f"{layer.kind}  {' -> '.join(types)}  {layer.name}"))
+    return _block(rows)
+
+
+def json_from_engine(inspection: EngineInspection) -> str:
+    """Describe an engine as JSON."""
+    layers = []
+    for layer in inspection.layers:
+        inputs, outputs = ([e._asdict() for e in edges] for edges in (layer.inputs, layer.outputs))
+        layers.append({**layer._asdict(), "inputs": inputs, "outputs": outputs})
+    fields = {**dataclasses.asdict(inspection), "layers": layers}
+    return json.dumps(fields, indent=2, default=str)
+
+
+def _record_rows(record: EngineRecord) -> Rows:
+    """Describe origin, GPUs, batches, compute types and kernels of an engine."""
     sms = ", ".join(f"SM {sm}" for sm in record.target["sms"])
     gpu = record.target.get("gpu")
     types = f"{record.precision['asked']} requested"
@@ -148,27 +193,20 @@ def text_from_engine(report: EngineReport) -> str:
             for name, share in shares.items()
         )
         types += f"; multiply-accumulates: {found}"
+    if (share := record.precision.get("equal_labels")) is not None:
+        types += f"; {100 * share:.6g} % of labels equal to FP32"
     rows = [
-        ("engine", f"{report.path}  {report.status}"),
         ("from", f"{record.onnx['name']}  sha256 {record.onnx['sha256'][:12]}"),
         ("with", f"{record.tensorrt['kind']} {record.tensorrt['version']}"),
         ("for", f"{sms}{f', built on {gpu}' if gpu else ''}"),
         ("batch", str(record.profile)),
         ("types", types),
-        *((("parity", report.parity.as_text()),) if report.parity else ()),
     ]
     if record.kernels:
         traffic = f"{record.kernels['bytes_moved'] / 1e6:.0f} MB memory traffic"
         count, batch = record.kernels["count"], record.profile.opt
         rows.append(("kernels", f"{count}, {traffic} at batch {batch}"))
-    if report.status != "dry run":
-        size = _megabytes(report.path.stat().st_size)
-        seconds = record.build.get("seconds")
-        rows.append(("wrote", f"{size}  sha256 {record.plan_sha256[:12]}  in {seconds} s"))
-        if report.status == "built" and (command := record.build.get("trtexec")):
-            rows += [("trtexec", command), ("", _TRTEXEC)]
-    rows += [("note", note) for note in report.notes]
-    return _block([*rows, ("next", shlex.join(["esnet-bench", str(report.path)]))])
+    return rows
 
 
 def text_from_inspection(inspection: Inspection) -> str:
@@ -187,8 +225,13 @@ def text_from_inspection(inspection: Inspection) -> str:
     card = inspection.card
     if card is None:
         return _block([*rows, ("card", "none: not an artefact of this toolkit")])
+    return _block([*rows, *_about_rows(card)])
+
+
+def _about_rows(card: ModelCard) -> Rows:
+    """Describe name, inputs, outputs, classes, origin and parity of an artefact."""
     parity = ", ".join(f"{key} {value}" for key, value in card.parity.items())
-    rows += [
+    return [
         ("name", f"{card.name}, {card.precision}"),
         *_card_rows(card),
         ("classes", ", ".join(card.class_names)),
@@ -197,7 +240,6 @@ def text_from_inspection(inspection: Inspection) -> str:
         ("parity", parity or "not checked"),
         *(("created", f"{key}: {value}") for key, value in card.created.items() if value),
     ]
-    return _block(rows)
 
 
 def is_numbered(card: ModelCard) -> bool:

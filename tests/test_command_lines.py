@@ -68,7 +68,7 @@ def test_every_option_is_in_a_group(words):
 def test_every_command_shows_two_examples_that_it_accepts(words):
     name = words.removesuffix(" run")
     examples = [line for line in LEAVES[words].epilog.split("\n\n") if line.startswith(name)]
-    assert len(examples) == 2
+    assert len(examples) >= 2
     for example in examples:
         parse(example.partition(" > ")[0])
 

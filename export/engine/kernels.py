@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+from runtime.tensorrt_api import TensorRt
+
 # The compiler's name of a type -> bytes per element, and the words that the engine inspectors use for it.
 _TYPES = {
     "Half": (2, r"\b(FP16|Half)\b"),
@@ -69,6 +71,43 @@ def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
         return ()
     rows = text[start:].split("\nI/O Tensors")[0].split("\n")
     return tuple(_kernel_from_row(row) for row in rows if row.startswith("Name:"))
+
+
+def kernels_of_plan(
+    trt: TensorRt, plan: bytes, *, version_compatible: bool, input_name: str, shape: tuple[int, ...]
+) -> tuple[Kernel, ...]:
+    """List the kernels of an engine with the engine inspector, which loads it on this machine's GPU.
+
+    Args:
+        trt: TensorRT that built the engine.
+        plan: The engine, built at DETAILED verbosity.
+        version_compatible: True if it was built to be.
+        input_name: Name of its input.
+        shape: Shape of the input, for the formats of a dynamic batch.
+
+    Returns:
+        The kernels; empty if the engine cannot be loaded or the list cannot be read.
+
+    Raises:
+        BackendUnavailable: No driver or no GPU.
+    """
+    runtime = trt.create("Runtime")
+    if version_compatible:
+        runtime.engine_host_code_allowed = True  # such an engine contains a TensorRT runtime
+    engine = runtime.deserialize_cuda_engine(plan)
+    inspector = None if engine is None else engine.create_engine_inspector()
+    if inspector is None:
+        return ()
+    if trt.has("ExecutionContextAllocationStrategy.USER_MANAGED"):
+        strategy = trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy)
+    else:
+        context = engine.create_execution_context_without_device_memory()
+    if context is not None and context.set_input_shape(input_name, shape):
+        # Without the shapes of a context, the formats of a dynamic batch are "N/A due to dynamic shapes".
+        inspector.execution_context = context
+    layout = trt.module.LayerInformationFormat.JSON
+    return kernels_from_inspector(inspector.get_engine_information(layout))
 
 
 def kernels_from_inspector(text: str) -> tuple[Kernel, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from export.engine.kernels import Kernel, kernels_from_inspector, kernels_from_log
+from export.engine.kernels import Kernel, kernels_from_log, kernels_of_plan
 from export.engine.progress import BuildProgress, monitor_of
 from export.errors import BuildError
 from runtime.artefact.card import BatchRange
@@ -166,7 +166,13 @@ def _build(trt: TensorRt, model: bytes, options: BuildOptions, monitor: Any) -> 
         plan = bytes(memory)
         kernels = kernels_from_log(text for _, text in messages)
         if not kernels:
-            kernels = _inspected(trt, plan, options, input_name, shape)
+            kernels = kernels_of_plan(
+                trt,
+                plan,
+                version_compatible=options.version_compatible,
+                input_name=input_name,
+                shape=shape,
+            )
     return BuiltPlan(plan=plan, kernels=kernels, timings=b"" if timings is None else bytes(timings))
 
 
@@ -257,29 +263,6 @@ def _add_profile(
             hint=f"use --batch {shape[0]}, or export with --batch {batch}",
         )
     return tensor.name, (batch.opt, *shape[1:])
-
-
-def _inspected(
-    trt: TensorRt, plan: bytes, options: BuildOptions, input_name: str, shape: tuple[int, ...]
-) -> tuple[Kernel, ...]:
-    """List the kernels with the engine inspector, which loads the engine on this machine's GPU."""
-    runtime = trt.create("Runtime")
-    if options.version_compatible:
-        runtime.engine_host_code_allowed = True  # such an engine contains a TensorRT runtime
-    engine = runtime.deserialize_cuda_engine(plan)
-    inspector = None if engine is None else engine.create_engine_inspector()
-    if inspector is None:
-        return ()
-    if trt.has("ExecutionContextAllocationStrategy.USER_MANAGED"):
-        strategy = trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.create_execution_context(strategy)
-    else:
-        context = engine.create_execution_context_without_device_memory()
-    if context is not None and context.set_input_shape(input_name, shape):
-        # Without the shapes of a context, the formats of a dynamic batch are "N/A due to dynamic shapes".
-        inspector.execution_context = context
-    layout = trt.module.LayerInformationFormat.JSON
-    return kernels_from_inspector(inspector.get_engine_information(layout))
 
 
 def _hint_for(reason: str, precision: str) -> str:

@@ -175,6 +175,7 @@ _RECORD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "precision.asked": (_is_text, "text"),
     "precision.built": (_is_counts, "numbers by type"),
     "precision.mac_shares": (_is_shares, "shares by type"),
+    "precision.equal_labels": (lambda value: value is None or _is_number(value), "a number"),
     "profile": (_is_batch, f"1 <= min <= opt <= max <= {MAX_BATCH}"),
     "kernels": (_is_kernels, "nothing, or count and bytes_moved"),
     "build.command": (lambda value: isinstance(value, str), "text"),
