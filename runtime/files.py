@@ -77,6 +77,9 @@ def atomic_path(path: Path, *, sync: bool = True) -> Iterator[Path]:
                 with temporary.open("rb") as file:
                     os.fsync(file)
             temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is reported without a name
+        raise
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or could not be created
             temporary.unlink()

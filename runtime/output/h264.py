@@ -95,6 +95,7 @@ def count_frames(path: Path) -> int:
     """Count the frames that a video file holds, up to its end or the first damage."""
     count = 0
     with suppress(av.error.FFmpegError), av.open(str(path.absolute())) as container:
-        for packet in container.demux(video=0):
-            count += packet.size > 0
+        if container.streams.video:  # a full disk may leave a file without a stream
+            for packet in container.demux(video=0):
+                count += packet.size > 0
     return count

@@ -1,5 +1,6 @@
 """A file appears whole or not at all, with the umask's permissions; an unusable output path is refused."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -146,3 +147,9 @@ def test_the_cache_needs_no_home_if_xdg_names_one(monkeypatch, tmp_path):
     monkeypatch.setattr("pathlib.Path.home", lambda: pytest.fail("the home folder is not needed"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_dir() == tmp_path / "esnet-deploy"
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as error, atomic_path(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == str(tmp_path / "a")

@@ -264,3 +264,10 @@ def test_a_full_disk_is_an_error_and_leaves_the_older_video(codec, tmp_path, vid
     assert (tmp_path / "out.mp4").read_bytes() == before
     if codec == "h264":
         assert len(list(open_source(tmp_path / "out.partial.mp4"))) > 5
+
+
+def test_a_file_without_a_stream_has_no_frames(tmp_path):
+    h264 = pytest.importorskip("runtime.output.h264")
+    header = b"\0\0\0\x1cftypisom\0\0\x02\0isomiso2mp41\0\0\0\x08free"
+    (tmp_path / "a.mp4").write_bytes(header + b"\0\0\0\x6cmoov\0\0\0\x64mvhd" + bytes(92))
+    assert h264.count_frames(tmp_path / "a.mp4") == 0
