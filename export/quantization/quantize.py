@@ -25,19 +25,15 @@ from export.quantization.sensitivity import (
     draw_sensitivity,
     require_drawing,
 )
+from export.quantization.verdict import HINTS, low_agreement, mismatches, worst_drop
 from runtime.artefact.card import FRAMES, LABELS, ModelCard
 from runtime.files import atomic_path, require_outputs, sha256_of
 
 OnFrame = Callable[[str, int, int], None]
 """Progress callback: description, number done, total."""
 _FEW_FRAMES = 32
-_GOOD_AGREEMENT = 0.99
 _CLASS_MULTIPLE = 4
 """Padding of an INT8 head on CPUs: OpenVINO takes 1 % less time for 12 classes than for 11 or 17."""
-_HINTS = {
-    "cpu": "try --keep BLOCK, another --method, or more --calibration frames",
-    "tensorrt": "OpenVINO and ONNX Runtime execute --scheme cpu correctly on CPUs",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +144,7 @@ def quantize(
         search.measure_sensitivity()
     with atomic_path(path) as temporary:
         card, quantized, checks = search.run(temporary, options.max_miou_drop)
-        warnings += _low_agreement(checks, checker, options.min_agreement, scheme)
+        warnings += low_agreement(checks, checker, options.min_agreement, HINTS[scheme.name])
     if options.trt_cache_path is not None:
         write_trt_cache(table, options.trt_cache_path)
     if options.sensitivity_path is not None:
@@ -196,8 +192,8 @@ class _Search:
                 quantized = quantize_scores(quantized, range_of(SCORES, ranges))
             onnx.save(with_card(quantized, self.card), path)
             checks, problems = self.checker.check(path, quantized)
-            problems += _mismatches(checks, self.scheme)
-            drop = _worst_drop(checks, self.checker.miou_fp32)
+            problems += mismatches(checks, self.scheme)
+            drop = worst_drop(checks, self.checker.miou_fp32)
             if problems or drop is None or drop <= max_miou_drop:
                 break
             if not self.sensitivity:
@@ -209,7 +205,7 @@ class _Search:
             self.restored.append(left[0])
             self.kept += _convolutions_of(self.model, left[:1])
         if problems:
-            raise ParityError("; ".join(problems), hint=_HINTS[self.scheme.name])
+            raise ParityError("; ".join(problems), hint=HINTS[self.scheme.name])
         matching = [check for check in checks if check.matches_reference]
         results = {
             "kept": sorted(self.kept),
@@ -319,50 +315,3 @@ def _convolutions_of(model: onnx.ModelProto, paths: Sequence[str]) -> list[str]:
             raise ExportError(f"no convolution is called {path!r}", hint=f"for example {names[1]}")
         found += inside
     return found
-
-
-def _mismatches(checks: Sequence[BackendCheck], scheme: Scheme) -> list[str]:
-    """Describe the mismatches that forbid writing: any for the cpu scheme, else if no backend matches."""
-    problems = [
-        f"{check.backend} does not match the simulation: {check.agreement:.2%} of labels agree"
-        for check in checks
-        if scheme.name == "cpu" and not check.matches_reference
-    ]
-    if not any(check.matches_reference for check in checks):
-        problems.append("no backend here matches the simulation")
-    return problems
-
-
-def _low_agreement(
-    checks: Sequence[BackendCheck], checker: BackendChecker, least: float, scheme: Scheme
-) -> tuple[str, ...]:
-    """Warn about backends that match the simulation but differ from fp32; below ``least``, refuse them.
-
-    Generated scenes only warn: INT8 changes more labels there than on the frames that the ranges are from.
-
-    Raises:
-        ParityError: Fewer labels agree on real frames.
-    """
-    good = max(_GOOD_AGREEMENT, least)
-    low = [c for c in checks if c.matches_reference and c.agreement_fp32 < good]
-    texts = [
-        f"{check.backend}: {check.agreement_fp32:.2%} of labels agree with FP32 on {checker.frames}"
-        for check in low
-    ]
-    if checker.is_real and any(check.agreement_fp32 < least for check in low):
-        raise ParityError(
-            f"{'; '.join(texts)}; required {100 * least:g} %",
-            hint=f"{_HINTS[scheme.name]}; --min-agreement 0 writes the file anyway",
-        )
-    advice = (
-        "expected 99 %" if checker.is_real else "check real ones: --calibration DIR or --data DIR"
-    )
-    return tuple(f"{text}, {advice}" for text in texts)
-
-
-def _worst_drop(checks: Sequence[BackendCheck], miou_fp32: float | None) -> float | None:
-    """Get the largest mIoU drop in points over the backends that match; ``None`` without labels."""
-    if miou_fp32 is None:
-        return None
-    mious = [check.miou for check in checks if check.matches_reference and check.miou is not None]
-    return max((100 * (miou_fp32 - miou) for miou in mious), default=None)

@@ -36,10 +36,10 @@ from export.quantization.calibration import METHODS, measure_ranges
 from export.quantization.quantize import (
     QuantizeOptions,
     QuantizeReport,
-    _worst_drop,
     quantize,
 )
 from export.quantization.range_table import RangeTable, write_trt_cache
+from export.quantization.verdict import worst_drop
 from export.report import text_from_quantization
 from export.to_onnx import export_onnx
 from runtime.artefact.advice import quantization_advice
@@ -493,7 +493,7 @@ class TestQuantize:
     def test_over_budget_the_most_sensitive_blocks_go_back_to_float(
         self, artefact, table_path, small_camvid, monkeypatch
     ):
-        monkeypatch.setattr("export.quantization.quantize._worst_drop", scripted([3.0, 2.0, 0.1]))
+        monkeypatch.setattr("export.quantization.quantize.worst_drop", scripted([3.0, 2.0, 0.1]))
         worst = ["decoder.layers.1", "encoder.layers.0"]
         cheap_sensitivity(monkeypatch, *worst, "encoder.layers.3")
         labelled = open_split("camvid", small_camvid, "val")
@@ -509,9 +509,9 @@ class TestQuantize:
             first._replace(matches_reference=matches, miou=miou)
             for matches, miou in ((True, 0.69), (True, 0.66), (False, 0.10), (True, None))
         ]
-        assert _worst_drop(checks, 0.70) == pytest.approx(4.0)
-        assert _worst_drop(checks, None) is None
-        assert _worst_drop(checks[2:], 0.70) is None
+        assert worst_drop(checks, 0.70) == pytest.approx(4.0)
+        assert worst_drop(checks, None) is None
+        assert worst_drop(checks[2:], 0.70) is None
 
     def test_a_block_may_stay_float(self, artefact, table_path):
         report = run_quantize(artefact, table_path=table_path, keep=["encoder.layers.0"])
