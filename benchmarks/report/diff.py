@@ -40,7 +40,8 @@ class Change(NamedTuple):
     after: Timing
     """Timing in the second report."""
     verdict: str
-    """``SLOWER`` if slower than chance, the limit and the machine explain; else the reason why not."""
+    """``SLOWER`` if slower than chance, the limit and the machine explain; ``inconclusive`` if the intervals
+    are apart, but a run was unstable; else the reason why not."""
 
     @property
     def slower(self) -> float:
@@ -87,6 +88,8 @@ def diff_table(changes: list[Change]) -> TextTable:
 def _verdict(before: Timing, after: Timing, max_slower: float, machine_slower: float) -> str:
     if after.low <= before.high and after.high >= before.low:
         return "same"
+    if not (before.is_stable and after.is_stable):
+        return "inconclusive"
     ratio = after.median / before.median
     if ratio / (1 + max(0.0, machine_slower)) - 1 > max_slower:
         return "SLOWER"

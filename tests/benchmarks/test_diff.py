@@ -80,6 +80,39 @@ def test_an_unstable_run_is_warned_of(tmp_path):
     assert any("unstable run, measure again" in line for line in warnings)
 
 
+@pytest.mark.parametrize(
+    "is_stable", [pytest.param((False, False), id="both"), pytest.param((True, False), id="one")]
+)
+def test_a_slow_down_of_an_unstable_run_is_inconclusive(tmp_path, is_stable):
+    paths = []
+    for name, ms, stable in zip("ab", (100, 166), is_stable, strict=True):
+        run = {"p50": ms, "p50_low": ms * 0.99, "p50_high": ms * 1.01, "is_stable": stable}
+        paths.append(
+            report_of(tmp_path / f"{name}.json", ms, seed=1, results=[result_of({"engine": run})])
+        )
+    result = run_diff(*paths)
+    assert result.exit_code == 0, result.exception
+    assert "+66.0 %" in result.stdout
+    assert "inconclusive" in result.stdout
+
+
+def test_short_runs_on_a_busy_machine_are_never_slower(tmp_path):
+    """20 pairs of runs of one model, with spells in which others take the cores."""
+    random_ = random.Random(0)
+
+    def busy_run(name: str) -> Path:
+        samples: list[float] = []
+        while len(samples) < 80:
+            pace = random_.choice([1, 1, random_.uniform(1.2, 4)])
+            samples += [10 * pace * random_.gauss(1, 0.03) for _ in range(random_.randint(5, 60))]
+        results = [result_of({"engine": dataclasses.asdict(summarize(samples))})]
+        return report_of(tmp_path / name, 10, seed=1, results=results)
+
+    changes = [diff_reports(busy_run("a.json"), busy_run("b.json"), 0.05)[0][0] for _ in range(20)]
+    assert max(abs(change.slower) for change in changes) > 0.5
+    assert {change.verdict for change in changes} == {"same", "inconclusive"}
+
+
 def test_a_rate_is_slower_when_it_falls(tmp_path):
     def rates(fps: float) -> list:
         rate = {"fps": fps, "fps_low": fps * 0.99, "fps_high": fps * 1.01, "is_stable": True}
