@@ -10,8 +10,8 @@ from pathlib import Path
 
 from esnet.data.scenes import street_scene
 from runtime.machine.onednn import has_bf16
-from runtime.output.images import write_image
 from runtime.media.sources import open_source
+from runtime.output.images import write_image
 
 OUT = Path("out/demo")
 _CAMVID = Path("../shared/camvid/val")
