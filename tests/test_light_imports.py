@@ -27,7 +27,9 @@ def test_a_package_is_imported_with_the_standard_library_alone(module):
     run(f"import {module}", blocked=(*HEAVY, "numpy", "cv2", "typer", "rich"))
 
 
-@pytest.mark.parametrize("module", ["runtime.segmenter", "runtime.segment", "runtime.output.outputs"])
+@pytest.mark.parametrize(
+    "module", ["runtime.segmenter", "runtime.segment", "runtime.output.outputs"]
+)
 def test_the_runtime_needs_numpy_and_opencv_alone(module):
     run(f"import {module}", blocked=HEAVY)
 

@@ -127,7 +127,9 @@ def test_closing_block_names_path_hash_edges_and_the_next_command(report):
 def test_without_a_gpu_the_form_for_this_cpu_is_named(report, monkeypatch):
     monkeypatch.setattr("export.report.nvidia_gpus", tuple)
     text = " ".join(text_from_export(report).split())
-    assert "note no NVIDIA GPU here, and the graph is optimized for tensorrt; for openvino: " in text
+    assert (
+        "note no NVIDIA GPU here, and the graph is optimized for tensorrt; for openvino: " in text
+    )
     assert "--optimize-for openvino next esnet-bench" in text
     monkeypatch.setattr("export.report.nvidia_gpus", lambda: ("a GPU",))
     assert "note" not in text_from_export(report)
