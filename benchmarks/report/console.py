@@ -8,6 +8,7 @@ from benchmarks.scopes import END_TO_END, ENGINE, HOST, PINNED, SCOPES
 from benchmarks.timing.camera import CameraResult
 from benchmarks.timing.statistics import MIN_SAMPLES_FOR_P99, Summary
 from benchmarks.timing.suite import BenchReport, Result, SpeedResult
+from benchmarks.timing.throughput import Rate
 
 _TITLES = {
     "latency": "Latency, one batch in flight, milliseconds per batch",
@@ -100,23 +101,24 @@ def verdicts(report: BenchReport) -> list[str]:
 
 def notes(report: BenchReport) -> list[str]:
     """List explanations and warnings: scopes, missing p99, unstable runs, unchecked labels, advice."""
-    timings = [(r.name, *item) for r in report.results for item in r.scopes.items()]
-    scopes = {scope for _, scope, _ in timings}
+    speeds = speed_results(report)
+    timings = [timing for result in speeds for timing in result.scopes.values()]
+    scopes = {scope for result in speeds for scope in result.scopes}
     lines = [f"{scope}: {text}." for scope, text in SCOPES.items() if scope in scopes]
     if END_TO_END in scopes and PINNED not in scopes:
         lines.append("pinned: does not exist on a CPU.")
-    if any(isinstance(timing, Summary) and timing.p99 is None for *_, timing in timings):
+    if any(isinstance(timing, Summary) and timing.p99 is None for timing in timings):
         lines.append(
             f"p99 n/a: fewer than {MIN_SAMPLES_FOR_P99} samples within {report.config.cap_seconds:g} s "
             "per row."
         )
-    if unstable := [f"{name}, {scope}" for name, scope, timing in timings if not timing.is_stable]:
+    if not all(timing.is_stable for timing in timings):
         lines.append(
-            f"unstable: {'; '.join(unstable)}: the speed changed by more than 5 % during the run, or the "
-            "interval of the median is wider than 3 %."
+            "~ unstable: the speed changed by more than 5 % during the run, or the interval of the median is "
+            "wider than 3 %."
         )
     lines.extend(report.notes)
-    for result in speed_results(report):
+    for result in speeds:
         pinned, host = result.scopes.get(PINNED), result.scopes.get(HOST)
         if report.mode == "latency" and pinned and host and pinned.fps < host.fps:
             lines.append(
@@ -170,12 +172,12 @@ def _cells(result: Result, first: Result) -> list[list[str]]:
         base = first.scopes.get(scope)
         per_frame, fps = _number(1e3 / timing.fps), _number(timing.fps)
         if isinstance(timing, Summary):
-            interval = _interval(timing.p50_low, timing.p50_high)
+            interval = _interval(timing, timing.p50_low, timing.p50_high)
             marks = map(_number, (timing.p95, timing.p99, timing.min, timing.max))
             median = _number(timing.p50)
             row = [scope, str(timing.n), median, interval, *marks, per_frame, fps]
         else:
-            interval = _interval(timing.fps_low, timing.fps_high)
+            interval = _interval(timing, timing.fps_low, timing.fps_high)
             batch_ms = _number(1e3 * result.batch / timing.fps)
             in_flight = str(result.in_flight)
             row = [in_flight, scope, str(timing.n), batch_ms, per_frame, fps, interval]
@@ -188,5 +190,5 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.{1 if value >= 10 else 2}f}"
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{_number(low)}-{_number(high)}"
+def _interval(timing: Summary | Rate, low: float, high: float) -> str:
+    return f"{'' if timing.is_stable else '~'}{_number(low)}-{_number(high)}"

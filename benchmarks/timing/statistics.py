@@ -96,15 +96,20 @@ def is_steady(values: Sequence[float] | np.ndarray) -> bool:
 
 
 def bootstrap_interval(
-    samples: np.ndarray, statistic: Callable[[np.ndarray], Any] = np.median
+    samples: np.ndarray,
+    statistic: Callable[[np.ndarray], Any] = np.median,
+    *,
+    least_block: int = 1,
 ) -> tuple[float, float]:
     """Compute the bootstrap 95 % interval of a statistic, with a fixed random seed.
 
     It resamples blocks of neighbouring samples, a twelfth of all samples each. Slow periods of a machine span
-    many samples, so resampling single samples would give an interval that is too narrow.
+    many samples, so resampling single samples would give an interval that is too narrow. ``least_block`` is
+    the size of a block that few samples should have, too, while there are four blocks.
     """
     random = np.random.default_rng(0)
-    block = max(1, len(samples) // _BOOTSTRAP_BLOCKS)
+    size = len(samples)
+    block = max(1, size // _BOOTSTRAP_BLOCKS, min(least_block, size // 4))
     count = math.ceil(len(samples) / block)
     values = np.empty(_BOOTSTRAP_ROUNDS)
     for index in range(_BOOTSTRAP_ROUNDS):

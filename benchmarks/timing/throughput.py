@@ -47,12 +47,15 @@ def measure_throughput(
     """Measure the rate of each scope with batches of ``size`` frames and all slots in flight."""
     backend, card = segmenter.backend, segmenter.card
     batches = [batch_from_frames(group, card) for group in frames.groups(size)]
-    rates = {HOST: measure_rate(backend.stream(cycle(batches)), size, config)}
-    if hasattr(backend, "ring"):  # its slots hold the batches of the run above
-        rates[PINNED] = measure_rate(backend.stream(filled_slots(backend, size)), size, config)
+    streams: dict[str, Generator[object]] = {HOST: backend.stream(cycle(batches))}
+    if hasattr(backend, "ring"):  # its slots hold the batches of the host's run
+        streams[PINNED] = backend.stream(filled_slots(backend, size))
     results = segmenter.stream(cycle(frames.frames), batch=size, max_wait_ms=_FULL_BATCH_MS)
-    rates[END_TO_END] = measure_rate(_grouped(results, size), size, config)
-    return rates
+    streams[END_TO_END] = _grouped(results, size)
+    return {
+        scope: measure_rate(stream, size, config, in_flight=backend.num_slots)
+        for scope, stream in streams.items()
+    }
 
 
 def filled_slots(backend: Backend, size: int) -> Iterator[InputSlot]:
@@ -63,17 +66,20 @@ def filled_slots(backend: Backend, size: int) -> Iterator[InputSlot]:
         yield slot
 
 
-def measure_rate(batches: Generator[object], size: int, config: TimingConfig) -> Rate:
+def measure_rate(
+    batches: Generator[object], size: int, config: TimingConfig, *, in_flight: int
+) -> Rate:
     """Time an endless stream of finished batches of ``size`` frames, and close it.
 
-    Calls and samples of ``config`` are batches.
+    Calls and samples of ``config`` are batches. Those that are in flight together may finish together, so
+    the interval resamples blocks of as many.
     """
     with closing(batches):
         warm_up_cap = min(config.warmup_cap_seconds, config.cap_seconds)
         _take(batches, config.warmup_calls, config.warmup_seconds, warm_up_cap)
         marks = _take(batches, config.min_samples, config.min_seconds, config.cap_seconds)
     intervals = np.diff(marks)
-    low, high = bootstrap_interval(intervals, np.mean)
+    low, high = bootstrap_interval(intervals, np.mean, least_block=in_flight)
     thirds = [part.mean() for part in np.array_split(intervals, 3) if len(part)]
     return Rate(
         n=len(intervals),

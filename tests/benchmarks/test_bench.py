@@ -269,11 +269,14 @@ def test_few_samples_are_said(report):
     assert any("p99 n/a" in note for note in notes(report))
 
 
-def test_an_unstable_run_is_said(report):
+def test_an_unstable_row_is_marked(report):
     first = with_scope(report.results[0], "engine", [10.0] * 10 + [20.0] * 10)
-    assert any(
-        note.startswith("unstable") for note in notes(dataclasses.replace(report, results=(first,)))
-    )
+    steady = with_scope(first, "end to end", [10.0] * 20)
+    shown = dataclasses.replace(report, results=(steady,))
+    table = result_table(shown)
+    column = table.columns.index("95 % CI")
+    assert [row[column].startswith("~") for row in table.rows] == [True, False]
+    assert any(note.startswith("~ unstable") for note in notes(shown))
 
 
 def test_the_report_names_machine_libraries_and_frames(report, capsys):

@@ -74,26 +74,31 @@ class TestRate:
         return batches
 
     def test_it_is_frames_over_time(self, stream, quick):
-        rate = measure_rate(stream(0.25), 4, quick)
+        rate = measure_rate(stream(0.25), 4, quick, in_flight=1)
         assert rate.fps == pytest.approx(4 / 0.25)
         assert rate.seconds == rate.n * 0.25
 
     def test_the_interval_is_that_of_the_rate(self, stream):
         """The median of these times says 10 FPS, the rate is 5.3."""
         config = TimingConfig(warmup_calls=1, min_seconds=0, min_samples=300, cap_seconds=1e9)
-        rate = measure_rate(stream(0.1, 0.1, 0.1, 0.1, 0.54), 1, config)
+        rate = measure_rate(stream(0.1, 0.1, 0.1, 0.1, 0.54), 1, config, in_flight=1)
         assert rate.fps == pytest.approx(5 / 0.94)
         assert rate.fps_low <= rate.fps <= rate.fps_high < 6
+
+    def test_batches_that_finish_together_do_not_widen_the_interval(self, stream):
+        config = TimingConfig(warmup_calls=1, min_seconds=0, min_samples=24, cap_seconds=1e9)
+        rate = measure_rate(stream(1.0, 0.0, 0.0), 1, config, in_flight=3)
+        assert (rate.fps_low, rate.fps_high) == pytest.approx((3.0, 3.0))
 
     def test_the_warm_up_does_not_count(self, stream):
         config = TimingConfig(
             warmup_calls=3, warmup_cap_seconds=1e9, min_seconds=0, min_samples=2, cap_seconds=1e9
         )
-        rate = measure_rate(stream(5.0, 5.0, 5.0, 1.0, 1.0, 9.0), 1, config)
+        rate = measure_rate(stream(5.0, 5.0, 5.0, 1.0, 1.0, 9.0), 1, config, in_flight=1)
         assert (rate.n, rate.fps) == (2, 1.0)
 
     def test_the_cap_ends_a_slow_stream(self, stream):
-        rate = measure_rate(stream(8.0), 1, TimingConfig(cap_seconds=20.0))
+        rate = measure_rate(stream(8.0), 1, TimingConfig(cap_seconds=20.0), in_flight=1)
         assert rate.n == 3
 
     def test_the_stream_is_closed_also_after_an_error(self, quick):
@@ -109,9 +114,9 @@ class TestRate:
                 ended.append(error)
 
         failure = RuntimeError("the engine is gone")
-        measure_rate(batches(None), 1, quick)
+        measure_rate(batches(None), 1, quick, in_flight=1)
         with pytest.raises(RuntimeError, match="the engine is gone"):
-            measure_rate(batches(failure), 1, quick)
+            measure_rate(batches(failure), 1, quick, in_flight=1)
         assert ended == [None, failure]
 
 
