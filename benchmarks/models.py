@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -188,12 +189,12 @@ def _check_batches(path: Path, batches: Sequence[int]) -> None:
         return
     middle = sorted(batches)[len(batches) // 2]
     wanted = BatchRange(min(low, *batches), middle, max(high, *batches))
-    command = f"to-onnx WEIGHTS --optimize-for {card.optimized_for}"
+    words = ["esnet-export", "to-onnx", "WEIGHTS", "--optimize-for", card.optimized_for]
     if builder is not None:
-        command = f"build-engine MODEL.onnx --{card.precision}"
+        words = ["esnet-export", "build-engine", "MODEL.onnx", f"--{card.precision}"]
     raise BenchmarkError(
         f"--batch {','.join(map(str, batches))}: {path} takes batches of {low} to {high}",
-        hint=f"esnet-export {command} --batch {wanted}",
+        hint=shlex.join([*words, "--batch", str(wanted)]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 import textwrap
@@ -38,6 +39,7 @@ _TRTEXEC = (
     "its latency is the scope pinned of esnet-bench, on random frames and with a second batch in flight, so "
     "that a copy may wait for the other batch's"
 )
+_COMMAND = re.compile(r"\b(esnet-[a-z]+|trtexec) ")
 _HEARTBEAT_SECONDS = 15.0
 _TICK_SECONDS = 0.1
 _LINE = textwrap.TextWrapper(
@@ -128,11 +130,10 @@ def text_from_quantization(report: QuantizeReport) -> str:
         rows.append(("checked", f"{check.backend}: {miou}{agreement}, on {report.frames}{problem}"))
     rows.append(("wrote", _file_text(report)))
     rows += [("warning", warning) for warning in report.warnings]
-    is_for_tensorrt = quantization["scheme"] == "tensorrt"
-    file = shlex.quote(str(report.path))
-    build, bench = f"esnet-export build-engine {file} --int8", f"esnet-bench {file}"
-    rows += _form_rows(report.card)
-    return _block([*rows, ("next", build if is_for_tensorrt else bench)])
+    words = ["esnet-bench", str(report.path)]
+    if quantization["scheme"] == "tensorrt":
+        words = ["esnet-export", "build-engine", str(report.path), "--int8"]
+    return _block([*rows, *_form_rows(report.card), ("next", shlex.join(words))])
 
 
 def text_from_engine(report: EngineReport) -> str:
@@ -314,5 +315,6 @@ def _megabytes(num_bytes: int) -> str:
 
 
 def _block(rows: Rows) -> str:
-    """Lay out labelled lines, wrapped at 110 columns."""
-    return "\n".join(_LINE.fill(f"{label:<10}{text}") for label, text in rows)
+    """Lay out labelled lines, wrapped at 110 columns; a command stays one line, to be pasted."""
+    lines = [f"{label:<10}{text}" for label, text in rows]
+    return "\n".join(line if _COMMAND.search(line) else _LINE.fill(line) for line in lines)

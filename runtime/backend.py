@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -312,7 +313,9 @@ def _check_kind(path: Path, name: str, builder: str | None) -> None:
     if builder is None:
         raise InvalidInput(
             f"backend {name!r} runs engines, {path} is an ONNX file",
-            hint=f"esnet-export build-engine {path} --fp16 --tensorrt {name}",
+            hint=shlex.join(
+                ["esnet-export", "build-engine", str(path), "--fp16", "--tensorrt", name]
+            ),
         )
     raise InvalidInput(
         f"backend {name!r} does not run {path}, an engine of {builder}",

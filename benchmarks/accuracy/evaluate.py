@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def open_predictor(
         if size_hw is not None:
             raise BenchmarkError(
                 "--size is for checkpoints: an artefact works at the size it was exported for",
-                hint=f"esnet-export to-onnx WEIGHTS --size {size_hw[0]}x{size_hw[1]}",
+                hint="export it at another size: esnet-export to-onnx WEIGHTS --size HEIGHTxWIDTH",
             )
         choice = choose_backend(model, backend or AUTO, precision, device)
         segmenter = Segmenter.open(
@@ -114,7 +115,7 @@ def open_predictor(
     if not {backend, precision} <= {None, AUTO}:
         raise BenchmarkError(
             f"{model} is a checkpoint, run by torch in fp32: --backend and --precision are for artefacts",
-            hint=f"esnet-export to-onnx {model}, then evaluate the .onnx file",
+            hint=f"{shlex.join(['esnet-export', 'to-onnx', str(model)])}; then evaluate the .onnx file",
         )
     return _predictor_from_checkpoint(model, size_hw, device)
 

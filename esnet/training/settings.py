@@ -64,5 +64,5 @@ class RunResult:
     def as_text(self) -> str:
         """Format the outcome and the next command, one line each."""
         best = "not validated" if self.best_miou is None else f"best mIoU {self.best_miou:.4f}"
-        weights = shlex.quote(str(self.run_dir / "best.ckpt"))
-        return f"trained   {self.epochs} epochs, {best}\nnext      esnet-export to-onnx {weights}"
+        command = shlex.join(["esnet-export", "to-onnx", str(self.run_dir / "best.ckpt")])
+        return f"trained   {self.epochs} epochs, {best}\nnext      {command}"

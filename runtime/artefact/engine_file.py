@@ -229,9 +229,10 @@ def _hint_for_gpu(record: EngineRecord, sm: Sm) -> str:
     if limits_of(sm).runs_rtx:
         return f"build it for this GPU: {command} --target sm_{sm[0]}{sm[1]}"
     name, asked = record.onnx.get("name", "MODEL.onnx"), record.precision.get("asked", "fp16")
+    words = ["esnet-export", "build-engine", name, f"--{asked}", "--tensorrt", "tensorrt"]
     return (
         f"TensorRT-RTX does not support SM {sm_text(sm)}; esnet-doctor shows how to install TensorRT, "
-        f"then: esnet-export build-engine {shlex.quote(name)} --{asked} --tensorrt tensorrt"
+        f"then: {shlex.join(words)}"
     )
 
 
