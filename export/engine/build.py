@@ -100,6 +100,10 @@ def build_engine(
     is_converted = options.precision == "fp16" and card.precision == "fp32"
     fp32_nodes: tuple[str, ...] = ()
     notes = target_notes(trt, options, gpu)
+    if card.precision == "fp16" and not card.parity:
+        notes += (
+            f"{onnx_path} was not compared with its checkpoint: it was exported with --no-verify",
+        )
     if is_converted:
         from export.engine.half import check_half, overflowing_nodes  # needs ONNX Runtime
 

@@ -510,6 +510,13 @@ class TestComparisonInHalf:
         with pytest.raises(ParityError):
             build(camvid, tensorrt="tensorrt", verify=True)
 
+    def test_an_fp16_file_that_was_never_compared_is_named(self, use_fake, make_artefact, tmp_path):
+        use_fake("10.3.0")
+        path = tmp_path / "half.onnx"
+        path.write_bytes(make_artefact(precision="fp16").read_bytes())
+        note = f"{path} was not compared with its checkpoint: it was exported with --no-verify"
+        assert note in build(path, tensorrt="tensorrt").notes
+
     def test_the_largest_activation_is_not_that_of_padding_classes(
         self, use_fake, camvid, tmp_path
     ):
