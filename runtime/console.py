@@ -171,9 +171,11 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
 @contextmanager
 def _ending_signals() -> Iterator[None]:
     """Turn the first signal into ``SystemExit``; one that the parent process ignores stays ignored."""
+    received = []
 
     def end(number: int, frame: object) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)  # a second one ends a command that hangs
+        received.append(number)
         sys.exit(128 + number)
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -187,6 +189,8 @@ def _ending_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if received:  # also if a library made another error of it
+            sys.exit(128 + received[0])
 
 
 def _run_app(app: Callable[[], Any]) -> NoReturn:

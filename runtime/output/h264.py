@@ -45,7 +45,7 @@ class H264Encoder:
             InvalidInput: The encoder refuses this size or rate.
             OSError: The file cannot be created.
         """
-        self._path, self._last = path, -1
+        self._path, self._last, self._has_failed = path, -1, False
         with self._reporting():
             self._container = av.open(str(path.absolute()), "w", "mp4", options=_FILE_OPTIONS)
             self._container.metadata["comment"] = MARK.decode()
@@ -73,15 +73,23 @@ class H264Encoder:
         self._last = max(self._last + 1, round(seconds * _TICKS))
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         with self._reporting():
-            self._container.mux(self._stream.encode(frame))
+            self._mux(frame)
 
     def close(self) -> None:
         """Write what the encoder holds, and the index of the file."""
         with self._reporting():
             try:
-                self._container.mux(self._stream.encode(None))
+                if not self._has_failed:
+                    self._mux(None)
             finally:
                 self._container.close()
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        self._has_failed = (
+            True  # FFmpeg crashes if it goes on after the header could not be written
+        )
+        self._container.mux(self._stream.encode(frame))
+        self._has_failed = False
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:

@@ -198,6 +198,7 @@ def _start(command: Command, log: Path, *, max_bytes: int | None = None) -> int:
         code = 99
     threading._shutdown()  # type: ignore[attr-defined] # as at the end of Python
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

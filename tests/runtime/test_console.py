@@ -254,3 +254,17 @@ def test_an_option_that_is_no_number_is_refused(monkeypatch, capsys, text):
         run_app(app)
     assert end.value.code == 2
     assert "rate" in capsys.readouterr().err
+
+
+def test_a_signal_keeps_its_code_if_a_library_makes_another_error_of_it(monkeypatch):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 0)  # the handler runs here at the latest
+        except SystemExit:
+            raise BackendUnavailable("initialization failed") from None
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as end:
+        run_app(work)
+    assert end.value.code == 143

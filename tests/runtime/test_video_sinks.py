@@ -271,3 +271,26 @@ def test_a_file_without_a_stream_has_no_frames(tmp_path):
     header = b"\0\0\0\x1cftypisom\0\0\x02\0isomiso2mp41\0\0\0\x08free"
     (tmp_path / "a.mp4").write_bytes(header + b"\0\0\0\x6cmoov\0\0\0\x64mvhd" + bytes(92))
     assert h264.count_frames(tmp_path / "a.mp4") == 0
+
+
+@pytest.mark.parametrize("max_bytes", [0, 200, 20_000])
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path, max_bytes):
+    pytest.importorskip("av")
+    code = (
+        "import resource, sys; import numpy as np; from pathlib import Path\n"
+        "from runtime.output.h264 import H264Encoder\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max_bytes}, {max_bytes}))\n"
+        "encoder = H264Encoder(Path(sys.argv[1]), (64, 128), 25.0)\n"
+        "noise = np.random.default_rng(0)\n"
+        "def write():\n"
+        "    for index in range(60):\n"
+        "        encoder.write(noise.integers(0, 256, (64, 128, 3), np.uint8), index / 25)\n"
+        "    encoder.close()\n"
+        "for step in (write, encoder.close):\n"
+        "    try: step()\n"
+        "    except OSError as error: print(error.strerror)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "a.mp4")]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("File too large\n")
