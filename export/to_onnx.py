@@ -15,12 +15,12 @@ from esnet.checkpoint import CLASSES_KEY, SHIPPED_WEIGHTS, Checkpoint, load_chec
 from esnet.labels import load_label_set
 from export.graph.editor import op_counts
 from export.graph_builder import onnx_from_network
-from export.metadata import card_from_plan, with_card
+from export.metadata import card_from_plan, require_artefact_output, with_card
 from export.parity import Parity, parity_frames, require_parity
 from export.plan import ExportPlan, transform_graph
 from export.verify import measure_parity
 from runtime.artefact.card import LABELS, ModelCard
-from runtime.files import atomic_path, require_outputs, sha256_of
+from runtime.files import atomic_path, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ def export_onnx(
     # Artefacts of shipped weights are named after them and go to the working folder.
     stem = Path(weights) if str(weights) in SHIPPED_WEIGHTS else checkpoint.path.with_suffix("")
     path = output or stem.with_name(f"{stem.name}{_suffix(plan)}")
-    require_outputs(path, source=checkpoint.path, suffixes=(".onnx",))
+    require_artefact_output(path, source=checkpoint.path)
     images, frames_name = parity_frames(frames, plan.size_hw) if verify else ([], "")
     with atomic_path(path) as temporary:
         unfused = onnx_from_network(network, plan.size_hw, plan.batch, plan.opset)

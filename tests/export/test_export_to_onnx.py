@@ -380,16 +380,18 @@ def test_interrupted_export_leaves_no_file(step, error, checkpoint_path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupted_export_leaves_the_old_file(checkpoint_path, tmp_path, monkeypatch):
+def test_interrupted_export_leaves_the_old_file(
+    make_artefact, checkpoint_path, tmp_path, monkeypatch
+):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     output = tmp_path / "model.onnx"
-    output.write_bytes(b"the old artefact")
+    output.write_bytes(make_artefact().read_bytes())
     monkeypatch.setattr("export.to_onnx.measure_parity", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(checkpoint_path, output, SMALL)
-    assert output.read_bytes() == b"the old artefact"
+    assert output.read_bytes() == make_artefact().read_bytes()
 
 
 @pytest.mark.parametrize(
