@@ -257,7 +257,8 @@ def chaos(count: int, seed: int, only: str) -> dict[str, Any]:
         out.mkdir()
         if name not in seconds:
             began = time.monotonic()
-            assert _wait(_start(command, log)) == 0, (name, log.read_text())
+            code = _wait(_start(command, log))
+            assert code == 0, (name, code, log.read_text()[-2000:])
             seconds[name] = time.monotonic() - began
         if random.random() < 0.5:  # else the attack is on a run over older results
             shutil.rmtree(out)
