@@ -229,5 +229,8 @@ def write_split_lists(
 
 def _dataset(name: str) -> Dataset:
     if name not in DATASETS:
-        raise DatasetError(f"unknown dataset {name!r}", hint=f"--dataset {'|'.join(DATASETS)}")
+        raise DatasetError(
+            f"unknown dataset {name!r}",
+            hint=f"datasets: {', '.join(DATASETS)}; {FOLDER} is for your own images and masks",
+        )
     return DATASETS[name]

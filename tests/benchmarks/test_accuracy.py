@@ -149,7 +149,6 @@ def test_the_dataset_is_told_by_the_model(weights):
         ),
         pytest.param(["--size", "30x40"], "must be multiples of 8", id="size"),
         pytest.param(["--confusion", "a.txt"], "a.txt does not end in .png", id="confusion"),
-        pytest.param(["--dataset", "mine"], "unknown dataset 'mine'", id="dataset"),
     ],
 )
 def test_bad_input_is_one_line(run_eval, weights, small_camvid, options, message):

@@ -411,5 +411,6 @@ class TestSplitOfAModel:
 
 
 def test_an_unknown_dataset_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="unknown dataset 'kitti'"):
-        open_split("kitti", tmp_path, "train")
+    with pytest.raises(DatasetError, match="unknown dataset 'mine'") as caught:
+        open_split("mine", tmp_path, "train")
+    assert "folder is for your own images and masks" in caught.value.hint
