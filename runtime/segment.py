@@ -164,6 +164,7 @@ def _drawn(
             try:
                 drawn = pipeline.next_within(_POLL_SECONDS)
             except queue.Empty:
+                opened.wait()
                 continue
             except StopIteration:
                 return

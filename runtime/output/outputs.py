@@ -114,7 +114,7 @@ class OpenOutputs:
 
     write_image: Callable[[np.ndarray, str, float], None] | None = None
     write_record: Callable[[dict[str, Any]], None] | None = None
-    show: Callable[[np.ndarray], None] | None = None
+    show: Callable[[np.ndarray | None], None] | None = None
 
     def __init__(
         self,
@@ -136,6 +136,11 @@ class OpenOutputs:
         areas = class_areas(result.labels, self._card) if self.write_record else None
         stages["draw"] = 1e3 * (time.perf_counter() - started)
         return Drawn(result, image, shown, areas, stages)
+
+    def wait(self) -> None:
+        """Keep the window alive while there is no result; in the main thread."""
+        if self.show:
+            self.show(None)
 
     def write(self, drawn: Drawn) -> None:
         """Write a drawn result; in order, and in the main thread."""

@@ -22,7 +22,7 @@ _NUM_INTERVALS = 30
 @contextmanager
 def window_sink(
     title: str, on_close: Callable[[], object]
-) -> Iterator[Callable[[np.ndarray], None]]:
+) -> Iterator[Callable[[np.ndarray | None], None]]:
     """Open a window; use it in the main thread.
 
     Args:
@@ -30,7 +30,8 @@ def window_sink(
         on_close: Called when the user closes it, or presses q or Esc.
 
     Yields:
-        Shows RGB uint8 (H, W, 3), or a map uint8 (H, W); does nothing after the window was closed.
+        Shows RGB uint8 (H, W, 3), or a map uint8 (H, W), and obeys the user; ``None``, while there is no new
+        frame, does the latter alone. It does nothing after the window was closed.
 
     Raises:
         InvalidInput: There is no display, or OpenCV was built without windows.
@@ -49,14 +50,15 @@ def window_sink(
     times: deque[float] = deque(maxlen=_NUM_INTERVALS + 1)
     is_open = True
 
-    def show(image: np.ndarray) -> None:
+    def show(image: np.ndarray | None) -> None:
         nonlocal is_open
         if not is_open:
             return
-        if not times:
-            cv2.resizeWindow(title, image.shape[1], image.shape[0])
-        times.append(time.monotonic())
-        cv2.imshow(title, _with_rate(bgr_from_rgb(image), times))
+        if image is not None:
+            if not times:
+                cv2.resizeWindow(title, image.shape[1], image.shape[0])
+            times.append(time.monotonic())
+            cv2.imshow(title, _with_rate(bgr_from_rgb(image), times))
         has_key = cv2.pollKey() & 0xFF in _CLOSING_KEYS
         if has_key or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
             is_open = False
